@@ -1,0 +1,272 @@
+"""Checkpoints: a directory with `manifest.json` and `model.safetensors`. The only weight I/O.
+
+The fingerprint covers everything that can move a code (P8), component by component, so that a mismatch can say what
+differs. It is computed again at every load.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from models.errors import CheckpointError
+from models.network import DecoderNetwork, EncoderNetwork, NetworkConfig
+from models.template import TextTemplate
+from models.text_encoder import TextEncoder, TextEncoderConfig
+from models.tokenizer import FAMILIES, ErrorBounds, Tokenizer, TokenizerParts
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+WEIGHTS = "model.safetensors"
+SHIPPED = Path(__file__).parent / "checkpoints"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint says of itself.
+
+    Attributes:
+        name: The tokenizer's name; letters, digits, dots, dashes and underscores.
+        fingerprint: 16 hex digits over `components`.
+        family: A key of `models.tokenizer.FAMILIES`.
+        codebook_sizes: K_l for each level.
+        widths: Of the encoder network, D to d.
+        template: The text template's settings.
+        text_encoder: Its source and revision; None where the tokenizer takes embeddings only.
+        components: Digests and settings of everything the fingerprint covers.
+        bounds: Latent errors below which a row is computed again, see `ErrorBounds`.
+        calibration: How the bounds were measured.
+        prefix_is_coarse_to_fine: Whether a shorter prefix means a coarser group.
+        max_suffix: The generator's suffix vocabulary, None without bound.
+        training: Data, hyper-parameters, seed.
+        report: The measures of `models.evaluate`.
+    """
+
+    name: str
+    fingerprint: str
+    family: str
+    codebook_sizes: tuple[int, ...]
+    widths: tuple[int, ...]
+    template: Mapping[str, Any]
+    text_encoder: Mapping[str, Any] | None
+    components: Mapping[str, Any]
+    bounds: Mapping[str, float]
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    prefix_is_coarse_to_fine: bool = True
+    max_suffix: int | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+    report: Mapping[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    @property
+    def full_name(self) -> str:
+        """`name@fingerprint`."""
+        return f"{self.name}@{self.fingerprint}"
+
+
+def freeze(name: str, parts: TokenizerParts, bounds: ErrorBounds, **notes: Any) -> Manifest:
+    """The manifest of these parts.
+
+    Args:
+        name: The tokenizer's name.
+        parts: What is frozen.
+        bounds: The calibrated error bounds.
+        **notes: `calibration`, `training`, `report`, `max_suffix`: kept, not fingerprinted.
+    """
+    if not name or not set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"):
+        msg = f"a tokenizer's name has letters, digits, '.', '_' and '-' only, got {name!r}"
+        raise ValueError(msg)
+    components = _components(parts)
+    return Manifest(
+        name=name,
+        fingerprint=_fingerprint(components),
+        family=parts.family,
+        codebook_sizes=parts.quantizer.codebook_sizes,
+        widths=parts.network.config.widths,
+        template=asdict(parts.template),
+        text_encoder=asdict(parts.text_encoder.config) if parts.text_encoder else None,
+        components=components,
+        bounds=asdict(bounds),
+        **notes,
+    )
+
+
+def save(directory: Path, parts: TokenizerParts, manifest: Manifest) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Raises:
+        FileExistsError: The directory exists and is not empty; a frozen checkpoint is never overwritten.
+    """
+    if directory.exists() and any(directory.iterdir()):
+        msg = f"{directory} is not empty; a checkpoint is frozen and is never overwritten"
+        raise FileExistsError(msg)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        save_file(_state(parts), draft / WEIGHTS)
+        (draft / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+        draft.chmod(0o755)
+        draft.replace(directory)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """A checkpoint's manifest, unverified.
+
+    Raises:
+        CheckpointError: It is missing, not JSON, or of another format.
+    """
+    path = directory / MANIFEST
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        msg = f"there is no checkpoint at {directory}: {MANIFEST} is missing"
+        raise CheckpointError(msg) from error
+    except (OSError, ValueError) as error:
+        msg = f"{path} cannot be read: {error}"
+        raise CheckpointError(msg) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else None
+        msg = f"{path} has format {found!r}; this version reads format {FORMAT}"
+        raise CheckpointError(msg)
+    try:
+        manifest = Manifest(**content)
+    except TypeError as error:
+        msg = f"{path} is not a manifest: {error}"
+        raise CheckpointError(msg) from error
+    return manifest
+
+
+def load(directory: Path, device: torch.device | str = "cpu", text_encoder: str | None = None) -> Tokenizer:
+    """A frozen tokenizer, its fingerprint recomputed.
+
+    Args:
+        directory: The checkpoint.
+        device: Where the fast path runs.
+        text_encoder: Where the text encoder's files lie, if not where the manifest says.
+
+    Raises:
+        CheckpointError: Anything is missing, malformed, or differs from what the fingerprint covers.
+    """
+    manifest = read_manifest(directory)
+    parts = load_parts(directory, manifest, device, text_encoder)
+    _verify(directory, manifest, _components(parts))
+    return Tokenizer(manifest.name, manifest.fingerprint, parts, ErrorBounds(**manifest.bounds), device)
+
+
+def load_parts(
+    directory: Path, manifest: Manifest, device: torch.device | str = "cpu", text_encoder: str | None = None
+) -> TokenizerParts:
+    """A checkpoint's parts with their weights, unverified."""
+    if manifest.family not in FAMILIES:
+        msg = f"{directory} holds the family {manifest.family!r}; known are {sorted(FAMILIES)}"
+        raise CheckpointError(msg)
+    try:
+        config = NetworkConfig(tuple(manifest.widths))
+        quantizer = FAMILIES[manifest.family](manifest.codebook_sizes, config.widths[-1])
+        template = {name: tuple(v) if isinstance(v, list) else v for name, v in manifest.template.items()}
+        parts = TokenizerParts(
+            family=manifest.family,
+            template=TextTemplate(**template),
+            text_encoder=_text_encoder(manifest, device, text_encoder),
+            network=EncoderNetwork(config),
+            quantizer=quantizer,
+            decoder=DecoderNetwork(config),
+        )
+        _load_state(parts, load_file(directory / WEIGHTS))
+    except (OSError, SafetensorError, ValueError, TypeError, RuntimeError) as error:
+        msg = f"the checkpoint at {directory} cannot be loaded: {error}"
+        raise CheckpointError(msg) from error
+    return parts
+
+
+def _text_encoder(manifest: Manifest, device: torch.device | str, override: str | None) -> TextEncoder | None:
+    if manifest.text_encoder is None:
+        return None
+    config = TextEncoderConfig(**manifest.text_encoder)
+    return TextEncoder(TextEncoderConfig(override) if override else config, device)
+
+
+def _modules(parts: TokenizerParts) -> dict[str, nn.Module]:
+    return {"network": parts.network, "quantizer": parts.quantizer, "decoder": parts.decoder}
+
+
+def _state(parts: TokenizerParts) -> dict[str, Tensor]:
+    """All tensors by name, float32 on the CPU."""
+    return {
+        f"{part}.{name}": tensor.detach().cpu().contiguous()
+        for part, module in _modules(parts).items()
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def _load_state(parts: TokenizerParts, state: Mapping[str, Tensor]) -> None:
+    for part, module in _modules(parts).items():
+        prefix = f"{part}."
+        module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    for name, tensor in state.items():
+        if name.partition(".")[0] not in _modules(parts):
+            msg = f"unexpected tensor {name}"
+            raise ValueError(msg)
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            msg = f"tensor {name} has numbers that are not finite"
+            raise ValueError(msg)
+
+
+def _components(parts: TokenizerParts) -> dict[str, Any]:
+    """Everything that can move a code, as it is now."""
+    return {
+        "family": parts.family,
+        "template": json.loads(json.dumps(asdict(parts.template))),
+        "text_encoder": parts.text_encoder.components if parts.text_encoder else None,
+        "network": {"widths": list(parts.network.config.widths), "sha256": _digest(parts.network)},
+        "quantizer": {"codebook_sizes": list(parts.quantizer.codebook_sizes), "sha256": _digest(parts.quantizer)},
+    }
+
+
+def _digest(module: nn.Module) -> str:
+    """sha256 over the names, dtypes, shapes and bytes of a module's state."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _fingerprint(components: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(components, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _verify(directory: Path, manifest: Manifest, found: Mapping[str, Any]) -> None:
+    """Raise CheckpointError with what differs unless the fingerprint fits what was loaded."""
+    differences = _differences(manifest.components, found)
+    if not differences and _fingerprint(found) != manifest.fingerprint:
+        differences = [f"fingerprint: the manifest says {manifest.fingerprint}, its components {_fingerprint(found)}"]
+    if differences:
+        msg = f"the checkpoint {manifest.full_name} at {directory} is not what was frozen:\n  " + "\n  ".join(
+            differences
+        )
+        raise CheckpointError(msg)
+
+
+def _differences(frozen: Any, found: Any, path: str = "") -> list[str]:
+    """One line for each leaf that differs."""
+    if isinstance(frozen, Mapping) and isinstance(found, Mapping):
+        lines = []
+        for key in sorted({*frozen, *found}):
+            lines += _differences(frozen.get(key), found.get(key), f"{path}.{key}" if path else key)
+        return lines
+    return [] if frozen == found else [f"{path}: frozen with {frozen!r}, found {found!r}"]

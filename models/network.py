@@ -1,0 +1,72 @@
+"""Encoder networks: embedding (B, D) -> latent (B, d). Each is a frozen config beside its module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The shape of an encoder network.
+
+    Attributes:
+        widths: D, the hidden widths, d. Two numbers make one linear map (a projection); more make an MLP with ReLU
+            between its layers (TIGER: 768-512-256-128-32).
+    """
+
+    widths: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what is no network."""
+        if len(self.widths) < 2 or min(self.widths) < 1:
+            msg = f"a network needs at least an input and an output width, got {self.widths}"
+            raise ValueError(msg)
+
+
+class EncoderNetwork(nn.Module):
+    """Centre the embedding, then a linear map or an MLP.
+
+    Centring is part of the network's state: distances of uncentred float32 data lose their digits to the offset.
+    """
+
+    centre: Tensor
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("centre", torch.zeros(config.widths[0]))
+        self.layers = mlp(config.widths)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """(B, D) -> (B, d)."""
+        latents: Tensor = self.layers(embeddings - self.centre)
+        return latents
+
+
+def mlp(widths: tuple[int, ...]) -> nn.Sequential:
+    """Linear layers with ReLU between them, none after the last."""
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in pairwise(widths):
+        layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class DecoderNetwork(nn.Module):
+    """The encoder's mirror: quantized latent (B, d) -> embedding (B, D). It moves no code."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("centre", torch.zeros(config.widths[0]))
+        self.layers = mlp(config.widths[::-1])
+
+    centre: Tensor
+
+    def forward(self, quantized: Tensor) -> Tensor:
+        """(B, d) -> (B, D)."""
+        embeddings: Tensor = self.layers(quantized) + self.centre
+        return embeddings

@@ -1,0 +1,71 @@
+"""Residual quantization: the only residual loop in the repository.
+
+Level l takes the codeword nearest to what the levels before it left over (RQ-VAE: Lee et al., CVPR 2022, eq. 2;
+Semantic IDs: Rajput et al., TIGER, NeurIPS 2023, section 3.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models.quantizer import Quantization, Quantizer, nearest_codeword
+
+
+class ResidualQuantizer(Quantizer):
+    """L codebooks, one after the other on the residual.
+
+    The codebooks and the flag that says they were initialised are state: loading a trained quantizer never clusters
+    it again.
+
+    Args:
+        codebook_sizes: K_l for each level.
+        dimension: d, the width of a latent.
+    """
+
+    initialised: Tensor
+
+    def __init__(self, codebook_sizes: Sequence[int], dimension: int) -> None:
+        super().__init__()
+        if not codebook_sizes or min(codebook_sizes) < 1 or dimension < 1:
+            msg = f"a quantizer needs levels with codewords; got sizes {tuple(codebook_sizes)} of dimension {dimension}"
+            raise ValueError(msg)
+        self.codebooks = nn.ParameterList(torch.zeros(size, dimension) for size in codebook_sizes)
+        self.register_buffer("initialised", torch.tensor(False))
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """K_l for each level."""
+        return tuple(codebook.shape[0] for codebook in self.codebooks)
+
+    @property
+    def dimension(self) -> int:
+        """d."""
+        return int(self.codebooks[0].shape[1])
+
+    def quantize(self, latents: Tensor, *, exact: bool = False) -> Quantization:
+        """See `Quantizer.quantize`."""
+        codes, margins, residuals = [], [], [latents]
+        for codebook in self.codebooks:
+            codewords = codebook.detach()
+            nearest = nearest_codeword(residuals[-1].detach(), codewords, exact=exact)
+            codes.append(nearest.index)
+            margins.append(nearest.margin)
+            # Detached: with a straight-through codeword here the encoder's gradient would cancel beyond level 1.
+            residuals.append(residuals[-1] - codewords[nearest.index])
+        return Quantization(torch.stack(codes, 1), torch.stack(margins, 1), torch.stack(residuals, 1))
+
+    def codewords(self, codes: Tensor) -> Tensor:
+        """The chosen codeword of each level, (B, L, d), with gradient to the codebooks.
+
+        Raises:
+            ValueError: The shape is wrong or a code is out of range.
+        """
+        self.check_codes(codes)
+        return torch.stack([codebook[codes[:, level]] for level, codebook in enumerate(self.codebooks)], 1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """The sum of the chosen codewords, (B, d)."""
+        return self.codewords(codes).sum(dim=1)

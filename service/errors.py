@@ -1,0 +1,180 @@
+"""Every way a request can fail, with its HTTP status and its words.
+
+    bytes --MalformedRequest--> request --ItemError--> items --Overloaded--> batcher
+          --EncoderStopped--> codes --RegistryUnavailable--> assignments --> answer
+
+A `ServiceError` fails the whole request and becomes one problem document (RFC 9457). An `ItemError` fails one item,
+in its place in the answer, and leaves its neighbours alone. Each class carries its status, its stable `type` and its
+title; what is particular to one occurrence is the `detail`. Nothing outside this module knows an HTTP status.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+PROBLEM_JSON = "application/problem+json"
+PROBLEM_TYPE_PREFIX = "urn:semid:problem:"
+
+
+class SemidError(Exception):
+    """The root of all errors with words meant for the caller.
+
+    Attributes:
+        status: The HTTP status of a request that fails with it.
+        slug: The stable end of the problem's `type`.
+        title: One line, the same for every occurrence.
+        detail: What is particular to this occurrence.
+    """
+
+    status: ClassVar[int] = 500
+    slug: ClassVar[str] = "internal_error"
+    title: ClassVar[str] = "The service failed"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+    def as_error(self) -> dict[str, str]:
+        """`{type, title, detail}`: an item's own error."""
+        return {"type": PROBLEM_TYPE_PREFIX + self.slug, "title": self.title, "detail": self.detail}
+
+    def as_problem(self) -> dict[str, Any]:
+        """The problem document of a whole request (RFC 9457)."""
+        return {**self.as_error(), "status": self.status}
+
+
+class ServiceError(SemidError):
+    """A fault of the whole request."""
+
+    retry_after_s: float | None = None
+
+    def headers(self) -> dict[str, str]:
+        """`Retry-After` in whole seconds, where waiting helps."""
+        if self.retry_after_s is None:
+            return {}
+        return {"Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
+
+
+class MalformedRequest(ServiceError):
+    """The body is not what the route's schema says."""
+
+    status, slug, title = 422, "malformed_request", "The request does not fit its schema"
+
+
+class NotJson(ServiceError):
+    """The body cannot be parsed."""
+
+    status, slug, title = 400, "not_json", "The body is not JSON"
+
+
+class UnsupportedMediaType(ServiceError):
+    """The body's content type is not one the route reads."""
+
+    status, slug, title = 415, "unsupported_media_type", "The content type is not supported"
+
+
+class BodyTooLarge(ServiceError):
+    """The body has more bytes than `SID_MAX_BODY_BYTES`."""
+
+    status, slug, title = 413, "body_too_large", "The body is too large"
+
+
+class TooManyItems(ServiceError):
+    """The request has more items than its limit."""
+
+    status, slug, title = 413, "too_many_items", "The request has too many items"
+
+
+class UnknownTokenizer(ServiceError):
+    """The request names a tokenizer that is not loaded."""
+
+    status, slug, title = 422, "unknown_tokenizer", "That tokenizer is not loaded"
+
+
+class MalformedSemanticId(ServiceError):
+    """A Semantic ID has the wrong form, number of parts, or a code out of range."""
+
+    status, slug, title = 422, "malformed_semantic_id", "That is not a Semantic ID of this tokenizer"
+
+
+class MalformedItemId(ServiceError):
+    """An item id in a path is empty, too long or not text."""
+
+    status, slug, title = 422, "malformed_item_id", "That is not an item id"
+
+
+class NotAssigned(ServiceError):
+    """No item holds that Semantic ID, or the item has none."""
+
+    status, slug, title = 404, "not_assigned", "Nothing is assigned there"
+
+
+class Overloaded(ServiceError):
+    """Admission is closed: the queue is at its bound."""
+
+    status, slug, title = 429, "overloaded", "The service is at its limit"
+
+    def __init__(self, detail: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
+class EncoderStopped(ServiceError):
+    """The model's thread has died or is shutting down."""
+
+    status, slug, title = 503, "encoder_stopped", "The model is not running"
+    retry_after_s = 5.0
+
+
+class RegistryUnavailable(ServiceError):
+    """The registry cannot be reached, is loading, or did not confirm the durability asked for."""
+
+    status, slug, title = 503, "registry_unavailable", "The registry cannot be reached"
+    retry_after_s = 1.0
+
+
+class ItemError(SemidError):
+    """A fault of one item; its neighbours succeed (P7)."""
+
+    status = 422
+
+
+class InvalidItem(ItemError):
+    """The item is not an object, or has an unknown or mistyped member."""
+
+    slug, title = "invalid_item", "The item does not fit its schema"
+
+
+class InvalidItemId(ItemError):
+    """The item id is missing, empty, too long, not a string, or not valid text."""
+
+    slug, title = "invalid_item_id", "The item id is not valid"
+
+
+class InvalidContent(ItemError):
+    """The item has no content, or more than one kind of it."""
+
+    slug, title = "invalid_content", "The item needs exactly one of text, fields and embedding"
+
+
+class InvalidText(ItemError):
+    """The text is empty, too long, or has characters that no text has."""
+
+    slug, title = "invalid_text", "The text cannot be tokenized"
+
+
+class InvalidEmbedding(ItemError):
+    """The embedding has the wrong dimension, is not finite, is zero, or is not base64 of float32."""
+
+    slug, title = "invalid_embedding", "The embedding cannot be tokenized"
+
+
+class ConflictingDuplicate(ItemError):
+    """The same item id stands in one request with different contents."""
+
+    slug, title = "conflicting_duplicate", "The item id stands in this request with different contents"
+
+
+class RegistryRefused(RuntimeError):
+    """The registry at the configured address cannot keep the promises asked for; start-up stops and says why."""
