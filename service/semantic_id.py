@@ -1,0 +1,157 @@
+"""The Semantic ID: its two written forms, and its codes as bytes.
+
+A Semantic ID of a tokenizer with L levels always has L + 1 numbers: the codes, then the collision suffix.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from service.errors import MalformedSemanticId
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MAX_LEVELS = 25  # one letter a level, and one more for the suffix
+MAX_CODEWORDS = 65_536
+MAX_SUFFIX = 2**31 - 1
+
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
+_TOKEN = re.compile(r"<([a-z])_([^<>]*)>")
+_SHOWN_CHARACTERS = 60  # of a caller's text in a message
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SemanticId:
+    """The codes of an item and its collision suffix.
+
+    Attributes:
+        codes: One code a level, coarse first.
+        suffix: 0 for the first item of these codes, 1 for the second, and so on.
+    """
+
+    codes: tuple[int, ...]
+    suffix: int
+
+    def __str__(self) -> str:
+        """The hyphenated form: `12-200-7-0`."""
+        return "-".join(map(str, (*self.codes, self.suffix)))
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The generator's vocabulary: `('<a_12>', '<b_200>', '<c_7>', '<d_0>')`."""
+        return tuple(f"<{_letter(level)}_{number}>" for level, number in enumerate((*self.codes, self.suffix)))
+
+    @classmethod
+    def parse(cls, text: str, codebook_sizes: Sequence[int]) -> SemanticId:
+        """Reads either form, `12-200-7-0` or `<a_12><b_200><c_7><d_0>`; only the canonical spelling will do.
+
+        Args:
+            text: What a caller wrote.
+            codebook_sizes: The number of codewords of each of the tokenizer's L levels.
+
+        Raises:
+            MalformedSemanticId: The text is not a Semantic ID of such a tokenizer; the message says why.
+        """
+        parts = _token_parts(text) if text.startswith("<") else text.split("-")
+        if len(parts) != len(codebook_sizes) + 1:
+            raise MalformedSemanticId(
+                f"{_shown(text)} has {len(parts)} parts; a Semantic ID of this tokenizer has "
+                f"{len(codebook_sizes) + 1}: {len(codebook_sizes)} codes and the collision suffix."
+            )
+        numbers = [_number(part, text) for part in parts]
+        for level, (code, size) in enumerate(zip(numbers, codebook_sizes, strict=False), start=1):
+            if code >= size:
+                raise MalformedSemanticId(f"{_shown(text)}: code {code} of level {level} is above {size - 1}.")
+        if numbers[-1] > MAX_SUFFIX:
+            raise MalformedSemanticId(f"{_shown(text)}: the suffix {numbers[-1]} is above {MAX_SUFFIX}.")
+        return cls(tuple(numbers[:-1]), numbers[-1])
+
+
+class CodeLayout:
+    """Packs codes into bytes of one fixed width, so that equal prefixes are equal leading bytes.
+
+    One byte a code where every codebook has at most 256 codewords, else two, big-endian.
+    """
+
+    def __init__(self, codebook_sizes: Sequence[int]) -> None:
+        """Lays out codes for these codebooks.
+
+        Raises:
+            ValueError: There are no levels or more than 25, or a codebook is empty or above 65,536 codewords.
+        """
+        sizes = tuple(int(size) for size in codebook_sizes)
+        if not 1 <= len(sizes) <= MAX_LEVELS:
+            raise ValueError(f"a tokenizer has 1 to {MAX_LEVELS} levels, not {len(sizes)}")
+        if not all(1 <= size <= MAX_CODEWORDS for size in sizes):
+            raise ValueError(f"a codebook has 1 to {MAX_CODEWORDS} codewords: {sizes}")
+        self.codebook_sizes = sizes
+        self.bytes_per_code = 1 if max(sizes) <= 256 else 2
+        self.width = len(sizes) * self.bytes_per_code
+        self._struct = struct.Struct(f">{len(sizes)}{'B' if self.bytes_per_code == 1 else 'H'}")
+
+    def pack(self, codes: Sequence[int]) -> bytes:
+        """The codes as `width` bytes.
+
+        Raises:
+            ValueError: There are not L codes, or one is not a code of its level.
+        """
+        try:
+            packed = self._struct.pack(*codes)
+        except struct.error as error:
+            raise ValueError(f"not codes of codebooks {self.codebook_sizes}: {tuple(codes)}") from error
+        for code, size in zip(codes, self.codebook_sizes, strict=True):
+            if code >= size:
+                raise ValueError(f"not codes of codebooks {self.codebook_sizes}: {tuple(codes)}")
+        return packed
+
+    def unpack(self, packed: bytes) -> tuple[int, ...]:
+        """The codes that `pack` made these bytes of.
+
+        Raises:
+            ValueError: There are not `width` bytes.
+        """
+        if len(packed) != self.width:
+            raise ValueError(f"packed codes have {self.width} bytes, not {len(packed)}")
+        return self._struct.unpack(packed)
+
+    def inner_prefix(self, packed: bytes) -> bytes:
+        """The leading bytes of packed codes that hold all levels but the last."""
+        return packed[: self.width - self.bytes_per_code]
+
+
+def _letter(level: int) -> str:
+    return chr(ord("a") + level)
+
+
+def _shown(text: str) -> str:
+    """A caller's text, safe to print (`ascii` escapes lone surrogates and control characters) and short."""
+    return ascii(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "...")
+
+
+def _token_parts(text: str) -> list[str]:
+    """The numbers inside `<a_..><b_..>`, as written."""
+    parts: list[str] = []
+    position = 0
+    while position < len(text):
+        token = _TOKEN.match(text, position)
+        if token is None:
+            raise MalformedSemanticId(f"{_shown(text)} is not a sequence of tokens like <a_12><b_200>.")
+        if token[1] != _letter(len(parts)):
+            raise MalformedSemanticId(
+                f"{_shown(text)}: token {len(parts) + 1} has the letter {token[1]!r}; the letters run a, b, c, ... in order."
+            )
+        parts.append(token[2])
+        position = token.end()
+    return parts
+
+
+def _number(part: str, text: str) -> int:
+    if _NUMBER.fullmatch(part) is None:
+        raise MalformedSemanticId(
+            f"{_shown(text)}: {_shown(part)} is not a number in canonical form (digits only, no sign, no leading zeros)."
+        )
+    return int(part)
