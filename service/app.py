@@ -1,0 +1,194 @@
+"""Composition: settings -> tokenizer, batcher, registry -> use case -> app."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import orjson
+from models import Tokenizer, load, read_manifest
+from service.batcher import Batcher
+from service.bodies import BodyGate
+from service.content import ItemReader
+from service.embedded import EmbeddedValkey
+from service.errors import PROBLEM_JSON, MalformedRequest, RegistryUnavailable, SemidError, ServiceError
+from service.metrics import Metrics
+from service.registry import Registry
+from service.routes import router
+from service.schemas import LookupRequest, Problem, TokenizeRequest, describe
+from service.settings import Settings
+from service.state import State
+from service.tokenization import Limits, Tokenization
+
+log = logging.getLogger(__name__)
+
+CLIENT_CLOSED_REQUEST = 499
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The service as an ASGI app; everything it holds is made when it starts."""
+    settings = settings or Settings()
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            app.state.semid = await compose(settings, metrics, stack)
+            yield
+
+    app = FastAPIOffline(
+        title="semid",
+        summary="Catalogue items to Semantic IDs, and the durable record of which item holds which ID.",
+        version="0.1.0",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.include_router(router)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(ClientDisconnect, _client_left)
+    app.add_exception_handler(Exception, _unforeseen)
+    app.add_middleware(RequestMetrics, metrics=metrics)
+    return app
+
+
+async def compose(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> State:
+    """Make the parts and put them together; what is started is stopped by the stack, in reverse."""
+    registry = await _registry(settings, stack)
+    tokenizer = await asyncio.to_thread(_tokenizer, settings)
+    manifest = read_manifest(settings.checkpoint)
+    batcher = Batcher(
+        tokenizer, batch_tokens=settings.batch_tokens, queue_tokens=settings.queue_tokens, metrics=metrics
+    )
+    batcher.start()
+    stack.push_async_callback(batcher.stop)
+    await batcher.encode(["warm"] if tokenizer.takes_text else [])
+    reader = ItemReader(tokenizer, max_text_bytes=settings.max_text_bytes)
+    limits = Limits(settings.max_items, settings.max_lookups)
+    return State(
+        tokenization=Tokenization(manifest, reader, batcher, registry, limits, metrics),
+        batcher=batcher,
+        registry=registry,
+        gate=BodyGate(max_body_bytes=settings.max_body_bytes, inflight_bytes=settings.inflight_bytes),
+        metrics=metrics,
+        manifest=asdict(manifest),
+    )
+
+
+def _tokenizer(settings: Settings) -> Tokenizer:
+    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return load(settings.checkpoint, device, settings.text_encoder)
+
+
+async def _registry(settings: Settings, stack: AsyncExitStack) -> Registry:
+    url = settings.redis_url
+    if url is None:
+        embedded = EmbeddedValkey(settings.data_dir)
+        await embedded.start()
+        stack.push_async_callback(embedded.stop)
+        url = embedded.url
+    deadline = time.monotonic() + settings.registry_wait_s
+    while True:
+        try:
+            registry = await Registry.connect(
+                url, durability=settings.durability, timeout_ms=settings.registry_timeout_ms
+            )
+        except RegistryUnavailable as error:
+            if time.monotonic() >= deadline:
+                raise
+            log.warning("waiting for the registry: %s", error.detail)
+            await asyncio.sleep(0.5)
+        else:
+            stack.push_async_callback(registry.close)
+            return registry
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, with the schemas of the bodies that the routes read themselves."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        for model in (TokenizeRequest, LookupRequest, Problem):
+            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(schema.pop("$defs", {}))
+            schemas[model.__name__] = schema
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _problem(problem: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(problem), problem["status"], headers, PROBLEM_JSON)
+
+
+async def _service_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    return _problem(error.as_problem(), error.headers())
+
+
+async def _validation_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return _problem(MalformedRequest(describe(error.errors())).as_problem())
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    problem = {"type": "about:blank", "title": error.detail, "detail": error.detail, "status": error.status_code}
+    return _problem(problem, dict(error.headers or {}))
+
+
+async def _client_left(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+async def _unforeseen(_request: Request, _error: Exception) -> Response:
+    return _problem(SemidError("an unforeseen error; the service's log has it").as_problem())
+
+
+class RequestMetrics:
+    """Counts and times requests by route. Pure ASGI: BaseHTTPMiddleware would hide that a caller has left."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on and watch for its status."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = 500
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        started = time.perf_counter()
+        try:
+            await self._app(scope, receive, watch)
+        finally:
+            # The route's own path, not the caller's: labels stay few whatever is asked for.
+            route = getattr(scope.get("route"), "path", "none")
+            self._metrics.requests.labels(scope["method"] if route != "none" else "other", route, status).inc()
+            self._metrics.request_seconds.labels(route).observe(time.perf_counter() - started)

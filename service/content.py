@@ -1,0 +1,200 @@
+"""One entry of a request -> an item with its content, or the error that says what is wrong with it (P7)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models import TextTemplate
+from service.errors import InvalidContent, InvalidEmbedding, InvalidItem, InvalidItemId, InvalidText
+
+MAX_ITEM_ID_BYTES = 256
+DIGEST_BYTES = 8
+KINDS = ("text", "fields", "embedding")
+
+
+class ContentShape(Protocol):
+    """What content a tokenizer takes."""
+
+    @property
+    def template(self) -> TextTemplate: ...
+    @property
+    def dimension(self) -> int: ...
+    @property
+    def takes_text(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A valid item.
+
+    Attributes:
+        item_id: 1 to 256 bytes of UTF-8.
+        content: The text, or the embedding (D,) float32.
+        digest: Of the content; equal content of equal kind has an equal digest, fields count as their text.
+    """
+
+    item_id: str
+    content: str | NDArray[np.float32]
+    digest: bytes
+
+
+class ItemReader:
+    """Reads entries for one tokenizer.
+
+    Args:
+        shape: What content the tokenizer takes.
+        max_text_bytes: UTF-8 bytes of one text, at most.
+    """
+
+    def __init__(self, shape: ContentShape, *, max_text_bytes: int) -> None:
+        self._shape = shape
+        self._max_text_bytes = max_text_bytes
+
+    def read(self, entry: object) -> Item:
+        """The item of a JSON entry.
+
+        Raises:
+            ItemError: What is wrong with it.
+        """
+        if not isinstance(entry, dict):
+            msg = f"an item is an object, this is {_kind_of(entry)}"
+            raise InvalidItem(msg)
+        if unknown := sorted(set(entry) - {"item_id", *KINDS}):
+            msg = f"unknown members: {', '.join(map(_shown, unknown))}"
+            raise InvalidItem(msg)
+        item_id = read_item_id(entry.get("item_id"))
+        given = [kind for kind in KINDS if entry.get(kind) is not None]
+        if len(given) != 1:
+            msg = f"given: {' and '.join(given)}" if given else "none is given"
+            raise InvalidContent(msg)
+        content = self._embedding(entry["embedding"]) if given == ["embedding"] else self._text(entry)
+        return Item(item_id, content, _digest(content))
+
+    def _text(self, entry: Mapping[str, Any]) -> str:
+        if not self._shape.takes_text:
+            msg = "this tokenizer takes embeddings only"
+            raise InvalidText(msg)
+        text = entry.get("text")
+        if text is None:
+            text = self._shape.template.render(_fields(entry["fields"], self._shape.template))
+        if not isinstance(text, str):
+            msg = f"text is a string, this is {_kind_of(text)}"
+            raise InvalidText(msg)
+        if not text.strip():
+            known = ", ".join(self._shape.template.fields)
+            msg = "it is empty" if entry.get("text") is not None else f"none of the fields {known} has content"
+            raise InvalidText(msg)
+        size = len(_utf8(text, InvalidText))
+        if size > self._max_text_bytes:
+            msg = f"it has {size} bytes of UTF-8, at most {self._max_text_bytes} are taken"
+            raise InvalidText(msg)
+        return text
+
+    def _embedding(self, value: object) -> NDArray[np.float32]:
+        vector = _from_base64(value) if isinstance(value, str) else _from_list(value)
+        if vector.shape != (self._shape.dimension,):
+            msg = f"it has {vector.size} numbers, this tokenizer takes {self._shape.dimension}"
+            raise InvalidEmbedding(msg)
+        if not np.isfinite(vector).all():
+            msg = "it has NaN or infinity, or a number beyond float32"
+            raise InvalidEmbedding(msg)
+        if not vector.any():
+            msg = "it is the zero vector"
+            raise InvalidEmbedding(msg)
+        return vector
+
+
+def read_item_id(value: object) -> str:
+    """An item id as given.
+
+    Raises:
+        InvalidItemId: It is not 1 to 256 bytes of UTF-8 text.
+    """
+    if value is None:
+        msg = "it is missing"
+        raise InvalidItemId(msg)
+    if not isinstance(value, str):
+        msg = f"it is {_kind_of(value)}, not a string"
+        raise InvalidItemId(msg)
+    size = len(_utf8(value, InvalidItemId))
+    if not 1 <= size <= MAX_ITEM_ID_BYTES:
+        msg = f"it has {size} bytes of UTF-8, an item id has 1 to {MAX_ITEM_ID_BYTES}"
+        raise InvalidItemId(msg)
+    return value
+
+
+def _fields(value: object, template: TextTemplate) -> dict[str, str | Sequence[str] | None]:
+    """The fields of an item, each a string or a list of strings."""
+    if not isinstance(value, dict):
+        msg = f"fields is an object, this is {_kind_of(value)}"
+        raise InvalidText(msg)
+    for name in template.fields:
+        field = value.get(name)
+        is_list = isinstance(field, list) and all(isinstance(part, str) for part in field)
+        if not (field is None or isinstance(field, str) or is_list):
+            msg = f"the field {name} is {_kind_of(field)}, not a string or a list of strings"
+            raise InvalidText(msg)
+    return value
+
+
+def _utf8(text: str, error: type[InvalidText | InvalidItemId]) -> bytes:
+    if "\0" in text:
+        msg = "it has a NUL byte"
+        raise error(msg)
+    try:
+        return text.encode()
+    except UnicodeEncodeError as fault:
+        msg = f"it has a lone surrogate at position {fault.start}"
+        raise error(msg) from fault
+
+
+def _from_base64(value: str) -> NDArray[np.float32]:
+    try:
+        raw = base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError) as fault:
+        msg = f"it is not base64: {fault}"
+        raise InvalidEmbedding(msg) from fault
+    if len(raw) % 4:
+        msg = f"its base64 holds {len(raw)} bytes, not a multiple of 4"
+        raise InvalidEmbedding(msg)
+    return np.frombuffer(raw, dtype="<f4").astype(np.float32, copy=False)
+
+
+def _from_list(value: object) -> NDArray[np.float32]:
+    if not isinstance(value, list):
+        msg = f"it is {_kind_of(value)}, not a list of numbers or base64"
+        raise InvalidEmbedding(msg)
+    if any(type(number) not in {float, int} for number in value):
+        msg = "it has members that are not numbers"
+        raise InvalidEmbedding(msg)
+    try:
+        with np.errstate(over="ignore"):
+            return np.array(value, dtype=np.float64).astype(np.float32)
+    except OverflowError as fault:
+        msg = "it has a number beyond float32"
+        raise InvalidEmbedding(msg) from fault
+
+
+def _digest(content: str | NDArray[np.float32]) -> bytes:
+    is_text = isinstance(content, str)
+    raw = content.encode() if isinstance(content, str) else content.astype("<f4").tobytes()
+    return blake2b(raw, digest_size=DIGEST_BYTES, person=b"text" if is_text else b"embedding").digest()
+
+
+def _kind_of(value: object) -> str:
+    """A JSON value's kind, for error texts."""
+    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list"}
+    return names.get(type(value), "an object")
+
+
+def _shown(name: str) -> str:
+    """A caller's own word, short and printable."""
+    return ascii(name if len(name) <= 40 else name[:40] + "...")

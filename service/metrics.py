@@ -1,0 +1,52 @@
+"""Prometheus metrics, one registry of collectors for each app."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+
+
+class Metrics:
+    """Everything the service counts."""
+
+    content_type = "text/plain; version=0.0.4; charset=utf-8"
+
+    def __init__(self) -> None:
+        self._collectors = collectors = CollectorRegistry()
+        self.requests = Counter(
+            "semid_http_requests", "Requests by route and status", ["method", "route", "status"], registry=collectors
+        )
+        self.request_seconds = Histogram(
+            "semid_http_request_seconds", "Time to answer", ["route"], buckets=_SECONDS, registry=collectors
+        )
+        self.items = Counter(
+            "semid_items",
+            "Items by outcome: created, known (answered without the model), existing, dry_run, failed",
+            ["outcome"],
+            registry=collectors,
+        )
+        self.queue_tokens = Gauge("semid_queue_tokens", "Word pieces queued for the model", registry=collectors)
+        self.batch_rows = Histogram("semid_batch_rows", "Rows of a batch", buckets=_SIZES, registry=collectors)
+        self.batch_tokens = Histogram("semid_batch_tokens", "Tokens of a batch", buckets=_SIZES, registry=collectors)
+        self.model_seconds = Histogram(
+            "semid_model_seconds", "Time of the model for a batch", buckets=_SECONDS, registry=collectors
+        )
+        self.recomputed = Counter(
+            "semid_rows_recomputed", "Rows near a tie, computed again on the canonical path", registry=collectors
+        )
+        self.registry_seconds = Histogram(
+            "semid_registry_seconds", "Time of a registry call", ["call"], buckets=_SECONDS, registry=collectors
+        )
+
+    def batch(self, *, rows: int, tokens: int, seconds: float, recomputed: int) -> None:
+        """Count one batch of the model."""
+        self.batch_rows.observe(rows)
+        self.batch_tokens.observe(tokens)
+        self.model_seconds.observe(seconds)
+        self.recomputed.inc(recomputed)
+
+    def render(self) -> bytes:
+        """The exposition in Prometheus' text format."""
+        return generate_latest(self._collectors)

@@ -1,0 +1,187 @@
+"""The HTTP API: every route hands over to the use case."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+import orjson
+from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.responses import FileResponse
+from pydantic import BaseModel, ValidationError
+
+from service.bodies import parse_json, require_json, unless_disconnected
+from service.content import MAX_ITEM_ID_BYTES, read_item_id
+from service.errors import PROBLEM_JSON, InvalidItemId, MalformedItemId, MalformedRequest
+from service.schemas import (
+    SEMANTIC_ID_EXAMPLE,
+    AssignmentAnswer,
+    Health,
+    LookupRequest,
+    LookupResponse,
+    Namespace,
+    Readiness,
+    TokenizeRequest,
+    TokenizeResponse,
+    TokenizerName,
+    TokenizersResponse,
+    describe,
+)
+from service.state import EXPLORER, State
+
+router = APIRouter()
+
+R = TypeVar("R", bound=BaseModel)
+
+NamespaceQuery = Annotated[Namespace, Query()]
+TokenizerQuery = Annotated[TokenizerName, Query()]
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Documented problem answers, by status."""
+    titles = {
+        400: "The body is not JSON",
+        404: "Nothing is assigned there",
+        413: "The body is too large",
+        415: "The content type is not supported",
+        422: "The request does not fit its schema",
+        429: "The service is at its limit",
+        503: "The model or the registry is not available",
+    }
+    schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    retry = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}}
+    return {
+        status: {
+            "description": titles[status],
+            "content": {PROBLEM_JSON: schema},
+            **({"headers": retry} if status in {429, 503} else {}),
+        }
+        for status in statuses
+    }
+
+
+def _body(model: type[BaseModel]) -> dict[str, Any]:
+    """The documented body of a route that reads its bytes itself."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _json(answer: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(answer, option=orjson.OPT_UTC_Z), status, media_type="application/json")
+
+
+@router.post(
+    "/tokenize",
+    summary="Items to Semantic IDs",
+    response_model=TokenizeResponse,
+    responses=_problems(400, 413, 415, 422, 429, 503),
+    openapi_extra=_body(TokenizeRequest),
+)
+async def tokenize(request: Request) -> Response:
+    """Give each item its Semantic ID: the one it holds, or a new one. A faulty item fails alone, in its place."""
+    state = State.of(request)
+    async with state.gate.read(request) as body:
+        work = state.tokenization.tokenize(_parse(request, body, TokenizeRequest))
+        return _json(await unless_disconnected(request, work))
+
+
+@router.post(
+    "/lookup",
+    summary="Semantic IDs to items",
+    response_model=LookupResponse,
+    responses=_problems(400, 413, 415, 422, 429, 503),
+    openapi_extra=_body(LookupRequest),
+)
+async def lookup(request: Request) -> Response:
+    """Find the holders of many Semantic IDs at once, such as a beam search's output."""
+    state = State.of(request)
+    async with state.gate.read(request) as body:
+        work = state.tokenization.lookup(_parse(request, body, LookupRequest))
+        return _json(await unless_disconnected(request, work))
+
+
+@router.get(
+    "/item/{semantic_id}",
+    summary="Reverse lookup",
+    response_model=AssignmentAnswer,
+    responses=_problems(404, 422, 503),
+)
+async def item(
+    request: Request,
+    semantic_id: Annotated[str, Path(description="In either form.", examples=[SEMANTIC_ID_EXAMPLE])],
+    namespace: NamespaceQuery = "default",
+    tokenizer: TokenizerQuery = None,
+) -> Response:
+    """Find the item that holds a Semantic ID."""
+    return _json(await State.of(request).tokenization.by_semantic_id(semantic_id, namespace, tokenizer))
+
+
+@router.get(
+    "/assignment/{item_id:path}",
+    summary="Forward lookup",
+    response_model=AssignmentAnswer,
+    responses=_problems(404, 422, 503),
+)
+async def assignment(
+    request: Request,
+    item_id: Annotated[str, Path(description="The catalogue's own key.", max_length=MAX_ITEM_ID_BYTES)],
+    namespace: NamespaceQuery = "default",
+    tokenizer: TokenizerQuery = None,
+) -> Response:
+    """Find the Semantic ID that an item holds."""
+    try:
+        read_item_id(item_id)
+    except InvalidItemId as error:
+        raise MalformedItemId(error.detail) from error
+    return _json(await State.of(request).tokenization.by_item_id(item_id, namespace, tokenizer))
+
+
+@router.get("/tokenizers", summary="What is loaded", response_model=TokenizersResponse)
+async def tokenizers(request: Request) -> Response:
+    """The loaded tokenizer's manifest: fingerprint, components, measures."""
+    return _json(State.of(request).tokenizers())
+
+
+@router.get("/healthz", summary="Liveness", response_model=Health, responses=_problems(503))
+async def healthz(request: Request) -> Response:
+    """Whether the model's thread runs; where it does not, the process needs a restart."""
+    State.of(request).check_alive()
+    return _json({"alive": True})
+
+
+@router.get("/readyz", summary="Readiness", response_model=Readiness, responses=_problems(503))
+async def readyz(request: Request) -> Response:
+    """Whether the model is warm and the registry answers."""
+    await State.of(request).check_ready()
+    return _json({"ready": True})
+
+
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "The exposition."}},
+)
+async def metrics(request: Request) -> Response:
+    """Counters and histograms in Prometheus' text format."""
+    metrics = State.of(request).metrics
+    return Response(metrics.render(), headers={"content-type": metrics.content_type})
+
+
+@router.get("/", include_in_schema=False)
+async def explorer() -> FileResponse:
+    """The page."""
+    return FileResponse(EXPLORER / "index.html")
+
+
+def _parse(request: Request, body: bytes, model: type[R]) -> R:
+    """The validated envelope of a JSON body.
+
+    Raises:
+        NotJson: The body is no JSON.
+        MalformedRequest: It does not fit the model.
+    """
+    require_json(request)
+    try:
+        return model.model_validate(parse_json(body))
+    except ValidationError as error:
+        raise MalformedRequest(describe(error.errors(include_url=False, include_input=False))) from error

@@ -1,0 +1,197 @@
+"""What goes over the wire: the envelopes as pydantic models, and the documented shape of every answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+
+Namespace = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9_.-]{1,64}$",
+        description="An independent catalogue inside this deployment.",
+        examples=["default"],
+    ),
+]
+TokenizerName = Annotated[
+    str | None, Field(description="`name` or `name@fingerprint`; the loaded one where absent.", examples=[None])
+]
+SEMANTIC_ID_EXAMPLE = "12-200-7-41-0"
+
+_ITEM_ID = {"type": "string", "minLength": 1, "maxLength": 256, "description": "The catalogue's own key."}
+_FIELD = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]}
+
+
+def _item_schema(title: str, kind: str, content: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "title": title,
+        "type": "object",
+        "properties": {"item_id": _ITEM_ID, kind: content},
+        "required": ["item_id", kind],
+        "additionalProperties": False,
+    }
+
+
+ITEM_SCHEMA: dict[str, Any] = {
+    "title": "Item",
+    "anyOf": [
+        _item_schema("Text", "text", {"type": "string", "minLength": 1}),
+        _item_schema(
+            "Fields",
+            "fields",
+            {
+                "type": "object",
+                "description": "Put together by the tokenizer's text template; other fields are ignored.",
+                "properties": dict.fromkeys(("title", "brand", "categories", "description"), _FIELD),
+            },
+        ),
+        _item_schema(
+            "Embedding",
+            "embedding",
+            {
+                "anyOf": [
+                    {"type": "array", "items": {"type": "number"}},
+                    {"type": "string", "contentEncoding": "base64", "description": "Little-endian float32."},
+                ]
+            },
+        ),
+        {"title": "Anything else", "description": "Answered in its place with an error of its own."},
+    ],
+}
+
+
+class _Envelope(BaseModel):
+    """A request's outer object: nothing unknown, no coercion."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class TokenizeRequest(_Envelope):
+    """Items to tokenize."""
+
+    items: Annotated[list[Any], WithJsonSchema({"type": "array", "minItems": 1, "items": ITEM_SCHEMA})] = Field(
+        min_length=1,
+        examples=[[{"item_id": "kettle-1", "text": "Cordless electric kettle, stainless steel, 1.7 l"}]],
+    )
+    tokenizer: TokenizerName = None
+    namespace: Namespace = "default"
+    assign: bool = Field(True, description="False is the dry run: codes and what is known of them, nothing written.")
+    on_change: Literal["keep"] = Field("keep", description="A known item with other codes keeps its Semantic ID.")
+
+
+class LookupRequest(_Envelope):
+    """Semantic IDs to look up."""
+
+    semantic_ids: list[str] = Field(min_length=1, description="In either form.", examples=[[SEMANTIC_ID_EXAMPLE]])
+    tokenizer: TokenizerName = None
+    namespace: Namespace = "default"
+
+
+class ErrorBody(BaseModel):
+    """What is wrong with one item."""
+
+    type: str = Field(examples=["urn:semid:problem:invalid_text"])
+    title: str
+    detail: str
+
+
+class Problem(ErrorBody):
+    """A fault of the whole request (RFC 9457)."""
+
+    status: int
+
+
+class _Holder(BaseModel):
+    item_id: str
+    semantic_id: str = Field(examples=[SEMANTIC_ID_EXAMPLE])
+    codes: list[int]
+    suffix: int
+    tokens: list[str] = Field(description="The generator's vocabulary.", examples=[["<a_12>", "<b_200>", "<c_0>"]])
+
+
+class TokenizedItem(BaseModel):
+    """An item and its Semantic ID."""
+
+    item_id: str
+    semantic_id: str | None = Field(description="Null in a dry run of an item without one.")
+    codes: list[int]
+    suffix: int | None
+    tokens: list[str] | None
+    created: bool = Field(description="Whether this request assigned it.")
+    content_changed: bool = Field(description="Whether its latest content has other codes than its Semantic ID.")
+    quantization_error: float | None = Field(description="Squared norm of the last residual; null if not computed.")
+    margin: float | None = Field(description="Latent distance to the nearest other codes; null if not computed.")
+    group_size: int | None = Field(None, description="Dry run only: suffixes issued to these codes so far.")
+
+
+class FailedItem(BaseModel):
+    """An item and its own error."""
+
+    item_id: str | None
+    error: ErrorBody
+
+
+class TokenizeResponse(BaseModel):
+    """An entry per item, in order."""
+
+    tokenizer: str
+    namespace: str
+    items: list[TokenizedItem | FailedItem]
+
+
+class AssignmentAnswer(_Holder):
+    """An assignment."""
+
+    tokenizer: str
+    namespace: str
+    assigned_at: datetime
+    content_changed: bool
+
+
+class FoundSemanticId(_Holder):
+    """A Semantic ID and its holder."""
+
+    assigned_at: datetime
+    content_changed: bool
+
+
+class UnknownSemanticId(BaseModel):
+    """A Semantic ID that cannot be answered."""
+
+    semantic_id: str
+    error: ErrorBody
+
+
+class LookupResponse(BaseModel):
+    """An entry per Semantic ID, in order."""
+
+    tokenizer: str
+    namespace: str
+    items: list[FoundSemanticId | UnknownSemanticId]
+
+
+class TokenizersResponse(BaseModel):
+    """What is loaded: manifests with their measures."""
+
+    default: str
+    tokenizers: list[dict[str, Any]]
+
+
+class Health(BaseModel):
+    """Liveness: whether the model's thread runs."""
+
+    alive: bool
+
+
+class Readiness(BaseModel):
+    """Readiness: model warm and registry reachable."""
+
+    ready: bool
+
+
+def describe(errors: Sequence[Any]) -> str:
+    """Validation errors in one line: where, and what is wrong."""
+    return "; ".join(f"{'.'.join(map(str, error['loc'])) or 'body'}: {error['msg']}" for error in errors[:5])
