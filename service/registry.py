@@ -9,53 +9,31 @@ waiting may help and `RegistryRefused` at start when a setting has to change.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
-import logging
 from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from zlib import crc32
 
-from redis import exceptions as redis_errors
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-
 from service.errors import RegistryRefused, RegistryUnavailable
+from service.primary import Durability, Primary, Script
 from service.semantic_id import CodeLayout, SemanticId
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 SCHEMA = 1
 DEFAULT_BUCKETS = 16_384
 DIGEST_BYTES = 8
 CLAIMS_PER_CALL = 1024
+RECORDS_KEPT = 1024
 CALLS_IN_FLIGHT = 2  # one is on the server while the next is put together
-CONNECTIONS = 16
-FIRST_RETRY_DELAY_S = 0.02
 CONTENT_CHANGED = 0b1
 
-_SCRIPT = Path(__file__).with_name("registry.lua").read_bytes()
-_SCRIPT_SHA1 = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest()
-
-
-class Durability(StrEnum):
-    """What has to have happened before an assignment is acknowledged."""
-
-    MEMORY = "memory"
-    """The server has it in memory; a crash of the server may lose it."""
-    FSYNC = "fsync"
-    """It is synced to the server's disk."""
+_SCRIPT = Script(Path(__file__).with_name("registry.lua").read_bytes())
 
 
 class Claim(NamedTuple):
@@ -101,18 +79,18 @@ class ClaimResult(NamedTuple):
 class Registry:
     """A server of the Redis protocol, and the records in it."""
 
-    def __init__(self, primary: _Primary, buckets: int) -> None:
+    def __init__(self, primary: Primary, buckets: int) -> None:
         """Use `connect`."""
         self._primary = primary
         self._buckets = buckets
-        self._records: dict[tuple[str, str], Record] = {}
+        self._records: dict[tuple[str, str, tuple[int, ...]], Record] = {}
 
     @classmethod
     async def connect(
         cls,
         url: str,
         *,
-        durability: Durability = Durability.FSYNC,
+        durability: Durability | str = Durability.FSYNC,
         timeout_ms: int = 2000,
         retry_ms: int = 1000,
         buckets: int = DEFAULT_BUCKETS,
@@ -132,7 +110,7 @@ class Registry:
         """
         if not 1 <= buckets <= 2**32:
             raise RegistryRefused(f"A record has 1 to 2**32 buckets, not {buckets}.")
-        primary = _Primary(url, durability, timeout_ms, retry_ms)
+        primary = Primary(url, durability, timeout_ms, retry_ms)
         try:
             await primary.call(primary.check)
         except BaseException:
@@ -154,8 +132,16 @@ class Registry:
             await record.drain()
         await self._primary.close()
 
-    async def record(self, namespace: str, fingerprint: str, codebook_sizes: Sequence[int]) -> Record:
-        """The record of one namespace under one tokenizer, made where there is none yet.
+    async def record(
+        self, namespace: str, fingerprint: str, codebook_sizes: Sequence[int], *, create: bool = True
+    ) -> Record:
+        """The record of one namespace under one tokenizer.
+
+        Args:
+            namespace: An independent catalogue.
+            fingerprint: The tokenizer's.
+            codebook_sizes: The number of codewords of each of its levels.
+            create: Whether a record that does not exist yet is made; reading alone should leave nothing behind.
 
         Raises:
             ValueError: The namespace, the fingerprint or the sizes cannot name a record.
@@ -163,40 +149,52 @@ class Registry:
             RegistryUnavailable: The server cannot be reached.
         """
         layout = CodeLayout(codebook_sizes)
-        known = self._records.get((namespace, fingerprint))
-        if known is not None and known.layout.codebook_sizes == layout.codebook_sizes:
-            return known
+        name = (namespace, fingerprint, layout.codebook_sizes)
+        if name in self._records:
+            return self._records[name]
         prefix = _prefix(namespace, fingerprint)
-        buckets = await self._primary.call(lambda: self._buckets_of(prefix, layout))
-        record = Record(self._primary, prefix, layout, buckets)
-        # Another caller may have been faster; both must share one queue.
-        return self._records.setdefault((namespace, fingerprint), record)
+        buckets = await self._primary.call(partial(self._buckets_of, prefix, layout, create=create))
+        record = Record(self._primary, prefix, layout, buckets or self._buckets)
+        if buckets is None:
+            return record  # where nothing will be found
+        self._forget_idle_records()
+        # Another caller may have been faster, and both must share one queue to be merged.
+        return self._records.setdefault(name, record)
 
-    async def _buckets_of(self, prefix: bytes, layout: CodeLayout) -> int:
-        """Writes the record's facts where they are missing, reads them back, and compares."""
+    def _forget_idle_records(self) -> None:
+        """Keeps memory bounded however many namespaces are named; a record is cheap to make again."""
+        if len(self._records) >= RECORDS_KEPT:
+            self._records = {name: record for name, record in self._records.items() if not record.idle}
+
+    async def _buckets_of(self, prefix: bytes, layout: CodeLayout, *, create: bool) -> int | None:
+        """The record's number of buckets, after comparing its other facts with ours; None where there is no record."""
         ours = {
-            b"schema": b"%d" % SCHEMA,
-            b"codebook_sizes": ",".join(map(str, layout.codebook_sizes)).encode(),
-            b"buckets": b"%d" % self._buckets,
+            "schema": str(SCHEMA),
+            "codebook_sizes": ",".join(map(str, layout.codebook_sizes)),
+            "buckets": str(self._buckets),
         }
         key = prefix + b"meta"
-        theirs = await self._primary.pipelined([("HMGET", key, *ours)])
-        if None in theirs[0]:
-            missing = [("HSETNX", key, name, value) for name, value in ours.items()]
-            theirs = (await self._primary.pipelined([*missing, ("HMGET", key, *ours)]))[-1:]
-        for (name, value), found in zip(ours.items(), theirs[0], strict=True):
-            if name != b"buckets" and found != value:
-                raise RegistryRefused(
-                    f"The record {prefix.decode()} has {name.decode()} {found.decode()}, and this service "
-                    f"{value.decode()}: it was made by another tokenizer or version."
-                )
-        return int(theirs[0][2])
+        read = ("HMGET", key, *ours)
+        theirs = await self._primary.command(*read)
+        if None in theirs:
+            if not create:
+                return None
+            # Each fact is set once; who comes second reads what the first wrote.
+            set_once = [("HSETNX", key, name, value) for name, value in ours.items()]
+            theirs = (await self._primary.pipelined([*set_once, read]))[-1]
+        schema, codebook_sizes, buckets = (value.decode() for value in theirs)
+        if (schema, codebook_sizes) != (ours["schema"], ours["codebook_sizes"]):
+            raise RegistryRefused(
+                f"The record {prefix.decode()} has schema {schema} and codebooks {codebook_sizes}, this service schema "
+                f"{ours['schema']} and codebooks {ours['codebook_sizes']}: another tokenizer or version made it."
+            )
+        return int(buckets)
 
 
 class Record:
     """One namespace's assignments under one tokenizer."""
 
-    def __init__(self, primary: _Primary, prefix: bytes, layout: CodeLayout, buckets: int) -> None:
+    def __init__(self, primary: Primary, prefix: bytes, layout: CodeLayout, buckets: int) -> None:
         """Use `Registry.record`."""
         self.layout = layout
         self.buckets = buckets
@@ -270,6 +268,11 @@ class Record:
         """
         return int((await self._read([("HGET", self._meta, b"count")]))[0] or 0)
 
+    @property
+    def idle(self) -> bool:
+        """Whether no claim waits or is on its way."""
+        return self._queue.idle
+
     async def drain(self) -> None:
         """Returns when no claim waits or is on its way."""
         await self._queue.drain()
@@ -291,7 +294,7 @@ class Record:
         for claim in claims:
             keys += (claim.forward_key, claim.reverse_key)
             arguments += (claim.item_id, claim.content)
-        now, *replies = await self._primary.call(lambda: self._primary.evaluate(keys, arguments))
+        now, *replies = await self._primary.call(lambda: self._primary.evaluate(_SCRIPT, keys, arguments))
         assigned_at = datetime.fromtimestamp(now, UTC)
         return [self._result(packed.claim, reply, assigned_at) for packed, reply in zip(claims, replies, strict=True)]
 
@@ -358,6 +361,10 @@ class _ClaimQueue:
             self._senders.add(sender)
         return await answer
 
+    @property
+    def idle(self) -> bool:
+        return not self._senders
+
     async def drain(self) -> None:
         while self._senders:
             await asyncio.wait(self._senders)
@@ -406,212 +413,6 @@ def _fail(batch: Sequence[_Waiting], error: Exception) -> None:
             answer.set_exception(error)
 
 
-class _Primary:
-    """The server: its calls bounded in time, shielded and translated; its durability checked.
-
-    Attributes:
-        waits: Whether an acknowledgement needs a WAITAOF, as the server's own policy syncs later.
-        durable_before: Where `waits`, all that was assigned before this second of the server's clock is synced.
-    """
-
-    def __init__(self, url: str, durability: Durability, timeout_ms: int, retry_ms: int) -> None:
-        self.address = _address(url)
-        self.waits = False
-        self.durable_before = 0
-        self._durability = Durability(durability)
-        self._timeout_ms = timeout_ms
-        self._retry_s = retry_ms / 1000
-        self._unchecked = True
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._client: Redis = Redis.from_pool(self._pool(url))
-
-    def _pool(self, url: str) -> BlockingConnectionPool:
-        timeout_s = self._timeout_ms / 1000
-        options: dict[str, Any] = {
-            "max_connections": CONNECTIONS,
-            "timeout": timeout_s,
-            "socket_connect_timeout": timeout_s,
-            "socket_timeout": timeout_s + 0.5,  # WAITAOF answers within timeout_ms
-            "retry": Retry(NoBackoff(), 0),  # `call` retries, within one bound
-            "redis_connect_func": self._on_connect,
-            "protocol": 2,
-        }
-        try:
-            pool = BlockingConnectionPool.from_url(url, **options)
-        except (ValueError, TypeError) as error:
-            raise RegistryRefused(f"SID_REDIS_URL is not a redis://, rediss:// or unix:// URL: {error}") from error
-        pool.connection_kwargs["decode_responses"] = False  # keys and values are bytes, whatever the URL asks for
-        return pool
-
-    async def _on_connect(self, connection: Any) -> None:
-        await connection.on_connect()
-        self._unchecked = True  # another server may answer at this address now
-
-    async def close(self) -> None:
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        with contextlib.suppress(redis_errors.RedisError, OSError):
-            await self._client.connection_pool.disconnect()
-
-    async def call(self, operation: Callable[[], Awaitable[T]], *, retried: bool = True) -> T:
-        """Runs an idempotent operation; its caller's cancellation does not reach it.
-
-        A command cancelled between its sending and its reply would leave the reply to the connection's next user.
-
-        Raises:
-            RegistryUnavailable: It failed.
-        """
-        task = asyncio.ensure_future(self._retried(operation, self._retry_s if retried else 0.0))
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
-        return await asyncio.shield(task)
-
-    def _finished(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # its caller may have left: then nobody else looks
-
-    async def _retried(self, operation: Callable[[], Awaitable[T]], retry_s: float) -> T:
-        loop = asyncio.get_running_loop()
-        deadline, delay_s = loop.time() + retry_s, FIRST_RETRY_DELAY_S
-        while True:
-            try:
-                return await operation()
-            except (redis_errors.RedisError, OSError) as error:
-                dropped = isinstance(error, redis_errors.ConnectionError | OSError) and not isinstance(
-                    error, redis_errors.AuthenticationError | TimeoutError
-                )
-                if not dropped or loop.time() + delay_s > deadline:
-                    raise RegistryUnavailable(self._plainly(error)) from error
-            await asyncio.sleep(delay_s)
-            delay_s *= 2
-
-    def _plainly(self, error: Exception) -> str:
-        words = {
-            redis_errors.BusyLoadingError: "is loading its data",
-            redis_errors.AuthenticationError: f"does not accept the credentials ({error})",
-            redis_errors.TimeoutError: f"did not answer within {self._timeout_ms} ms",
-            redis_errors.ConnectionError: f"cannot be reached ({error})",
-            redis_errors.OutOfMemoryError: "has no memory left (maxmemory)",
-            redis_errors.ReadOnlyError: "is a read-only replica",
-        }
-        for kind, what in words.items():
-            if isinstance(error, kind):
-                return f"The registry at {self.address} {what}."
-        return f"The registry at {self.address} failed: {error}"
-
-    async def command(self, *parts: Any) -> Any:
-        """One command's answer; inside `call` only."""
-        return await self._client.execute_command(*parts)  # type: ignore[no-untyped-call]
-
-    async def pipelined(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """These commands' answers, in one round trip; inside `call` only."""
-        if len(commands) == 1:
-            return [await self.command(*commands[0])]
-        pipeline = self._client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
-        # Raised below: redis-py's own raising writes whole commands, contents and all, into the message.
-        answers = await pipeline.execute(raise_on_error=False)
-        for answer in answers:
-            if isinstance(answer, Exception):
-                raise answer
-        return answers
-
-    async def evaluate(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
-        """The script's reply, once what it wrote and read is as durable as promised."""
-        rest = (len(keys), *keys, *arguments)
-        try:
-            reply = await self._evaluate_once("EVALSHA", _SCRIPT_SHA1, *rest)
-        except redis_errors.NoScriptError:  # a fresh server, or SCRIPT FLUSH
-            reply = await self._evaluate_once("EVAL", _SCRIPT, *rest)
-        if self._unchecked:
-            try:
-                await self.check()
-            except RegistryRefused as error:
-                raise RegistryUnavailable(str(error)) from error
-        return reply
-
-    async def _evaluate_once(self, *command: Any) -> list[Any]:
-        if not self.waits:
-            return cast("list[Any]", await self.command(*command))
-        reply, synced = await self.pipelined([command, ("WAITAOF", 1, 0, self._timeout_ms)])
-        if synced[0] < 1:
-            raise RegistryUnavailable(
-                f"The registry at {self.address} did not confirm the sync to disk within {self._timeout_ms} ms."
-            )
-        self.durable_before = max(self.durable_before, reply[0])
-        return cast("list[Any]", reply)
-
-    async def check(self) -> None:
-        """Learns whether to wait for the sync, and refuses a server that would break the promise.
-
-        Raises:
-            RegistryRefused: The message names the setting.
-        """
-        self._unchecked = False
-        try:
-            await self._check()
-        except redis_errors.AuthenticationError as error:
-            raise RegistryRefused(self._plainly(error)) from error
-        except BaseException:
-            self._unchecked = True
-            raise
-
-    async def _check(self) -> None:
-        config = await self._config()
-        if config.get("maxmemory", "0") != "0" and config.get("maxmemory-policy", "").startswith("allkeys"):
-            raise RegistryRefused(
-                f"The registry at {self.address} evicts keys when its memory is full, and with them acknowledged "
-                f"Semantic IDs: set its maxmemory-policy ({config['maxmemory-policy']}) to noeviction."
-            )
-        server = await self._information()
-        if server.get("redis_mode") == "cluster":
-            raise RegistryRefused(f"The registry at {self.address} is a cluster; this version needs a single primary.")
-        if self._durability is Durability.FSYNC:
-            await self._check_sync(config, server)
-
-    async def _check_sync(self, config: dict[str, str], server: dict[str, Any]) -> None:
-        if config.get("appendonly") == "no":
-            raise RegistryRefused(
-                f"The registry at {self.address} has no append-only file: turn it on (appendonly yes), or weaken "
-                "the promise with SID_DURABILITY=memory."
-            )
-        if config.get("appendfsync") == "no":
-            raise RegistryRefused(
-                f"The registry at {self.address} never syncs (appendfsync no): set it to always or everysec, or weaken "
-                "the promise with SID_DURABILITY=memory."
-            )
-        waits = config.get("appendfsync") != "always"
-        if waits:
-            try:
-                await self.command("WAITAOF", 1, 0, self._timeout_ms)
-            except redis_errors.ResponseError as error:
-                raise RegistryRefused(
-                    f"The registry at {self.address} (version {server.get('redis_version', 'unknown')}) cannot confirm "
-                    f"that a write is on disk ({error}): set its appendonly yes and appendfsync always, use Valkey or "
-                    "Redis 7.2 or later, or weaken the promise with SID_DURABILITY=memory."
-                ) from error
-        self.waits = waits
-        self.durable_before = 0
-
-    async def _config(self) -> dict[str, str]:
-        """The settings that matter; empty where CONFIG is forbidden, as with hosted servers."""
-        names = ("appendonly", "appendfsync", "maxmemory", "maxmemory-policy")
-        try:
-            answer = await self.command("CONFIG GET", *names)
-        except redis_errors.ResponseError as error:
-            logger.info("CONFIG is not open to us (%s): each write is confirmed by WAITAOF", error)
-            return {}
-        return {_text(name): _text(value) for name, value in answer.items()}
-
-    async def _information(self) -> dict[str, Any]:
-        try:
-            return cast("dict[str, Any]", await self._client.info("server"))
-        except redis_errors.ResponseError:
-            return {}
-
-
 def _prefix(namespace: str, fingerprint: str) -> bytes:
     if not namespace or not fingerprint or ":" in fingerprint or set("{}") & set(namespace + fingerprint):
         # Braces would be a hash tag; with a colon in the fingerprint two records could share keys.
@@ -621,13 +422,3 @@ def _prefix(namespace: str, fingerprint: str) -> bytes:
 
 def _assigned_at(value: bytes) -> int:
     return int.from_bytes(value[1:5])
-
-
-def _address(url: str) -> str:
-    """The URL without what may be secret."""
-    parts = urlsplit(url)
-    return parts.path if parts.scheme == "unix" else parts.netloc.rpartition("@")[2]
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
