@@ -118,15 +118,13 @@ class Primary:
             try:
                 return await operation()
             except (redis_errors.RedisError, OSError) as error:
-                dropped = isinstance(error, redis_errors.ConnectionError | OSError) and not isinstance(
-                    error, redis_errors.AuthenticationError | TimeoutError
-                )
-                if not dropped or loop.time() + delay_s > deadline:
+                if not _may_pass(error) or loop.time() + delay_s > deadline:
                     raise RegistryUnavailable(self._plainly(error)) from error
             await asyncio.sleep(delay_s)
             delay_s *= 2
 
     def _plainly(self, error: Exception) -> str:
+        error = _cause(error)
         words = {
             redis_errors.BusyLoadingError: "is loading its data",
             redis_errors.AuthenticationError: f"does not accept the credentials ({error})",
@@ -189,11 +187,16 @@ class Primary:
         Raises:
             RegistryRefused: The message names the setting.
         """
-        self._unchecked = False
         try:
-            await self._check()
-        except redis_errors.AuthenticationError as error:
-            raise RegistryRefused(self._plainly(error)) from error
+            for _ in range(2):  # the first round may have made the connection that it then distrusts
+                if self._unchecked:
+                    self._unchecked = False
+                    await self._check()
+        except redis_errors.RedisError as error:
+            self._unchecked = True
+            if isinstance(_cause(error), redis_errors.AuthenticationError):
+                raise RegistryRefused(self._plainly(error)) from error
+            raise
         except BaseException:
             self._unchecked = True
             raise
@@ -250,6 +253,19 @@ class Primary:
             return await self._client.info("server")
         except redis_errors.ResponseError:
             return {}
+
+
+def _cause(error: Exception) -> Exception:
+    """What redis-py wrapped into a ConnectionError, where it is the server's own word, as on credentials."""
+    return error.__cause__ if isinstance(error.__cause__, redis_errors.RedisError) else error
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a short wait may help: the connection was dropped or refused, or the server loads its data."""
+    error = _cause(error)
+    if isinstance(error, redis_errors.AuthenticationError | TimeoutError):
+        return False
+    return isinstance(error, redis_errors.ConnectionError | OSError)
 
 
 def _address(url: str) -> str:

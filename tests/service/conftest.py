@@ -50,6 +50,7 @@ class Valkey:
                 return self.process
             except redis.ConnectionError:
                 time.sleep(0.01)
+        self.kill()
         raise AssertionError("the server does not answer")
 
     def client(self) -> redis.Redis:
