@@ -177,7 +177,7 @@ def load_parts(
     try:
         config = NetworkConfig(tuple(manifest.widths))
         quantizer = FAMILIES[manifest.family](manifest.codebook_sizes, config.widths[-1])
-        template = {name: tuple(v) if isinstance(v, list) else v for name, v in manifest.template.items()}
+        template: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in manifest.template.items()}
         parts = TokenizerParts(
             family=manifest.family,
             template=TextTemplate(**template),

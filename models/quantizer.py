@@ -20,13 +20,13 @@ class NearestCodeword(NamedTuple):
     """The nearest codeword of each residual.
 
     Attributes:
-        index: (B,) int64, the code.
+        code: (B,) int64.
         margin: (B,) float, the residual's distance to the plane midway between the nearest and the second codeword,
             `(d2 - d1) / (2 |c1 - c2|)` with squared distances. A latent error of norm e cannot change the code while
             the margin exceeds e. Infinite where the codebook has one codeword.
     """
 
-    index: Tensor
+    code: Tensor
     margin: Tensor
 
 

@@ -42,7 +42,7 @@ class ResidualQuantizer(Quantizer):
 
     @property
     def dimension(self) -> int:
-        """d."""
+        """The width d of a latent."""
         return int(self.codebooks[0].shape[1])
 
     def quantize(self, latents: Tensor, *, exact: bool = False) -> Quantization:
@@ -51,10 +51,10 @@ class ResidualQuantizer(Quantizer):
         for codebook in self.codebooks:
             codewords = codebook.detach()
             nearest = nearest_codeword(residuals[-1].detach(), codewords, exact=exact)
-            codes.append(nearest.index)
+            codes.append(nearest.code)
             margins.append(nearest.margin)
             # Detached: with a straight-through codeword here the encoder's gradient would cancel beyond level 1.
-            residuals.append(residuals[-1] - codewords[nearest.index])
+            residuals.append(residuals[-1] - codewords[nearest.code])
         return Quantization(torch.stack(codes, 1), torch.stack(margins, 1), torch.stack(residuals, 1))
 
     def codewords(self, codes: Tensor) -> Tensor:

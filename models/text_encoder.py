@@ -212,6 +212,6 @@ def _digest_of_settings(path: Path) -> str:
 
 def _module_settings(module: Any) -> dict[str, Any]:
     """A pipeline module's class and the settings that move an embedding; not those a library release may add."""
-    settings = getattr(module, "get_config_dict", dict)()
+    settings: dict[str, Any] = getattr(module, "get_config_dict", dict)()
     telling = ("pooling_mode", "in_features", "out_features", "bias", "activation_function")
     return {"class": type(module).__name__, **{name: settings[name] for name in telling if name in settings}}

@@ -207,7 +207,9 @@ class Tokenizer:
 
 def _frozen(module: M, device: torch.device) -> M:
     """A float64 copy on the device, without gradients."""
-    return copy.deepcopy(module).to(device, torch.float64).eval().requires_grad_(requires_grad=False)
+    frozen = copy.deepcopy(module)
+    frozen.to(device, torch.float64).eval().requires_grad_(requires_grad=False)
+    return frozen
 
 
 def _encoding(quantization: Quantization) -> Encoding:

@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
 from typing import Any
 
+import orjson
 import torch
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -20,7 +21,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-import orjson
 from models import Tokenizer, load, read_manifest
 from service.batcher import Batcher
 from service.bodies import BodyGate
@@ -81,9 +81,15 @@ async def compose(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -
     stack.push_async_callback(batcher.stop)
     await batcher.encode(["warm"] if tokenizer.takes_text else [])
     reader = ItemReader(tokenizer, max_text_bytes=settings.max_text_bytes)
-    limits = Limits(settings.max_items, settings.max_lookups)
     return State(
-        tokenization=Tokenization(manifest, reader, batcher, registry, limits, metrics),
+        tokenization=Tokenization(
+            manifest=manifest,
+            reader=reader,
+            batcher=batcher,
+            registry=registry,
+            limits=Limits(settings.max_items, settings.max_lookups),
+            metrics=metrics,
+        ),
         batcher=batcher,
         registry=registry,
         gate=BodyGate(max_body_bytes=settings.max_body_bytes, inflight_bytes=settings.inflight_bytes),

@@ -37,9 +37,14 @@ Content = str | NDArray[np.float32]
 class Encoder(Protocol):
     """What the batcher needs of a tokenizer."""
 
-    def split(self, texts: Sequence[str]) -> list[list[int]]: ...
-    def encode(self, embeddings: torch.Tensor) -> Encoding: ...
-    def encode_texts(self, pieces: Sequence[Sequence[int]]) -> Encoding: ...
+    def split(self, texts: Sequence[str]) -> list[list[int]]:
+        """Word pieces of texts; called from another thread than the model's."""
+
+    def encode(self, embeddings: torch.Tensor) -> Encoding:
+        """Codes of embeddings (B, D)."""
+
+    def encode_texts(self, pieces: Sequence[Sequence[int]]) -> Encoding:
+        """Codes of texts, given as word pieces."""
 
 
 class EncodedRow(NamedTuple):
@@ -67,7 +72,7 @@ class _Job:
 
 class _Row(NamedTuple):
     job: _Job
-    index: int
+    place: int
     content: list[int] | NDArray[np.float32]
 
     @property
@@ -202,7 +207,9 @@ class Batcher:
             row = self._rows[0]
             if not row.job.left:
                 longest = max(longest, row.tokens)
-                fits = not batch or (row.is_text == batch[0].is_text and longest * (len(batch) + 1) <= self._batch_tokens)
+                fits = not batch or (
+                    row.is_text == batch[0].is_text and longest * (len(batch) + 1) <= self._batch_tokens
+                )
                 if not fits:
                     break
                 batch.append(row)
@@ -238,12 +245,10 @@ class Batcher:
 
 def _distribute(batch: list[_Row], encoding: Encoding) -> None:
     """Split a batch's rows back to their callers."""
-    rows = zip(
-        encoding.codes.tolist(), encoding.margin.tolist(), encoding.quantization_error.tolist(), strict=True
-    )
+    rows = zip(encoding.codes.tolist(), encoding.margin.tolist(), encoding.quantization_error.tolist(), strict=True)
     finished = []
     for row, (codes, margin, error) in zip(batch, rows, strict=True):
-        row.job.results[row.index] = EncodedRow(tuple(codes), margin, error)
+        row.job.results[row.place] = EncodedRow(tuple(codes), margin, error)
         row.job.missing -= 1
         if row.job.missing == 0:
             finished.append(row.job)

@@ -24,11 +24,16 @@ class ContentShape(Protocol):
     """What content a tokenizer takes."""
 
     @property
-    def template(self) -> TextTemplate: ...
+    def template(self) -> TextTemplate:
+        """Puts fields together."""
+
     @property
-    def dimension(self) -> int: ...
+    def dimension(self) -> int:
+        """D, the width of an embedding."""
+
     @property
-    def takes_text(self) -> bool: ...
+    def takes_text(self) -> bool:
+        """Whether there is a text encoder."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,8 +78,12 @@ class TokenizeRequest(_Envelope):
     )
     tokenizer: TokenizerName = None
     namespace: Namespace = "default"
-    assign: bool = Field(True, description="False is the dry run: codes and what is known of them, nothing written.")
-    on_change: Literal["keep"] = Field("keep", description="A known item with other codes keeps its Semantic ID.")
+    assign: bool = Field(
+        default=True, description="False is the dry run: codes and what is known of them, nothing written."
+    )
+    on_change: Literal["keep"] = Field(
+        default="keep", description="A known item with other codes keeps its Semantic ID."
+    )
 
 
 class LookupRequest(_Envelope):
@@ -124,7 +128,7 @@ class TokenizedItem(BaseModel):
     content_changed: bool = Field(description="Whether its latest content has other codes than its Semantic ID.")
     quantization_error: float | None = Field(description="Squared norm of the last residual; null if not computed.")
     margin: float | None = Field(description="Latent distance to the nearest other codes; null if not computed.")
-    group_size: int | None = Field(None, description="Dry run only: suffixes issued to these codes so far.")
+    group_size: int | None = Field(default=None, description="Dry run only: suffixes issued to these codes so far.")
 
 
 class FailedItem(BaseModel):

@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models import SHIPPED
-from service.registry import Durability
+from service.primary import Durability
 
 
 class Settings(BaseSettings):
@@ -16,29 +16,34 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="SID_", frozen=True)
 
-    host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
-    data_dir: Path = Field(Path("data"), description="Where the embedded registry keeps its files.")
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on.")
+    data_dir: Path = Field(default=Path("data"), description="Where the embedded registry keeps its files.")
     redis_url: str | None = Field(
-        None, description="A `redis://`, `rediss://` or `unix://` URL of a Redis or Valkey; unset: the embedded one."
+        default=None,
+        description="A `redis://`, `rediss://` or `unix://` URL of a Redis or Valkey; unset: the embedded one.",
     )
     durability: Durability = Field(
-        Durability.FSYNC, description="What an acknowledgement waits for: `fsync` (synced to disk) or `memory`."
+        default=Durability.FSYNC, description="What an acknowledgement waits for: `fsync` (synced to disk) or `memory`."
     )
-    registry_timeout_ms: int = Field(2000, ge=1, description="After which a registry call fails with 503.")
-    registry_wait_s: float = Field(30.0, ge=0, description="How long start-up waits for the registry.")
-    checkpoint: Path = Field(SHIPPED / "broad", description="Directory of the tokenizer's checkpoint.")
+    registry_timeout_ms: int = Field(default=2000, ge=1, description="After which a registry call fails with 503.")
+    registry_wait_s: float = Field(default=30.0, ge=0, description="How long start-up waits for the registry.")
+    checkpoint: Path = Field(default=SHIPPED / "broad", description="Directory of the tokenizer's checkpoint.")
     text_encoder: str | None = Field(
-        None, description="Where the text encoder's files lie, if not where the manifest says."
+        default=None, description="Where the text encoder's files lie, if not where the manifest says."
     )
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
-    threads: int = Field(0, ge=0, description="CPU threads of the model; 0: one per core.")
-    batch_tokens: int = Field(4096, ge=1, description="Padded word pieces of one forward pass, at most.")
-    queue_tokens: int = Field(200_000, ge=1, description="Word pieces queued for the model, beyond which 429.")
-    inflight_bytes: int = Field(256 * 2**20, ge=1, description="Bytes of request bodies held, beyond which 429.")
-    max_body_bytes: int = Field(32 * 2**20, ge=1, description="Bytes of one request body.")
-    max_items: int = Field(1024, ge=1, description="Items of one `POST /tokenize`.")
-    max_lookups: int = Field(4096, ge=1, description="Semantic IDs of one `POST /lookup`.")
-    max_text_bytes: int = Field(65_536, ge=1, description="UTF-8 bytes of one item's text.")
-    drain_s: int = Field(30, ge=0, description="How long a shutdown waits for requests under way.")
-    log_level: str = Field("info", pattern="^(critical|error|warning|info|debug)$", description="Log level.")
+    device: str = Field(
+        default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda` or `cuda:N`."
+    )
+    threads: int = Field(default=0, ge=0, description="CPU threads of the model; 0: one per core.")
+    batch_tokens: int = Field(default=4096, ge=1, description="Padded word pieces of one forward pass, at most.")
+    queue_tokens: int = Field(default=200_000, ge=1, description="Word pieces queued for the model, beyond which 429.")
+    inflight_bytes: int = Field(
+        default=256 * 2**20, ge=1, description="Bytes of request bodies held, beyond which 429."
+    )
+    max_body_bytes: int = Field(default=32 * 2**20, ge=1, description="Bytes of one request body.")
+    max_items: int = Field(default=1024, ge=1, description="Items of one `POST /tokenize`.")
+    max_lookups: int = Field(default=4096, ge=1, description="Semantic IDs of one `POST /lookup`.")
+    max_text_bytes: int = Field(default=65_536, ge=1, description="UTF-8 bytes of one item's text.")
+    drain_s: int = Field(default=30, ge=0, description="How long a shutdown waits for requests under way.")
+    log_level: str = Field(default="info", pattern="^(critical|error|warning|info|debug)$", description="Log level.")

@@ -1,7 +1,7 @@
-"""The use case on one page: read, recall, encode, assign, answer.
+r"""The use case on one page: read, recall, encode, assign, answer.
 
-    entries --ItemReader--> items --registry--> unchanged ones: answered
-                                  \\--batcher--> codes --registry--> assignments: answered
+entries --ItemReader--> items --registry--> unchanged ones: answered
+                              \--batcher--> codes --registry--> assignments: answered
 """
 
 from __future__ import annotations
@@ -44,7 +44,14 @@ class Tokenization:
     """Items in, Semantic IDs out; and the way back."""
 
     def __init__(
-        self, manifest: Manifest, reader: ItemReader, batcher: Batcher, registry: Registry, limits: Limits, metrics: Metrics
+        self,
+        *,
+        manifest: Manifest,
+        reader: ItemReader,
+        batcher: Batcher,
+        registry: Registry,
+        limits: Limits,
+        metrics: Metrics,
     ) -> None:
         self.manifest = manifest
         self._reader = reader
@@ -65,7 +72,9 @@ class Tokenization:
         record = await self._record(request.namespace, request.tokenizer)
         items, failures = self._read(request.items)
         known = await self._recall(record, items)
-        encoded = await self._encode({i: item for i, item in items.items() if i not in known or not _same(item, known[i])})
+        encoded = await self._encode(
+            {i: item for i, item in items.items() if i not in known or not _same(item, known[i])}
+        )
         if request.assign:
             claimed = await self._claim(record, items, encoded)
             answers = _assigned(items, known, encoded, claimed)
@@ -105,7 +114,9 @@ class Tokenization:
     async def lookup(self, request: LookupRequest) -> Answer:
         """Answer `POST /lookup`: an entry per Semantic ID, in order; each fails alone."""
         if len(request.semantic_ids) > self._limits.max_lookups:
-            msg = f"{len(request.semantic_ids)} Semantic IDs, at most {self._limits.max_lookups} are taken in one request"
+            msg = (
+                f"{len(request.semantic_ids)} Semantic IDs, at most {self._limits.max_lookups} are taken in one request"
+            )
             raise TooManyItems(msg)
         record = await self._record(request.namespace, request.tokenizer)
         answers: dict[int, Answer] = {}

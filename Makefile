@@ -1,0 +1,41 @@
+# The same commands as in the README and in CI.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: serve test check bench clean
+
+serve: $(VENV)/.serve         ## install and start the service on 127.0.0.1:8000
+	@exec $(BIN)/semid serve
+
+test: $(VENV)/.test           ## install what the tests need and run them all
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.check         ## format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.serve         ## items/s through HTTP beside SentenceTransformer.encode
+	$(BIN)/python benchmarks/http.py
+
+clean:                        ## remove the environment; the data directory stays
+	rm -rf $(VENV)
+
+$(BIN)/pip:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "semid needs Python 3.11 or later")'
+	$(PYTHON) -m venv $(VENV)
+
+# torch is pinned in pyproject.toml: a CPU build where one is at hand, else the CUDA build of the registry.
+$(VENV)/.serve: pyproject.toml | $(BIN)/pip
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.test: pyproject.toml | $(BIN)/pip
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+$(VENV)/.check: pyproject.toml | $(BIN)/pip
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
