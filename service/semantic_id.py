@@ -142,7 +142,8 @@ def _token_parts(text: str) -> list[str]:
             raise MalformedSemanticId(f"{_shown(text)} is not a sequence of tokens like <a_12><b_200>.")
         if token[1] != _letter(len(parts)):
             raise MalformedSemanticId(
-                f"{_shown(text)}: token {len(parts) + 1} has the letter {token[1]!r}; the letters run a, b, c, ... in order."
+                f"{_shown(text)}: token {len(parts) + 1} has the letter {token[1]!r}; "
+                "the letters run a, b, c, ... in order."
             )
         parts.append(token[2])
         position = token.end()
@@ -152,6 +153,7 @@ def _token_parts(text: str) -> list[str]:
 def _number(part: str, text: str) -> int:
     if _NUMBER.fullmatch(part) is None:
         raise MalformedSemanticId(
-            f"{_shown(text)}: {_shown(part)} is not a number in canonical form (digits only, no sign, no leading zeros)."
+            f"{_shown(text)}: {_shown(part)} is not a number in canonical form "
+            "(digits only, no sign, no leading zeros)."
         )
     return int(part)

@@ -47,9 +47,10 @@ class Valkey:
             try:
                 with self.client() as client:
                     client.ping()
-                return self.process
             except redis.ConnectionError:
                 time.sleep(0.01)
+            else:
+                return self.process
         self.kill()
         raise AssertionError("the server does not answer")
 

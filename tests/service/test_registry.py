@@ -105,9 +105,7 @@ async def test_more_claims_than_one_call_holds_are_answered_in_order(record: Rec
 async def test_concurrent_colliding_claims_leave_no_hole_and_no_double(
     shared_valkey: Valkey, connect: Connect, namespace: str
 ) -> None:
-    records = [
-        await (await connect(shared_valkey.url)).record(namespace, FINGERPRINT, SIZES) for _ in range(4)
-    ]
+    records = [await (await connect(shared_valkey.url)).record(namespace, FINGERPRINT, SIZES) for _ in range(4)]
 
     async def client(number: int) -> list[Assignment]:
         mine = [f"item {item}" for item in range(number * 10, number * 10 + 40)]  # overlaps its neighbours' items
@@ -204,7 +202,9 @@ async def test_the_time_of_assignment_is_the_servers(record: Record) -> None:
     assert abs(datetime.now(UTC) - assignment.assigned_at) < timedelta(seconds=10)
 
 
-@pytest.mark.parametrize("wrong", [Claim("i", (1, 2), b"8" * 8), Claim("i", (1, 2, 256), b"8" * 8), Claim("i", CODES, b"")])
+@pytest.mark.parametrize(
+    "wrong", [Claim("i", (1, 2), b"8" * 8), Claim("i", (1, 2, 256), b"8" * 8), Claim("i", CODES, b"")]
+)
 async def test_a_claim_that_cannot_be_is_refused_before_anything_is_sent(record: Record, wrong: Claim) -> None:
     with pytest.raises(ValueError, match=r"codes|digest"):
         await record.claim([claim("neighbour"), wrong])
@@ -215,7 +215,9 @@ async def test_a_claim_that_cannot_be_is_refused_before_anything_is_sent(record:
 # Records
 
 
-async def test_namespaces_and_tokenizers_are_independent(shared_valkey: Valkey, connect: Connect, namespace: str) -> None:
+async def test_namespaces_and_tokenizers_are_independent(
+    shared_valkey: Valkey, connect: Connect, namespace: str
+) -> None:
     registry = await connect(shared_valkey.url)
     for name, fingerprint in [(namespace, "aa"), (namespace, "bb"), (namespace + ":x", "aa")]:
         record = await registry.record(name, fingerprint, SIZES)
@@ -493,9 +495,7 @@ async def test_reading_what_another_has_just_claimed_waits_for_its_sync(
     start_valkey: Callable[..., Valkey], connect: Connect
 ) -> None:
     server = start_valkey(appendfsync="everysec")
-    writer, reader = [
-        await (await connect(server.url)).record("default", FINGERPRINT, SIZES) for _ in range(2)
-    ]
+    writer, reader = [await (await connect(server.url)).record("default", FINGERPRINT, SIZES) for _ in range(2)]
     await claim_one(writer, "item")
     before = server.client().info("commandstats")["cmdstat_waitaof"]["calls"]
 
