@@ -103,7 +103,7 @@ class Batcher:
         self._queued_tokens = 0
         self._tokens_per_s = 5_000.0
         self._changed = threading.Condition()
-        self._stopping = False
+        self._refusal: str | None = None  # why new work is refused, once it is
         self._failures = 0
         self._splitter = ThreadPoolExecutor(1, thread_name_prefix="word-pieces")
         self._worker = threading.Thread(target=self._run, name="model", daemon=True)
@@ -138,7 +138,7 @@ class Batcher:
     async def stop(self) -> None:
         """Refuse new work, finish what is queued, end the worker."""
         with self._changed:
-            self._stopping = True
+            self._refusal = self._refusal or "shutting down"
             self._changed.notify()
         if self.alive:
             await asyncio.to_thread(self._worker.join)
@@ -154,9 +154,8 @@ class Batcher:
         return [next(pieces) if isinstance(content, str) else content for content in contents]
 
     def _check_running(self) -> None:
-        if self._stopping or not self.alive:
-            detail = "shutting down" if self._stopping else "the model's thread has ended; the process needs a restart"
-            raise EncoderStopped(detail)
+        if self._refusal is not None:
+            raise EncoderStopped(self._refusal)
 
     def _check_room(self, tokens: int = 0) -> None:
         """Refuse what would overfill the queue; an empty queue takes any one request."""
@@ -179,24 +178,26 @@ class Batcher:
         self._metrics.queue_tokens.set(self._queued_tokens)
 
     def _run(self) -> None:
-        """The worker thread: batch after batch until told to stop."""
+        """The worker thread: batch after batch until told to stop; however it ends, nobody is left waiting."""
+        batch: list[_Row] = []
         try:
             while batch := self._next_batch():
                 self._encode(batch)
         finally:
             with self._changed:
-                self._stopping = True
-                orphans = {row.job for row in self._rows}
+                self._refusal = self._refusal or "the model's thread has ended; the process needs a restart"
+                orphans = {row.job for row in (*batch, *self._rows)}
                 self._rows.clear()
+                self._count(-self._queued_tokens)
             for job in orphans:
-                _settle(job, EncoderStopped("the model's thread has ended"))
+                _settle(job, EncoderStopped(self._refusal))
 
     def _next_batch(self) -> list[_Row]:
         """Rows of one kind within the token budget; empty when stopping with nothing left."""
         with self._changed:
             while True:
                 batch = self._take()
-                if batch or self._stopping:
+                if batch or self._refusal is not None:
                     return batch
                 self._changed.wait()
 
@@ -222,6 +223,8 @@ class Batcher:
         started = time.perf_counter()
         try:
             encoding = self._forward(batch)
+            self._measure(batch, encoding, time.perf_counter() - started)
+            _distribute(batch, encoding)
         except Exception as error:
             log.exception("a batch of %d rows failed", len(batch))
             for job in {row.job for row in batch}:
@@ -229,13 +232,15 @@ class Batcher:
             self._failures += 1
             if self._failures >= MAX_FAILURES:
                 raise
-            return
-        self._failures = 0
-        elapsed = time.perf_counter() - started
+        else:
+            self._failures = 0
+
+    def _measure(self, batch: list[_Row], encoding: Encoding, elapsed_s: float) -> None:
         tokens = sum(row.tokens for row in batch)
-        self._tokens_per_s += 0.1 * (tokens / elapsed - self._tokens_per_s)
-        self._metrics.batch(rows=len(batch), tokens=tokens, seconds=elapsed, recomputed=int(encoding.recomputed.sum()))
-        _distribute(batch, encoding)
+        self._tokens_per_s += 0.1 * (tokens / elapsed_s - self._tokens_per_s)
+        self._metrics.batch(
+            rows=len(batch), tokens=tokens, seconds=elapsed_s, recomputed=int(encoding.recomputed.sum())
+        )
 
     def _forward(self, batch: list[_Row]) -> Encoding:
         if batch[0].is_text:

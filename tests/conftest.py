@@ -102,7 +102,7 @@ class ValkeyProcess:
 
     def start(self) -> None:
         """Start it and wait until it serves."""
-        options = ("--port 0 --appendonly yes --appendfsync always --save").split()
+        options = ["--port", "0", "--appendonly", "yes", "--appendfsync", "always", "--save"]
         self._process = subprocess.Popen(
             [str(_binary()), *options, "", "--dir", str(self._directory), "--unixsocket", str(self.socket)],
             stdout=subprocess.DEVNULL,

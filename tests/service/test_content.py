@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from service.errors import InvalidContent, InvalidEmbedding, InvalidItem, Invali
 class Shape:
     """A tokenizer of three-number embeddings."""
 
-    template: TextTemplate = TextTemplate()
+    template: TextTemplate = field(default_factory=TextTemplate)
     dimension: int = 3
     takes_text: bool = True
 
@@ -71,7 +71,12 @@ def test_a_member_that_is_null_counts_as_absent() -> None:
 
 def test_different_contents_have_different_digests() -> None:
     vector = np.frombuffer(b"twelve bytes", dtype="<f4")
-    contents = [{"text": "twelve bytes"}, {"text": "twelve byte"}, {"embedding": vector.tolist()}, {"embedding": [1, 2, 3]}]
+    contents = [
+        {"text": "twelve bytes"},
+        {"text": "twelve byte"},
+        {"embedding": vector.tolist()},
+        {"embedding": [1, 2, 3]},
+    ]
 
     digests = {READER.read({"item_id": "a", **content}).digest for content in contents}
 
@@ -189,7 +194,7 @@ ANY_JSON = st.recursive(
 )
 
 
-@given(st.fixed_dictionaries({}, optional={name: ANY_JSON for name in ("item_id", "text", "fields", "embedding")}))
+@given(st.fixed_dictionaries({}, optional=dict.fromkeys(("item_id", "text", "fields", "embedding"), ANY_JSON)))
 def test_whatever_stands_in_an_entry_is_an_item_or_an_item_error(entry: dict[str, object]) -> None:
     try:
         item = READER.read(entry)
