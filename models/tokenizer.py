@@ -176,7 +176,8 @@ class Tokenizer:
         text_encoder = self._require_text_encoder()
         fast = self._network(text_encoder.embed(pieces).to(torch.float64)).cpu()
         exact = torch.cat([self._exact_network(text_encoder.embed_exactly(row)) for row in pieces])
-        return (fast - exact).norm(dim=1)
+        error: Tensor = (fast - exact).norm(dim=1)
+        return error
 
     def _encode_batch(self, embeddings: Tensor) -> Encoding:
         return _encoding(self._quantizer.quantize(self._network(embeddings)))

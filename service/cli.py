@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from typing import TYPE_CHECKING
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     import uvicorn
 
+    from models.catalogue import CatalogueItem
     from service.settings import Settings
 
 app = typer.Typer(
@@ -42,6 +47,115 @@ def serve() -> None:
     server = _server(settings)
     server.run()
     raise typer.Exit(0 if server.started else 1)
+
+
+@app.command()
+def train(
+    items: Annotated[list[Path], typer.Argument(exists=True, help="Catalogues, or arrays of embeddings.")],
+    out: Annotated[Path, typer.Option(help="The new checkpoint's directory.")],
+    name: Annotated[str | None, typer.Option(help="The tokenizer's name; OUT's last part if not given.")] = None,
+    levels: Annotated[int, typer.Option(min=1, max=25, help="L, the number of codes.")] = 4,
+    codebook_size: Annotated[int, typer.Option(min=1, max=65536, help="K, codewords of each level.")] = 256,
+    latent: Annotated[int | None, typer.Option(min=1, help="d, the latent's width.")] = None,
+    hidden: Annotated[str, typer.Option(help="Widths between D and d, such as 512,256,128; none: linear.")] = "",
+    epochs: Annotated[int | None, typer.Option(min=0, help="Of joint training, at most.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other hyper-parameter, such as loss.commitment=0.25."),
+    ] = None,
+    text_encoder: Annotated[str | None, typer.Option(help="A Hugging Face id or a path.")] = None,
+    embedding_cache: Annotated[Path | None, typer.Option(help="Directory; keeps embeddings between runs.")] = None,
+    balance_by: Annotated[str | None, typer.Option(help="Column; big sources then do not drown small ones.")] = None,
+    balance: Annotated[float, typer.Option(min=0, max=1, help="1: rows count alike; 0: sources do.")] = 0.5,
+    max_suffix: Annotated[int | None, typer.Option(min=0, help="The generator's suffix vocabulary.")] = None,
+    data_terms: Annotated[str, typer.Option(help="A sentence on the data and its terms, for the model card.")] = "",
+    device: Annotated[str, typer.Option(help="Where texts are embedded: cpu or cuda.")] = "cpu",
+) -> None:
+    """Train a tokenizer on catalogues and freeze it: weights, manifest, report, model card."""
+    from models import CheckpointError
+    from models.configuration import configured
+    from models.fit import FitConfig
+    from models.train import TrainConfig, train_checkpoint
+
+    settings = [f"codebook_sizes={[codebook_size] * levels}", f"seed={seed}", f"hidden=[{hidden}]"]
+    settings += [f"latent={latent}"] if latent is not None else []
+    settings += [f"epochs={epochs}"] if epochs is not None else []
+    try:
+        config = TrainConfig(
+            name=name or out.name,
+            fit=configured(FitConfig(), [*settings, *(options or [])]),
+            balance_by=balance_by,
+            balance=balance,
+            max_suffix=max_suffix,
+            data_terms=data_terms,
+        )
+        train_checkpoint(
+            items,
+            out,
+            config,
+            text_encoder=text_encoder,
+            embedding_cache=embedding_cache,
+            device=device,
+            command=shlex.join(["semid", *sys.argv[1:]]),
+            say=typer.echo,
+        )
+    except (CheckpointError, ValueError, OSError) as error:
+        raise _failure(str(error)) from error
+
+
+@app.command()
+def tokenize(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Parquet, JSONL or CSV with item_id.")],
+    out: Annotated[Path | None, typer.Option(help="Parquet, JSONL or CSV; FILE.ids.parquet if not given.")] = None,
+    url: Annotated[str, typer.Option(help="The service.")] = "http://127.0.0.1:8000",
+    namespace: Annotated[str, typer.Option(help="The catalogue's namespace.")] = "default",
+    batch_items: Annotated[int, typer.Option(min=1, help="Items of one request.")] = 256,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Codes only; nothing is assigned.")] = False,
+) -> None:
+    """Give every item of a catalogue its Semantic ID, through a running service.
+
+    Rejected items go to a file beside OUT, with the reason; then the exit status is 1.
+    """
+    from tqdm import tqdm
+
+    from models.catalogue import read_items
+    from service.client import TokenizerClient, TokenizerError
+    from service.table import write_table
+
+    out = out or file.with_suffix(".ids.parquet")
+    rejected: list[dict[str, Any]] = []
+    written = 0
+    try:
+        entries = (_entry(item) for batch in read_items(file, batch_items) for item in batch)
+        client = TokenizerClient(url, namespace=namespace, batch_items=batch_items)
+        with client, write_table(out) as table, tqdm(unit=" items", desc=file.name) as bar:
+            for answer in client.tokenize(entries, assign=not dry_run):
+                bar.update()
+                if "error" in answer:
+                    rejected.append(answer)
+                else:
+                    table.write(answer)
+                    written += 1
+    except (TokenizerError, ValueError, OSError) as error:
+        raise _failure(str(error)) from error
+    typer.echo(f"{written} items with their Semantic IDs in {out}")
+    if rejected:
+        path = out.with_suffix(".rejected.jsonl")
+        path.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in rejected), encoding="utf-8")
+        raise _failure(f"{len(rejected)} items were rejected; the reasons are in {path}")
+
+
+def _entry(item: CatalogueItem) -> dict[str, Any]:
+    """A catalogue's row as an item of `POST /tokenize`."""
+    if item.text is not None:
+        return {"item_id": item.item_id, "text": item.text}
+    return {"item_id": item.item_id, "fields": dict(item.fields)}
+
+
+def _failure(words: str) -> typer.Exit:
+    typer.echo(f"semid: {words}", err=True)
+    return typer.Exit(1)
 
 
 def _server(settings: Settings) -> uvicorn.Server:
