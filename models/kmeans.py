@@ -1,0 +1,153 @@
+"""Lloyd's k-means, the only one in the repository: full data, weighted rows, no empty cluster left empty."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Rows measured at once: N x K scores of a large catalogue would not fit into memory, nor those of a chunk into cache.
+CHUNK_ROWS = 8192
+
+# k-means++ looks at this many rows for each codeword at most; more do not make a better start.
+SEEDING_ROWS_PER_CODEWORD = 64
+
+
+@dataclass(frozen=True)
+class KMeansConfig:
+    """How long Lloyd's iterations go on.
+
+    Attributes:
+        iterations: At most so many.
+        tolerance: Stop where the inertia falls by less than this share of itself.
+    """
+
+    iterations: int = 30
+    tolerance: float = 1e-4
+
+
+class Clustering(NamedTuple):
+    """A clustering of N points into K clusters.
+
+    Attributes:
+        codebook: (K, d), the weighted mean of each cluster.
+        codes: (N,) int64, the nearest codeword of each point; ties go to the lowest index.
+        inertia: Weighted mean of the squared distances to the codewords.
+    """
+
+    codebook: Tensor
+    codes: Tensor
+    inertia: float
+
+
+def kmeans(
+    points: Tensor,
+    size: int,
+    generator: torch.Generator,
+    weights: Tensor | None = None,
+    config: KMeansConfig | None = None,
+) -> Clustering:
+    """Cluster points by Lloyd's iterations from a k-means++ start (Arthur and Vassilvitskii, 2007).
+
+    Points are centred first: far from the origin the expanded square would lose its digits. A cluster that runs
+    empty takes the point that its codeword serves worst, so no codeword is ever NaN; where there are fewer distinct
+    points than codewords the surplus codewords repeat others and are never chosen.
+
+    Args:
+        points: (N, d) float32 or float64, finite.
+        size: K.
+        generator: Of the random start, on the CPU.
+        weights: (N,) float, not negative, what each row counts; equal where None.
+        config: When to stop.
+
+    Raises:
+        ValueError: The shapes do not fit, there is no point of positive weight, or a number is not finite.
+    """
+    config = config or KMeansConfig()
+    weights = _checked_weights(points, size, weights)
+    centre = (points * weights[:, None]).sum(dim=0) / weights.sum()
+    centred = points - centre
+    codebook = _plus_plus(centred, size, weights, generator)
+    previous = float("inf")
+    for _ in range(config.iterations):
+        codes, distances = assign(centred, codebook)
+        inertia = float((distances * weights).sum() / weights.sum())
+        codebook = _means(centred, codes, distances, weights, codebook)
+        if previous - inertia <= config.tolerance * inertia:
+            break
+        previous = inertia
+    codes, distances = assign(centred, codebook)
+    return Clustering(codebook + centre, codes, float((distances * weights).sum() / weights.sum()))
+
+
+def assign(points: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest codeword (N,) int64 of each point (N, d), and the squared distance (N,) to it.
+
+    Made for bulk: no margin, chunks that stay in cache.
+    """
+    centre = codebook.mean(dim=0)
+    codewords = codebook - centre
+    offsets = codewords.square().sum(dim=1)
+    codes = torch.empty(points.shape[0], dtype=torch.int64, device=points.device)
+    distances = points.new_empty(points.shape[0])
+    for start in range(0, points.shape[0], CHUNK_ROWS):
+        rows = slice(start, start + CHUNK_ROWS)
+        chunk = points[rows] - centre
+        codes[rows] = torch.addmm(offsets, chunk, codewords.T, alpha=-2).argmin(dim=1)
+        distances[rows] = (chunk - codewords[codes[rows]]).square().sum(dim=1)
+    return codes, distances
+
+
+def _checked_weights(points: Tensor, size: int, weights: Tensor | None) -> Tensor:
+    if points.ndim != 2 or points.shape[0] < 1 or size < 1:
+        msg = f"k-means needs points (N, d) and at least one codeword, got {tuple(points.shape)} and {size}"
+        raise ValueError(msg)
+    weights = points.new_ones(points.shape[0]) if weights is None else weights.to(points)
+    if weights.shape != points.shape[:1] or bool((weights < 0).any()) or not float(weights.sum()) > 0:
+        msg = f"k-means needs a weight for each of {points.shape[0]} points, none negative and not all zero"
+        raise ValueError(msg)
+    if not bool(points.isfinite().all()) or not bool(weights.isfinite().all()):
+        msg = "k-means needs finite points and weights"
+        raise ValueError(msg)
+    return weights
+
+
+def _plus_plus(points: Tensor, size: int, weights: Tensor, generator: torch.Generator) -> Tensor:
+    """K points, each drawn with its squared distance to those already drawn as probability."""
+    if points.shape[0] > size * SEEDING_ROWS_PER_CODEWORD:
+        chosen = torch.randperm(points.shape[0], generator=generator)[: size * SEEDING_ROWS_PER_CODEWORD]
+        points, weights = points[chosen.to(points.device)], weights[chosen.to(points.device)]
+    if not float(weights.sum()) > 0:
+        weights = torch.ones_like(weights)
+    picks = [_draw(weights, generator)]
+    distances = (points - points[picks[0]]).square().sum(dim=1)
+    for _ in range(size - 1):
+        chances = distances * weights
+        picks.append(_draw(chances if float(chances.sum()) > 0 else weights, generator))
+        distances = torch.minimum(distances, (points - points[picks[-1]]).square().sum(dim=1))
+    return points[picks].clone()
+
+
+def _draw(chances: Tensor, generator: torch.Generator) -> int:
+    """An index, by inverting the cumulative sum (`torch.multinomial` refuses more than 2^24 rows)."""
+    cumulative = chances.double().cpu().cumsum(dim=0)
+    threshold = torch.rand(1, generator=generator, dtype=torch.float64) * cumulative[-1]
+    return min(int(torch.searchsorted(cumulative, threshold, right=True)), chances.shape[0] - 1)
+
+
+def _means(points: Tensor, codes: Tensor, distances: Tensor, weights: Tensor, codebook: Tensor) -> Tensor:
+    """The weighted mean of each cluster; an empty one restarts at a point that is served badly."""
+    mass = torch.zeros(codebook.shape[0], dtype=torch.float64, device=points.device)
+    mass.index_add_(0, codes, weights.double())
+    sums = torch.zeros(codebook.shape, dtype=torch.float64, device=points.device)
+    sums.index_add_(0, codes, (points * weights[:, None]).double())
+    empty = (mass <= 0).nonzero().flatten()
+    means = torch.where((mass > 0)[:, None], sums / mass.clamp_min(torch.finfo(mass.dtype).tiny)[:, None], codebook)
+    means = means.to(codebook.dtype)
+    if len(empty):
+        worst = (distances * weights).topk(min(len(empty), points.shape[0]))
+        replaced = worst.indices[worst.values > 0]
+        means[empty[: len(replaced)]] = points[replaced]
+    return means

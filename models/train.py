@@ -1,0 +1,251 @@
+"""Training, from catalogue files to a frozen checkpoint: read, embed, fit, evaluate, calibrate, freeze."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from models import catalogue
+from models.card import model_card
+from models.checkpoint import Manifest, freeze, save
+from models.embedding_cache import embed_texts
+from models.evaluate import Report, evaluate
+from models.exactness import calibrate
+from models.fit import Fit, FitConfig, fit
+from models.template import TextTemplate
+from models.text_encoder import MINILM, TextEncoder, TextEncoderConfig
+from models.tokenizer import TokenizerParts
+
+CALIBRATION_ROWS = 20_000
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What `train_checkpoint` does beside the fit.
+
+    Attributes:
+        name: The tokenizer's name.
+        fit: Hyper-parameters of the RQ-VAE.
+        template: Fields -> text.
+        balance_by: A column of the catalogue; rows are drawn so that a value with n rows counts n^balance. A file
+            without the column counts as one value. None: all rows alike.
+        balance: 1 leaves big sources their weight, 0 makes all sources equal.
+        max_suffix: The generator's suffix vocabulary, None without bound.
+        data_terms: A sentence on the data and its terms, for the model card.
+    """
+
+    name: str = "tokenizer"
+    fit: FitConfig = field(default_factory=FitConfig)
+    template: TextTemplate = field(default_factory=TextTemplate)
+    balance_by: str | None = None
+    balance: float = 0.5
+    max_suffix: int | None = None
+    data_terms: str = ""
+
+
+class TrainingData(NamedTuple):
+    """What is trained on.
+
+    Attributes:
+        embeddings: (N, D) float32.
+        texts: Of each row; empty where embeddings were given.
+        files: File number (N,) int64 of each row.
+        weights: (N,) float32 of mean 1, or None where rows count alike.
+        notes: Of each file: name, rows, digest.
+    """
+
+    embeddings: Tensor
+    texts: Sequence[str]
+    files: Tensor
+    weights: Tensor | None
+    notes: Sequence[Mapping[str, Any]]
+
+
+def train_checkpoint(  # noqa: PLR0913 - the command's own arguments
+    sources: Sequence[Path],
+    out: Path,
+    config: TrainConfig,
+    *,
+    text_encoder: str | None = None,
+    embedding_cache: Path | None = None,
+    device: str = "cpu",
+    command: str = "",
+    say: Callable[[str], None] = print,
+) -> Manifest:
+    """Train a tokenizer on catalogues and write it as a frozen checkpoint with a report and a model card.
+
+    Args:
+        sources: Catalogue files (see `models.catalogue.read_items`), or arrays of embeddings of one width; not both.
+        out: The checkpoint's directory; must not exist, or be empty.
+        config: Hyper-parameters.
+        text_encoder: A Hugging Face id or a local path. None: all-MiniLM-L6-v2 for catalogues; for arrays none, and
+            the tokenizer then takes embeddings only.
+        embedding_cache: A directory that keeps embeddings of texts between runs.
+        device: Where texts are embedded.
+        command: The command line, for the model card.
+        say: Takes lines for the user.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        ValueError: A source cannot be read, is empty, or training diverged.
+        FileExistsError: `out` is not empty.
+        CheckpointError: The text encoder cannot be loaded.
+    """
+    _refuse_full_directory(out)
+    encoder = _text_encoder(sources, text_encoder, device)
+    data = read_training_data(sources, config, encoder, embedding_cache, say)
+    say(f"training on {len(data.embeddings):,} items of {len(sources)} files, {data.embeddings.shape[1]} dimensions")
+    fitted = fit(data.embeddings, config.fit, data.weights)
+    parts = TokenizerParts(
+        "rqvae", config.template, encoder, fitted.model.network, fitted.model.quantizer, fitted.model.decoder
+    )
+    report = evaluate(data.embeddings, parts.network, parts.quantizer, parts.decoder, data.weights)
+    say(str(report))
+    sample = _sample(len(data.embeddings), config.fit.seed)
+    calibration = calibrate(parts, data.embeddings[sample], [data.texts[row] for row in sample] if data.texts else [])
+    manifest = freeze(
+        config.name,
+        parts,
+        calibration.bounds,
+        calibration=calibration.notes,
+        max_suffix=config.max_suffix,
+        training=_training_notes(config, data, fitted, command),
+        report=_report_notes(report, data, parts, fitted),
+    )
+    save(out, parts, manifest)
+    (out / "README.md").write_text(model_card(manifest), encoding="utf-8")
+    say(f"wrote {manifest.full_name} to {out}")
+    return manifest
+
+
+def read_training_data(
+    sources: Sequence[Path],
+    config: TrainConfig,
+    encoder: TextEncoder | None,
+    embedding_cache: Path | None,
+    say: Callable[[str], None] = print,
+) -> TrainingData:
+    """Read catalogue files and embed their texts, or read arrays of embeddings.
+
+    Raises:
+        ValueError: There is nothing to read, kinds or widths are mixed, or a file is faulty.
+    """
+    if not sources:
+        msg = "training needs at least one catalogue file"
+        raise ValueError(msg)
+    if len({catalogue.has_embeddings(path) for path in sources}) > 1:
+        msg = "catalogues of texts and arrays of embeddings cannot be mixed in one training"
+        raise ValueError(msg)
+    if catalogue.has_embeddings(sources[0]):
+        arrays = [catalogue.read_embeddings(path) for path in sources]
+        if len({array.shape[1] for array in arrays}) > 1 or (encoder and encoder.dimension != arrays[0].shape[1]):
+            widths = [array.shape[1] for array in arrays] + ([encoder.dimension] if encoder else [])
+            msg = f"embeddings of different widths: {widths}"
+            raise ValueError(msg)
+        files = torch.cat([torch.full((len(array),), number) for number, array in enumerate(arrays)])
+        notes = [_file_note(path, len(array)) for path, array in zip(sources, arrays, strict=True)]
+        return TrainingData(torch.cat(arrays), (), files, None, notes)
+    if encoder is None:
+        msg = "texts need a text encoder"
+        raise ValueError(msg)
+    texts, groups, numbers, notes = _read_texts(sources, config, say)
+    embeddings = embed_texts(encoder, texts, embedding_cache)
+    weights = balanced_weights(groups, config.balance) if config.balance_by else None
+    return TrainingData(embeddings, texts, torch.tensor(numbers), weights, notes)
+
+
+def balanced_weights(groups: Sequence[str], balance: float) -> Tensor:
+    """Weights (N,) float32 of mean 1 by which a group of n rows counts n^balance in all."""
+    counts = Counter(groups)
+    weights = torch.tensor([counts[group] ** (balance - 1.0) for group in groups], dtype=torch.float64)
+    return (weights / weights.mean()).float()
+
+
+def _read_texts(
+    sources: Sequence[Path], config: TrainConfig, say: Callable[[str], None]
+) -> tuple[list[str], list[str], list[int], list[dict[str, Any]]]:
+    """Texts, balance groups, file numbers and notes; rows without any text are left out and counted."""
+    texts: list[str] = []
+    groups: list[str] = []
+    numbers: list[int] = []
+    notes = []
+    keep = (config.balance_by,) if config.balance_by else ()
+    for number, path in enumerate(sources):
+        read = empty = 0
+        for batch in catalogue.read_items(path, keep=keep):
+            for item in batch:
+                read += 1
+                text = item.content(config.template)
+                if not text:
+                    empty += 1
+                    continue
+                texts.append(text)
+                groups.append(item.kept.get(config.balance_by or "") or f"file {number}")
+                numbers.append(number)
+        if empty:
+            say(f"{path}: {empty:,} of {read:,} items have no text and are left out")
+        notes.append(_file_note(path, read - empty))
+    if not texts:
+        msg = f"there is no item with a text in {', '.join(map(str, sources))}"
+        raise ValueError(msg)
+    return texts, groups, numbers, notes
+
+
+def _file_note(path: Path, rows: int) -> dict[str, Any]:
+    """Names a file by its last two parts: what lies above is the machine's business."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"file": "/".join(path.parts[-2:]), "items": rows, "sha256": digest}
+
+
+def _text_encoder(sources: Sequence[Path], source: str | None, device: str) -> TextEncoder | None:
+    if source is None and sources and catalogue.has_embeddings(sources[0]):
+        return None
+    return TextEncoder(TextEncoderConfig(source or MINILM), device)
+
+
+def _refuse_full_directory(out: Path) -> None:
+    """Before hours of work, not after."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        msg = f"{out} is not empty; a checkpoint is frozen and is never overwritten"
+        raise FileExistsError(msg)
+
+
+def _sample(rows: int, seed: int) -> list[int]:
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    return order[:CALIBRATION_ROWS].tolist()
+
+
+def _training_notes(config: TrainConfig, data: TrainingData, fitted: Fit, command: str) -> dict[str, Any]:
+    return {
+        "command": command,
+        "config": asdict(config),
+        "files": list(data.notes),
+        "data_terms": config.data_terms,
+        "stopped_on": "held-out reconstruction error + collision_price x share of held-out items that share all codes",
+        "held_out_items": len(fitted.held_out),
+        "epochs_run": fitted.history[-1].epoch,
+        "torch": torch.__version__,
+    }
+
+
+def _report_notes(report: Report, data: TrainingData, parts: TokenizerParts, fitted: Fit) -> dict[str, Any]:
+    """The report on all items, the held-out measure, and each file by itself."""
+    notes = {**report.as_dict(), "held_out": fitted.best._asdict()}
+    if len(data.notes) > 1:
+        notes["files"] = {
+            note["file"]: evaluate(
+                data.embeddings[data.files == number], parts.network, parts.quantizer, parts.decoder
+            ).as_dict()
+            for number, note in enumerate(data.notes)
+        }
+    return notes
