@@ -197,7 +197,7 @@ class EmbeddedValkey:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
-                pass_fds=(lock,),
+                pass_fds=(lock,),  # a child that rewrites the append-only file inherits it too, and rightly so
                 start_new_session=True,  # Ctrl-C is for the service, which still has to drain
             )
 

@@ -49,6 +49,7 @@ class Primary:
     """The server: its calls bounded in time, shielded and translated; its durability checked.
 
     Attributes:
+        unchecked: Whether a connection was made since the last check.
         waits: Whether an acknowledgement needs a WAITAOF, as the server's own policy syncs later.
         durable_before: Where `waits`, all that was assigned before this second of the server's clock is synced.
     """
@@ -60,7 +61,7 @@ class Primary:
         self._durability = Durability(durability)
         self._timeout_ms = timeout_ms
         self._retry_s = retry_ms / 1000
-        self._unchecked = True
+        self.unchecked = True
         self._tasks: set[asyncio.Task[Any]] = set()
         self._client: Redis = Redis.from_pool(self._pool(url))
 
@@ -84,7 +85,7 @@ class Primary:
 
     async def _on_connect(self, connection: Any) -> None:
         await connection.on_connect()
-        self._unchecked = True  # another server may answer at this address now
+        self.unchecked = True  # another server may answer at this address now
 
     async def close(self) -> None:
         """Waits for the calls under way, each bounded in time, and closes the connections."""
@@ -161,20 +162,23 @@ class Primary:
 
         The reply's first element is the server's time in seconds.
         """
-        rest = (len(keys), *keys, *arguments)
-        try:
-            reply = await self._evaluate_once("EVALSHA", script.sha1, *rest)
-        except redis_errors.NoScriptError:  # a fresh server, or SCRIPT FLUSH
-            reply = await self._evaluate_once("EVAL", script.source, *rest)
-        if self._unchecked:
-            try:
-                await self.check()
-            except RegistryRefused as error:
-                raise RegistryUnavailable(str(error)) from error
+        waited = self.waits
+        reply = await self._evaluate_once(script, keys, arguments)
+        await self.recheck()
+        if self.waits and not waited:  # the server that answered is a weaker one than we knew
+            await self._evaluate_once(script, keys[:1], ())
         return reply
 
-    async def _evaluate_once(self, *command: Any) -> list[Any]:
-        if not self.waits:
+    async def _evaluate_once(self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
+        waits = self.waits
+        rest = (len(keys), *keys, b"1" if waits else b"0", *arguments)
+        try:
+            return await self._synced("EVALSHA", script.sha1, *rest, waits=waits)
+        except redis_errors.NoScriptError:  # a fresh server, or SCRIPT FLUSH
+            return await self._synced("EVAL", script.source, *rest, waits=waits)
+
+    async def _synced(self, *command: Any, waits: bool) -> list[Any]:
+        if not waits:
             return cast("list[Any]", await self.command(*command))
         reply, synced = await self.pipelined([command, ("WAITAOF", 1, 0, self._timeout_ms)])
         if synced[0] < 1:
@@ -184,24 +188,35 @@ class Primary:
         self.durable_before = max(self.durable_before, reply[0])
         return cast("list[Any]", reply)
 
+    async def recheck(self) -> None:
+        """Checks again where a new connection was made: another server may answer now. Inside `call` only.
+
+        Raises:
+            RegistryUnavailable: It cannot keep the promise.
+        """
+        try:
+            await self.check()
+        except RegistryRefused as error:
+            raise RegistryUnavailable(str(error)) from error
+
     async def check(self) -> None:
-        """Learns whether to wait for the sync, and refuses a server that would break the promise.
+        """Learns, once a connection, whether to wait for the sync, and refuses a server that would break the promise.
 
         Raises:
             RegistryRefused: The message names the setting.
         """
         try:
             for _ in range(2):  # the first round may have made the connection that it then distrusts
-                if self._unchecked:
-                    self._unchecked = False
+                if self.unchecked:
+                    self.unchecked = False
                     await self._check()
         except redis_errors.RedisError as error:
-            self._unchecked = True
+            self.unchecked = True
             if isinstance(_cause(error), redis_errors.AuthenticationError):
                 raise RegistryRefused(self._plainly(error)) from error
             raise
         except BaseException:
-            self._unchecked = True
+            self.unchecked = True
             raise
 
     async def _check(self) -> None:

@@ -200,15 +200,16 @@ class Record:
         self.buckets = buckets
         self._primary = primary
         self._meta = prefix + b"meta"
-        self._forward = prefix + b"f:%d"
-        self._reverse = prefix + b"r:%d"
+        self._forward = prefix + b"f:"
+        self._reverse = prefix + b"r:"
         self._queue = _ClaimQueue(self._send)
 
     async def claim(self, claims: Sequence[Claim]) -> list[ClaimResult]:
         """Gives each item its one Semantic ID: the one it holds, or the next free suffix of its codes.
 
         A known item keeps its ID whatever its codes; the record keeps its latest digest. Acknowledged only after the
-        durability asked for. A caller cancelled before its claims were sent has claimed nothing.
+        durability asked for. A caller cancelled before its claims were sent has claimed nothing. Where a connection
+        broke between an assignment and its answer, the repeated claim finds it: `created` is False then.
 
         Returns:
             An answer for each claim, in order.
@@ -278,10 +279,10 @@ class Record:
         await self._queue.drain()
 
     def _forward_key(self, item_id: bytes) -> bytes:
-        return self._forward % (crc32(item_id) % self.buckets)
+        return self._forward + b"%d" % (crc32(item_id) % self.buckets)
 
     def _reverse_key(self, codes: bytes) -> bytes:
-        return self._reverse % (crc32(self.layout.inner_prefix(codes)) % self.buckets)
+        return self._reverse + b"%d" % (crc32(self.layout.inner_prefix(codes)) % self.buckets)
 
     def _packed(self, claim: Claim) -> _PackedClaim:
         if len(claim.digest) != DIGEST_BYTES:
@@ -290,7 +291,8 @@ class Record:
         return _PackedClaim(claim, self._forward_key(item_id), self._reverse_key(codes), item_id, claim.digest + codes)
 
     async def _send(self, claims: Sequence[_PackedClaim]) -> list[ClaimResult]:
-        keys, arguments = [self._meta], [b"1" if self._primary.waits else b"0"]
+        keys: list[bytes] = [self._meta]
+        arguments: list[bytes] = []
         for claim in claims:
             keys += (claim.forward_key, claim.reverse_key)
             arguments += (claim.item_id, claim.content)
@@ -324,6 +326,8 @@ class Record:
 
     async def _until_durable(self, values: Iterable[bytes]) -> None:
         """Answering an assignment acknowledges it: one that may not be synced yet is waited for, by an empty claim."""
+        if self._primary.unchecked:
+            await self._primary.call(self._primary.recheck)
         if self._primary.waits and max(map(_assigned_at, values), default=-1) >= self._primary.durable_before:
             await self._queue.submit([])
 

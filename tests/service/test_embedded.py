@@ -184,6 +184,18 @@ async def test_when_the_owner_is_killed_another_service_takes_over(
     assert not alive(server_pid)
 
 
+async def test_a_service_killed_and_started_at_once_carries_on(
+    owner: tuple[subprocess.Popen[str], int], start: Start, short_path: Path
+) -> None:
+    process, _ = owner
+    assigned = await claim_at(EmbeddedValkey(short_path).url, "one")
+
+    process.kill()
+    server = await start(short_path)  # while the orphan may still be on its way out
+
+    assert await claim_at(server.url, "one") == assigned
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere an orphan is attached to by the next start")
 async def test_the_server_does_not_outlive_a_killed_service(owner: tuple[subprocess.Popen[str], int]) -> None:
     process, server_pid = owner

@@ -219,7 +219,12 @@ async def test_namespaces_and_tokenizers_are_independent(
     shared_valkey: Valkey, connect: Connect, namespace: str
 ) -> None:
     registry = await connect(shared_valkey.url)
-    for name, fingerprint in [(namespace, "aa"), (namespace, "bb"), (namespace + ":x", "aa")]:
+    for name, fingerprint in [
+        (namespace, "aa"),
+        (namespace, "bb"),
+        (namespace + ":x", "aa"),
+        (namespace + "%d%s", "aa"),
+    ]:
         record = await registry.record(name, fingerprint, SIZES)
 
         assert (await claim_one(record, "item")).semantic_id.suffix == 0
@@ -399,10 +404,10 @@ async def test_a_server_that_went_away_is_unavailable_and_found_again(
 
 async def test_a_server_that_hangs_is_given_up_in_time(start_valkey: Callable[..., Valkey], connect: Connect) -> None:
     server = start_valkey()
-    record = await (await connect(server.url, timeout_ms=200)).record("default", FINGERPRINT, SIZES)
+    record = await (await connect(server.url, timeout_ms=400)).record("default", FINGERPRINT, SIZES)
     server.client().client_pause(1500, all=True)
 
-    with pytest.raises(RegistryUnavailable, match="did not answer within 200 ms"):
+    with pytest.raises(RegistryUnavailable, match="did not answer within 400 ms"):
         await claim_one(record, "item")
 
     await asyncio.sleep(1.5)
@@ -528,6 +533,20 @@ async def test_a_server_that_hides_its_settings_is_asked_to_confirm(
     record = await (await connect(url)).record("default", FINGERPRINT, SIZES)
 
     assert (await claim_one(record, "item")).semantic_id.suffix == 0
+    assert server.client().info("commandstats")["cmdstat_waitaof"]["calls"] >= 2
+
+
+async def test_a_server_that_came_back_with_a_weaker_policy_is_waited_for(
+    start_valkey: Callable[..., Valkey], connect: Connect
+) -> None:
+    server = start_valkey()
+    record = await (await connect(server.url)).record("default", FINGERPRINT, SIZES)
+    server.client().config_set("appendfsync", "everysec")
+    server.client().client_kill_filter(_type="normal", skipme=True)
+
+    result = (await record.claim([claim("item")]))[0]
+
+    assert result.created
     assert server.client().info("commandstats")["cmdstat_waitaof"]["calls"] >= 2
 
 
