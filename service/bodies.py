@@ -42,7 +42,7 @@ class BodyGate:
         held = 0
         try:
             async for chunk in request.stream():
-                self._hold(len(chunk))
+                self._hold(len(chunk), own=held)
                 held += len(chunk)
                 self._refuse_large(held)
                 chunks.append(chunk)
@@ -55,8 +55,9 @@ class BodyGate:
             msg = f"at most {self._max_body_bytes} bytes are taken in one body"
             raise BodyTooLarge(msg)
 
-    def _hold(self, size: int) -> None:
-        if self._held_bytes and self._held_bytes + size > self._inflight_bytes:
+    def _hold(self, size: int, own: int) -> None:
+        """Count a chunk of a body of which `own` bytes are held; a body that is alone is taken whatever its size."""
+        if self._held_bytes > own and self._held_bytes + size > self._inflight_bytes:
             msg = f"bodies of {self._held_bytes} bytes are held of at most {self._inflight_bytes}"
             raise Overloaded(msg)
         self._held_bytes += size
@@ -73,8 +74,9 @@ def require_json(request: Request) -> None:
 def parse_json(body: bytes) -> Any:
     """The JSON value of a body.
 
-    The fast parser refuses a whole body for one lone surrogate or NaN; then the lenient one reads it, so that only
-    the item that holds it fails.
+    The fast parser refuses a whole body for one lone surrogate, NaN or number beyond float64; then the lenient one
+    reads it, so that only the item that holds it fails. No member is an integer, so all numbers may be floats:
+    Python's own limit on the digits of an integer would fail the body.
 
     Raises:
         NotJson: Neither can read it.
@@ -83,7 +85,7 @@ def parse_json(body: bytes) -> Any:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         try:
-            return json.loads(body)
+            return json.loads(body.decode("utf-8", "surrogatepass"), parse_int=float)
         except (ValueError, RecursionError):
             raise NotJson(str(error)) from error
 

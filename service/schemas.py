@@ -21,6 +21,8 @@ TokenizerName = Annotated[
 ]
 SEMANTIC_ID_EXAMPLE = "12-200-7-41-0"
 
+_ANYTHING_ELSE = {"title": "Anything else", "description": "Answered in its place with an error of its own."}
+_SEMANTIC_ID = {"title": "Semantic ID", "type": "string", "description": "In either form."}
 _ITEM_ID = {"type": "string", "minLength": 1, "maxLength": 256, "description": "The catalogue's own key."}
 _FIELD = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]}
 
@@ -58,7 +60,7 @@ ITEM_SCHEMA: dict[str, Any] = {
                 ]
             },
         ),
-        {"title": "Anything else", "description": "Answered in its place with an error of its own."},
+        _ANYTHING_ELSE,
     ],
 }
 
@@ -89,7 +91,9 @@ class TokenizeRequest(_Envelope):
 class LookupRequest(_Envelope):
     """Semantic IDs to look up."""
 
-    semantic_ids: list[str] = Field(min_length=1, description="In either form.", examples=[[SEMANTIC_ID_EXAMPLE]])
+    semantic_ids: Annotated[
+        list[Any], WithJsonSchema({"type": "array", "minItems": 1, "items": {"anyOf": [_SEMANTIC_ID, _ANYTHING_ELSE]}})
+    ] = Field(min_length=1, examples=[[SEMANTIC_ID_EXAMPLE]])
     tokenizer: TokenizerName = None
     namespace: Namespace = "default"
 
@@ -165,7 +169,7 @@ class FoundSemanticId(_Holder):
 class UnknownSemanticId(BaseModel):
     """A Semantic ID that cannot be answered."""
 
-    semantic_id: str
+    semantic_id: str | None = Field(description="As it was asked for; null where that was no text.")
     error: ErrorBody
 
 
@@ -197,5 +201,9 @@ class Readiness(BaseModel):
 
 
 def describe(errors: Sequence[Any]) -> str:
-    """Validation errors in one line: where, and what is wrong."""
-    return "; ".join(f"{'.'.join(map(str, error['loc'])) or 'body'}: {error['msg']}" for error in errors[:5])
+    """Validation errors in one line: where, and what is wrong; printable and short, whatever the caller wrote."""
+    return "; ".join(f"{_shown('.'.join(map(str, error['loc'])) or 'body')}: {error['msg']}" for error in errors[:5])
+
+
+def _shown(place: str) -> str:
+    return ascii(place if len(place) <= 100 else place[:100] + "...")[1:-1]

@@ -20,6 +20,7 @@ from service.errors import (
     ItemError,
     MalformedSemanticId,
     NotAssigned,
+    SemidError,
     TooManyItems,
     UnknownTokenizer,
 )
@@ -125,15 +126,11 @@ class Tokenization:
             try:
                 parsed[i] = self._parse(text)
             except MalformedSemanticId as error:
-                answers[i] = {"semantic_id": text, "error": error.as_error()}
+                answers[i] = _unanswered(text, error)
         found = await self._timed("find", record.by_semantic_ids(list(parsed.values())))
         for (i, semantic_id), assignment in zip(parsed.items(), found, strict=True):
             missing = NotAssigned(f"no item holds {semantic_id}")
-            answers[i] = (
-                _holder(assignment)
-                if assignment
-                else {"semantic_id": request.semantic_ids[i], "error": missing.as_error()}
-            )
+            answers[i] = _holder(assignment) if assignment else _unanswered(request.semantic_ids[i], missing)
         return self._envelope(request.namespace, [answers[i] for i in range(len(answers))])
 
     def _read(self, entries: Sequence[object]) -> tuple[dict[int, Item], dict[int, ItemError]]:
@@ -186,7 +183,10 @@ class Tokenization:
             raise UnknownTokenizer(msg)
         return await self._registry.record(namespace, self.manifest.fingerprint, tuple(self.manifest.codebook_sizes))
 
-    def _parse(self, text: str) -> SemanticId:
+    def _parse(self, text: object) -> SemanticId:
+        if not isinstance(text, str):
+            msg = "a Semantic ID is a string"
+            raise MalformedSemanticId(msg)
         return SemanticId.parse(text, self.manifest.codebook_sizes)
 
     def _origin(self, namespace: str) -> Answer:
@@ -278,6 +278,12 @@ def _holder(assignment: Assignment) -> Answer:
         "assigned_at": assignment.assigned_at,
         "content_changed": assignment.content_changed,
     }
+
+
+def _unanswered(text: object, error: SemidError) -> Answer:
+    """A Semantic ID's own error beside what was asked for, where that can be said: a lone surrogate cannot."""
+    sayable = isinstance(text, str) and not any("\ud800" <= character <= "\udfff" for character in text)
+    return {"semantic_id": text if sayable else None, "error": error.as_error()}
 
 
 def _in_order(
