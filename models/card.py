@@ -29,8 +29,7 @@ def _heading(manifest: Manifest) -> str:
         [
             f"# {manifest.full_name}",
             "",
-            "A frozen tokenizer: an item's content -> codes. It never changes; another training makes another "
-            "fingerprint.",
+            "A frozen tokenizer: content -> codes. It never changes; another training makes another fingerprint.",
             "",
             f"- family: {manifest.family}, {len(manifest.codebook_sizes)} levels ({sizes} codewords)",
             f"- encoder network: {widths}" + (" (one linear map)" if len(manifest.widths) == 2 else " (ReLU)"),
@@ -109,8 +108,7 @@ def _exactness(manifest: Manifest) -> str:
         [
             "## Exactness",
             "",
-            "Rows nearer to a tie than the bound are computed again alone in float64, so that codes do not depend on "
-            "batch, order or padding.",
+            "Rows nearer to a tie than the bound are computed again, alone in float64: codes depend on content only.",
             "",
             "| path | largest latent error seen | bound | rows computed again |",
             "| --- | --- | --- | --- |",
@@ -123,15 +121,10 @@ def _exactness(manifest: Manifest) -> str:
 
 
 def _limits() -> str:
-    return "\n".join(
-        [
-            "## Limits",
-            "",
-            "- Codes are as good as the text: items with equal texts share all codes, and short or formulaic texts come close "
-            "to it.",
-            "- A catalogue of one domain uses few codewords of level 1 of a tokenizer trained on many domains; the deeper "
-            "levels tell its items apart.",
-            "- The text encoder cuts long texts; what stands first counts.",
-            "- IDs of different tokenizers cannot be compared, nor mixed in one recommender.",
-        ]
-    )
+    return """## Limits
+
+- Codes are as good as the text: items with equal texts share all codes, and short or formulaic texts come close to it.
+- A catalogue of one domain uses few codewords of level 1 of a tokenizer trained on many domains; the deeper levels
+  tell its items apart.
+- The text encoder cuts long texts; what stands first counts.
+- IDs of different tokenizers cannot be compared, nor mixed in one recommender."""

@@ -173,10 +173,8 @@ class _Fitting:
             self.config.projection,
             self.generator,
         )
-        with torch.no_grad():
-            for network, matrix in ((self.model.network, down), (self.model.decoder, up)):
-                network.layers[0].weight.copy_(matrix)
-                network.layers[0].bias.zero_()
+        for layers, matrix in ((self.model.network.layers, down), (self.model.decoder.layers, up)):
+            layers.load_state_dict({"0.weight": matrix, "0.bias": matrix.new_zeros(len(matrix))})
 
     def _warm_up(self) -> None:
         """Train encoder and decoder network without quantization."""
@@ -224,7 +222,7 @@ class _Fitting:
             msg = f"training stopped in {place}: the loss is {float(loss.detach())}; lower the learning rate"
             raise ValueError(msg)
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         schedule.step()
 

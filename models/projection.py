@@ -73,9 +73,7 @@ def projection(
     return down.float(), up.float()
 
 
-def _local_scatter(
-    centred: Tensor, weights: Tensor, config: ProjectionConfig, generator: torch.Generator
-) -> Tensor:
+def _local_scatter(centred: Tensor, weights: Tensor, config: ProjectionConfig, generator: torch.Generator) -> Tensor:
     """S: (D, D) float64, of trace 1."""
     pool = draw_rows(weights, min(config.pool_rows, len(centred)), generator).unique()
     rows = centred[pool]

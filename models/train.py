@@ -68,7 +68,7 @@ class TrainingData(NamedTuple):
     notes: Sequence[Mapping[str, Any]]
 
 
-def train_checkpoint(  # noqa: PLR0913 - the command's own arguments
+def train_checkpoint(
     sources: Sequence[Path],
     out: Path,
     config: TrainConfig,
