@@ -150,8 +150,11 @@ def _locate(config: TextEncoderConfig) -> Path:
 
 
 def _load(directory: Path, device: torch.device) -> SentenceTransformer:
-    from sentence_transformers import SentenceTransformer  # imports transformers: seconds, so only where needed
+    # These import transformers, which takes seconds: so only where needed.
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     try:
         model = SentenceTransformer(
             str(directory),
@@ -162,7 +165,14 @@ def _load(directory: Path, device: torch.device) -> SentenceTransformer:
     except Exception as error:
         msg = f"the text encoder at {directory} cannot be loaded: {error}"
         raise CheckpointError(msg) from error
+    _require_full_precision()
     return model.eval().requires_grad_(requires_grad=False)
+
+
+def _require_full_precision() -> None:
+    """Raise CheckpointError where an import has lowered the precision of float32 arithmetic for the whole process."""
+    if torch.get_float32_matmul_precision() != "highest" or torch.backends.cuda.matmul.allow_tf32:
+        raise CheckpointError("float32 arithmetic is lowered (TF32 or bfloat16); codes would not be exact")
 
 
 def _weight_files(directory: Path) -> list[Path]:

@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from models import Tokenizer, load, read_manifest
+from models import CheckpointError, Tokenizer, load, read_manifest
 from service.batcher import Batcher
 from service.bodies import BodyGate
 from service.content import ItemReader
@@ -48,7 +48,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            app.state.semid = await compose(settings, metrics, stack)
+            try:
+                app.state.semid = await compose(settings, metrics, stack)
+            except (CheckpointError, SemidError) as error:
+                app.state.refusal = str(error)
+                raise
             yield
 
     app = FastAPIOffline(
@@ -71,9 +75,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 async def compose(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> State:
     """Make the parts and put them together; what is started is stopped by the stack, in reverse."""
-    registry = await _registry(settings, stack)
-    tokenizer = await asyncio.to_thread(_tokenizer, settings)
     manifest = read_manifest(settings.checkpoint)
+    registry = await _registry(settings, stack)
+    # Found out now, not at the first request: whether this tokenizer can read the default record.
+    await registry.record("default", manifest.fingerprint, manifest.codebook_sizes, create=False)
+    tokenizer = await asyncio.to_thread(_tokenizer, settings)
     batcher = Batcher(
         tokenizer, batch_tokens=settings.batch_tokens, queue_tokens=settings.queue_tokens, metrics=metrics
     )
@@ -195,6 +201,6 @@ class RequestMetrics:
             await self._app(scope, receive, watch)
         finally:
             # The route's own path, not the caller's: labels stay few whatever is asked for.
-            route = getattr(scope.get("route"), "path", "none")
+            route = getattr(scope.get("route"), "path_format", "none")
             self._metrics.requests.labels(scope["method"] if route != "none" else "other", route, status).inc()
             self._metrics.request_seconds.labels(route).observe(time.perf_counter() - started)

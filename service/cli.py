@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shlex
 import sys
 from pathlib import Path
@@ -12,10 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    import uvicorn
-
     from models.catalogue import CatalogueItem
-    from service.settings import Settings
 
 app = typer.Typer(
     name="semid",
@@ -37,16 +33,15 @@ def serve() -> None:
     from pydantic import ValidationError
 
     from service.schemas import describe
+    from service.serve import serve as run
     from service.settings import Settings
 
     try:
         settings = Settings()
     except ValidationError as error:
         raise typer.BadParameter(describe(error.errors()).replace("; ", "\n"), param_hint="SID_* settings") from error
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    server = _server(settings)
-    server.run()
-    raise typer.Exit(0 if server.started else 1)
+    if refusal := run(settings):
+        raise _failure(f"cannot start: {refusal}")
 
 
 @app.command()
@@ -156,41 +151,3 @@ def _entry(item: CatalogueItem) -> dict[str, Any]:
 def _failure(words: str) -> typer.Exit:
     typer.echo(f"semid: {words}", err=True)
     return typer.Exit(1)
-
-
-def _server(settings: Settings) -> uvicorn.Server:
-    import uvicorn
-
-    from service.app import create_app
-
-    class Server(uvicorn.Server):
-        """Says where it is once it listens."""
-
-        async def startup(self, *arguments: object, **options: object) -> None:
-            await super().startup(*arguments, **options)  # type: ignore[arg-type]
-            if self.started:
-                port = self.servers[0].sockets[0].getsockname()[1]
-                typer.echo(_greeting(settings.host, port))
-
-    config = uvicorn.Config(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_level=settings.log_level,
-        access_log=False,
-        timeout_graceful_shutdown=settings.drain_s,
-        server_header=False,
-    )
-    return Server(config)
-
-
-def _greeting(host: str, port: int) -> str:
-    base = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    body = '{"items": [{"item_id": "kettle-1", "text": "Cordless electric kettle, stainless steel, 1.7 l"}]}'
-    return (
-        f"\nsemid is ready.\n"
-        f"  page   {base}/\n"
-        f"  docs   {base}/docs\n"
-        f"  first  curl -s {base}/tokenize -H 'content-type: application/json' \\\n"
-        f"           -d '{body}'\n"
-    )

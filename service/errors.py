@@ -134,6 +134,13 @@ class RegistryUnavailable(ServiceError):
     retry_after_s = 1.0
 
 
+class RegistryRefused(ServiceError):
+    """The registry cannot keep the promises asked for; at start-up this ends the service, and says why."""
+
+    status, slug, title = 503, "registry_refused", "The registry cannot keep what is promised"
+    retry_after_s = 30.0
+
+
 class ItemError(SemidError):
     """A fault of one item; its neighbours succeed (P7)."""
 
@@ -174,7 +181,3 @@ class ConflictingDuplicate(ItemError):
     """The same item id stands in one request with different contents."""
 
     slug, title = "conflicting_duplicate", "The item id stands in this request with different contents"
-
-
-class RegistryRefused(RuntimeError):
-    """The registry at the configured address cannot keep the promises asked for; start-up stops and says why."""

@@ -8,6 +8,7 @@ import orjson
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ValidationError
+from starlette.convertors import PathConvertor, register_url_convertor
 
 from service.bodies import parse_json, require_json, unless_disconnected
 from service.content import MAX_ITEM_ID_BYTES, read_item_id
@@ -27,6 +28,15 @@ from service.schemas import (
     describe,
 )
 from service.state import EXPLORER, State
+
+
+class AnyText(PathConvertor):
+    """All the rest of a path. The convertor `path` stops at a line end: it would find the item `a` for `a%0A`."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("any_text", AnyText())
 
 router = APIRouter()
 
@@ -116,7 +126,7 @@ async def item(
 
 
 @router.get(
-    "/assignment/{item_id:path}",
+    "/assignment/{item_id:any_text}",
     summary="Forward lookup",
     response_model=AssignmentAnswer,
     responses=_problems(404, 422, 503),

@@ -70,7 +70,7 @@ class Tokenization:
         if len(request.items) > self._limits.max_items:
             msg = f"{len(request.items)} items, at most {self._limits.max_items} are taken in one request"
             raise TooManyItems(msg)
-        record = await self._record(request.namespace, request.tokenizer)
+        record = await self._record(request.namespace, request.tokenizer, create=request.assign)
         items, failures = self._read(request.items)
         known = await self._recall(record, items)
         encoded = await self._encode(
@@ -177,11 +177,12 @@ class Tokenization:
             for i, size in zip(items, sizes, strict=True)
         }
 
-    async def _record(self, namespace: str, tokenizer: str | None) -> Record:
+    async def _record(self, namespace: str, tokenizer: str | None, *, create: bool = False) -> Record:
+        """The namespace's record; only an assignment makes a new one."""
         if tokenizer not in {None, self.manifest.name, self.manifest.full_name}:
-            msg = f"loaded is {self.manifest.full_name}"
-            raise UnknownTokenizer(msg)
-        return await self._registry.record(namespace, self.manifest.fingerprint, tuple(self.manifest.codebook_sizes))
+            raise UnknownTokenizer(f"loaded is {self.manifest.full_name}")
+        sizes = tuple(self.manifest.codebook_sizes)
+        return await self._registry.record(namespace, self.manifest.fingerprint, sizes, create=create)
 
     def _parse(self, text: object) -> SemanticId:
         if not isinstance(text, str):
