@@ -29,7 +29,7 @@ from models.tokenizer import FAMILIES, ErrorBounds, Tokenizer, TokenizerParts
 FORMAT = 1
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
-SHIPPED = Path(__file__).parent / "checkpoints"
+DEFAULT_CHECKPOINT = Path(__file__).parent / "checkpoints" / "broad-4x256"
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,9 @@ def load_parts(
     try:
         config = NetworkConfig(tuple(manifest.widths))
         quantizer = FAMILIES[manifest.family](manifest.codebook_sizes, config.widths[-1])
-        template: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in manifest.template.items()}
+        template: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in manifest.template.items()
+        }
         parts = TokenizerParts(
             family=manifest.family,
             template=TextTemplate(**template),

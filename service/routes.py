@@ -81,6 +81,7 @@ def _json(answer: Any, status: int = 200) -> Response:
 
 @router.post(
     "/tokenize",
+    tags=["Tokenize"],
     summary="Items to Semantic IDs",
     response_model=TokenizeResponse,
     responses=_problems(400, 413, 415, 422, 429, 503),
@@ -96,6 +97,7 @@ async def tokenize(request: Request) -> Response:
 
 @router.post(
     "/lookup",
+    tags=["Look up"],
     summary="Semantic IDs to items",
     response_model=LookupResponse,
     responses=_problems(400, 413, 415, 422, 429, 503),
@@ -111,6 +113,7 @@ async def lookup(request: Request) -> Response:
 
 @router.get(
     "/item/{semantic_id}",
+    tags=["Look up"],
     summary="Reverse lookup",
     response_model=AssignmentAnswer,
     responses=_problems(404, 422, 503),
@@ -127,6 +130,7 @@ async def item(
 
 @router.get(
     "/assignment/{item_id:any_text}",
+    tags=["Look up"],
     summary="Forward lookup",
     response_model=AssignmentAnswer,
     responses=_problems(404, 422, 503),
@@ -145,20 +149,20 @@ async def assignment(
     return _json(await State.of(request).tokenization.by_item_id(item_id, namespace, tokenizer))
 
 
-@router.get("/tokenizers", summary="What is loaded", response_model=TokenizersResponse)
+@router.get("/tokenizers", tags=["Operate"], summary="What is loaded", response_model=TokenizersResponse)
 async def tokenizers(request: Request) -> Response:
     """The loaded tokenizer's manifest: fingerprint, components, measures."""
     return _json(State.of(request).tokenizers())
 
 
-@router.get("/healthz", summary="Liveness", response_model=Health, responses=_problems(503))
+@router.get("/healthz", tags=["Operate"], summary="Liveness", response_model=Health, responses=_problems(503))
 async def healthz(request: Request) -> Response:
     """Whether the model's thread runs; where it does not, the process needs a restart."""
     State.of(request).check_alive()
     return _json({"alive": True})
 
 
-@router.get("/readyz", summary="Readiness", response_model=Readiness, responses=_problems(503))
+@router.get("/readyz", tags=["Operate"], summary="Readiness", response_model=Readiness, responses=_problems(503))
 async def readyz(request: Request) -> Response:
     """Whether the model is warm and the registry answers."""
     await State.of(request).check_ready()
@@ -167,6 +171,7 @@ async def readyz(request: Request) -> Response:
 
 @router.get(
     "/metrics",
+    tags=["Operate"],
     summary="Prometheus metrics",
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "The exposition."}},

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from models import SHIPPED
+from models import DEFAULT_CHECKPOINT
 from service.primary import Durability
 
 
@@ -28,7 +28,7 @@ class Settings(BaseSettings):
     )
     registry_timeout_ms: int = Field(default=2000, ge=1, description="After which a registry call fails with 503.")
     registry_wait_s: float = Field(default=30.0, ge=0, description="How long start-up waits for the registry.")
-    checkpoint: Path = Field(default=SHIPPED / "broad", description="Directory of the tokenizer's checkpoint.")
+    checkpoint: Path = Field(default=DEFAULT_CHECKPOINT, description="Directory of the tokenizer's checkpoint.")
     text_encoder: str | None = Field(
         default=None, description="Where the text encoder's files lie, if not where the manifest says."
     )
