@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -26,10 +27,12 @@ def serve(settings: Settings) -> str | None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     app = create_app(settings)
     server = Server(app, settings)
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ending, _end)
     logging.getLogger("uvicorn.error").addFilter(lambda record: not (_refusal(app) and "Traceback" in str(record.msg)))
     try:
         server.run()
-    except SystemExit:  # how uvicorn says that start-up failed
+    except SystemExit:  # how uvicorn says that start-up failed, and how a drained service ends
         if _refusal(app) is None:
             raise
     return _refusal(app)
@@ -56,6 +59,11 @@ class Server(uvicorn.Server):
         await super().startup(*arguments, **options)  # type: ignore[arg-type]
         if self.started:
             print(_greeting(self._host, self.servers[0].sockets[0].getsockname()[1]), flush=True)  # noqa: T201 - for a person
+
+
+def _end(*_: object) -> None:
+    """End with 0. uvicorn takes the signal and drains, then puts this handler back and raises the signal again."""
+    raise SystemExit(0)
 
 
 def _refusal(app: FastAPI) -> str | None:

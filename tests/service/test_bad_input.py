@@ -468,7 +468,6 @@ def test_a_bad_query_is_one_problem(service: Any, path: str, query: str, slug: s
     assert_problem(service.http.get(f"{path}?{query}"), 422, slug)
 
 
-@pytest.mark.xfail(reason="a look-up in a new namespace writes the record's facts", strict=True)
 def test_reading_leaves_no_trace_in_the_registry(service: Any, namespace: str) -> None:
     with redis.Redis.from_url(service.redis_url) as client:
         before = client.dbsize()
