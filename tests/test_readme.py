@@ -1,0 +1,33 @@
+"""The README says what is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from service.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_settings_table_has_every_setting_with_its_default_and_description() -> None:
+    rows = dict(re.findall(r"^\| `(SID_\w+)` \| (.*) \|$", README, re.MULTILINE))
+    assert set(rows) == {f"SID_{name.upper()}" for name in Settings.model_fields}
+    for name, field in Settings.model_fields.items():
+        assert rows[f"SID_{name.upper()}"].endswith(f"| {field.description}")
+
+
+@pytest.mark.parametrize("room", ["models", "service", "docs", "benchmarks"])
+def test_the_tree_names_every_module_and_nothing_that_is_gone(room: str) -> None:
+    tree = README.split("## The house")[1].split("```")[1]
+    section = re.split(r"^(?=\S)", tree, flags=re.MULTILINE)
+    named = {name for part in section if part.startswith(f"{room}/") for name in re.findall(r"[\w-]+\.(?:py|lua|md)", part)}
+    there = {path.name for path in (ROOT / room).iterdir() if path.suffix in {".py", ".lua", ".md"}} - {"__init__.py"}
+    assert named == there
+
+
+def test_every_make_target_in_the_readme_exists() -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"make (\w+)", README)) <= targets
