@@ -55,8 +55,9 @@ def _training(training: Mapping[str, Any]) -> str:
     if command:
         lines += ["```", command, "```", ""]
     lines += [
-        f"{training['epochs_run']} epochs were run; kept is the one with the smallest {training['stopped_on']} "
-        f"({training['held_out_items']:,} items held out). All hyper-parameters are in `manifest.json`.",
+        f"{training['epochs_run']} epochs of joint training were run. Kept is the state with the smallest",
+        f"{training['stopped_on']} ({training['held_out_items']:,} items were held out).",
+        "All hyper-parameters are in `manifest.json`.",
         "",
         "Training on your own catalogue takes minutes and gives better IDs for it:",
         "",

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.kmeans import KMeansConfig, kmeans
-from models.network import NetworkConfig
+from models.network import NetworkConfig, start_linear
 from models.projection import ProjectionConfig, draw_rows, projection
 from models.rqvae import RQVAE, LossConfig
 
@@ -30,9 +30,10 @@ class FitConfig:
     Attributes:
         codebook_sizes: K_l for each level.
         latent: d.
-        hidden: Widths between D and d. None: a linear encoder network, started from `projection`; otherwise an MLP,
-            started as a plain autoencoder.
-        warm_up_epochs: Of the plain autoencoder.
+        hidden: Widths between D and d; none: a linear encoder network.
+        start: "projection": the networks start as the linear map of `projection`, an MLP too, which hidden widths of
+            at least 2 d allow; "random": as torch draws them.
+        warm_up_epochs: Of the plain autoencoder, before there are codebooks.
         epochs: Of joint training at most; 0 keeps the k-means solution.
         batch_rows: Rows of a step.
         pair_rows: Colliding pairs of a step, where the repulsion counts.
@@ -49,7 +50,8 @@ class FitConfig:
     codebook_sizes: tuple[int, ...] = (256, 256, 256, 256)
     latent: int = 24
     hidden: tuple[int, ...] = ()
-    warm_up_epochs: int = 60
+    start: str = "projection"
+    warm_up_epochs: int = 0
     epochs: int = 20
     batch_rows: int = 1024
     pair_rows: int = 256
@@ -68,12 +70,14 @@ class Measure(NamedTuple):
 
     Attributes:
         epoch: Finished epochs of joint training; 0 is the k-means solution.
+        refitted: Whether the codebooks were clustered anew after the training.
         reconstruction: Error as a share of the variance.
         colliding: Share of the held-out items whose codes another item has as well.
         value: What is minimised.
     """
 
     epoch: int
+    refitted: bool
     reconstruction: float
     colliding: float
     value: float
@@ -138,10 +142,9 @@ class _Fitting:
         self.pairs = torch.empty(0, 2, dtype=torch.int64)
 
     def run(self) -> Fit:
-        if self.config.hidden:
-            self._warm_up()
-        else:
+        if self.config.start == "projection":
             self._project()
+        self._warm_up()
         self._initialise_codebooks()
         codes = self._codes()
         best = self._measure(0, codes)
@@ -161,10 +164,17 @@ class _Fitting:
                 if epoch - best.epoch >= self.config.patience:
                     break
         self.model.load_state_dict(state)
+        if best.epoch:
+            # Joint training moves the encoder network away from the codebooks; k-means on what it became uses them
+            # evenly again. Kept where the measure says so.
+            self._initialise_codebooks()
+            history.append(measure := self._measure(best.epoch, self._codes(), refitted=True))
+            best, state = (measure, self.model.state_dict()) if measure.value <= best.value else (best, state)
+            self.model.load_state_dict(state)
         return Fit(self.model.eval(), best, tuple(history), self.held_out)
 
     def _project(self) -> None:
-        """Start a linear encoder network from the projection, its decoder from the least squares."""
+        """Start the encoder network as the projection and the decoder network as its least-squares inverse."""
         rows = self.training
         down, up = projection(
             self.embeddings[rows] - self.centre,
@@ -173,11 +183,13 @@ class _Fitting:
             self.config.projection,
             self.generator,
         )
-        for layers, matrix in ((self.model.network.layers, down), (self.model.decoder.layers, up)):
-            layers.load_state_dict({"0.weight": matrix, "0.bias": matrix.new_zeros(len(matrix))})
+        start_linear(self.model.network.layers, down, torch.eye(self.config.latent))
+        start_linear(self.model.decoder.layers, torch.eye(self.config.latent), up)
 
     def _warm_up(self) -> None:
         """Train encoder and decoder network without quantization."""
+        if not self.config.warm_up_epochs:
+            return
         optimiser, schedule = self._optimiser(self.config.warm_up_epochs)
         with tqdm(range(1, self.config.warm_up_epochs + 1), desc="warm-up", unit="epoch", disable=None) as bar:
             for epoch in bar:
@@ -267,7 +279,7 @@ class _Fitting:
         return reset
 
     @torch.no_grad()
-    def _measure(self, epoch: int, codes: Tensor) -> Measure:
+    def _measure(self, epoch: int, codes: Tensor, *, refitted: bool = False) -> Measure:
         rows = self.held_out if len(self.held_out) else self.training[:5_000]
         batch = self.embeddings[rows]
         miss = (batch - self.model.decoder(self.model.quantizer.decode(codes[rows]))).square().sum(dim=1)
@@ -275,7 +287,8 @@ class _Fitting:
         reconstruction = float((miss * share).sum()) / self.variance
         _, inverse, counts = codes.unique(dim=0, return_inverse=True, return_counts=True)
         colliding = float(((counts[inverse[rows]] > 1) * share).sum())
-        return Measure(epoch, reconstruction, colliding, reconstruction + self.config.collision_price * colliding)
+        value = reconstruction + self.config.collision_price * colliding
+        return Measure(epoch, refitted, reconstruction, colliding, value)
 
 
 def colliding_pairs(codes: Tensor, rows: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class Clustering(NamedTuple):
 
     Attributes:
         codebook: (K, d), the weighted mean of each cluster.
-        codes: (N,) int64, the nearest codeword of each point; ties go to the lowest index.
+        codes: (N,) int64, the nearest codeword of each point.
         inertia: Weighted mean of the squared distances to the codewords.
     """
 
@@ -85,7 +85,7 @@ def kmeans(
 def assign(points: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest codeword (N,) int64 of each point (N, d), and the squared distance (N,) to it.
 
-    Made for bulk: no margin, chunks that stay in cache.
+    Made for bulk: no margin, and ties fall where rounding lets them; `models.quantizer.nearest_codeword` settles them.
     """
     centre = codebook.mean(dim=0)
     codewords = codebook - centre

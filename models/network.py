@@ -55,6 +55,38 @@ def mlp(widths: tuple[int, ...]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+@torch.no_grad()
+def start_linear(layers: nn.Sequential, first: Tensor, last: Tensor) -> None:
+    """Make layers compute the linear map `last @ first` exactly, hidden ReLU or not, ready to be trained further.
+
+    x = relu(x) - relu(-x): 2 k hidden units carry the k numbers through; the other units keep their random weights and
+    count nothing at first.
+
+    Args:
+        layers: As `mlp` makes them.
+        first: (k, inputs) float.
+        last: (outputs, k) float.
+
+    Raises:
+        ValueError: A hidden layer is narrower than 2 k.
+    """
+    linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    for layer in linears:
+        layer.bias.zero_()
+    if len(linears) == 1:
+        linears[0].weight.copy_(last @ first)
+        return
+    carried = 2 * len(first)
+    if min(layer.out_features for layer in linears[:-1]) < carried:
+        raise ValueError(f"hidden widths of at least {carried} are needed to start from a projection to {len(first)}")
+    linears[0].weight[:carried] = torch.cat([first, -first])
+    for layer in linears[1:-1]:
+        layer.weight[:carried] = 0
+        layer.weight[:carried, :carried] = torch.eye(carried)
+    linears[-1].weight.zero_()
+    linears[-1].weight[:, :carried] = torch.cat([last, -last], dim=1)
+
+
 class DecoderNetwork(nn.Module):
     """The encoder's mirror: quantized latent (B, d) -> embedding (B, D). It moves no code."""
 

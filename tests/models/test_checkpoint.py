@@ -1,0 +1,230 @@
+"""Every kind of tampering is refused, naming what differs."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from models import CheckpointError, load, read_manifest
+from models.checkpoint import MANIFEST, WEIGHTS, freeze, save
+from models.template import TextTemplate
+from models.tokenizer import ErrorBounds
+
+
+@pytest.fixture
+def parts(make_parts):
+    return make_parts((12, 16, 8))
+
+
+@pytest.fixture
+def frozen(parts, tmp_path):
+    """A checkpoint of embeddings."""
+    directory = tmp_path / "frozen"
+    save(directory, parts, freeze("frozen", parts, ErrorBounds(), training={"seed": 1}, max_suffix=9))
+    return directory
+
+
+def tamper(directory: Path, name: str, change) -> None:
+    state = load_file(directory / WEIGHTS)
+    state[name] = change(state[name])
+    save_file(state, directory / WEIGHTS)
+
+
+def edit(directory: Path, **changes) -> None:
+    content = json.loads((directory / MANIFEST).read_text())
+    content.update(changes)
+    (directory / MANIFEST).write_text(json.dumps(content))
+
+
+def test_a_checkpoint_comes_back_as_it_was(parts, frozen):
+    # given
+    embeddings = torch.randn(200, 12, generator=torch.Generator().manual_seed(1))
+    # when
+    tokenizer = load(frozen)
+    # then
+    manifest = read_manifest(frozen)
+    assert tokenizer.full_name == manifest.full_name == f"frozen@{manifest.fingerprint}"
+    assert (manifest.training, manifest.max_suffix) == ({"seed": 1}, 9)
+    expected = parts.quantizer.double().quantize(parts.network.double()(embeddings.double()))
+    encoding = tokenizer.encode(embeddings)
+    assert torch.equal(encoding.codes, expected.codes)
+    rebuilt = parts.decoder.double()(parts.quantizer.decode(expected.codes))
+    assert torch.allclose(tokenizer.decode(encoding.codes), rebuilt)
+
+
+def test_loading_does_not_cluster_again(frozen):
+    # given
+    before = load_file(frozen / WEIGHTS)
+    # when loaded and used on other data, twice
+    for _ in range(2):
+        tokenizer = load(frozen)
+        tokenizer.encode(torch.randn(64, 12) * 50)
+        # then
+        assert bool(tokenizer._quantizer.initialised)
+        for level, codebook in enumerate(tokenizer._quantizer.codebooks):
+            assert torch.equal(codebook.float(), before[f"quantizer.codebooks.{level}"])
+
+
+def test_the_same_parts_give_the_same_fingerprint_under_any_note(parts):
+    first = freeze("a", parts, ErrorBounds())
+    second = freeze("b", parts, ErrorBounds(text=1.0), report={"x": 1})
+    assert first.fingerprint == second.fingerprint
+    assert len(first.fingerprint) == 16
+
+
+@pytest.mark.parametrize(
+    ("tensor", "component"),
+    [
+        ("network.layers.0.weight", "network.sha256"),
+        ("network.layers.2.bias", "network.sha256"),
+        ("network.centre", "network.sha256"),
+        ("quantizer.codebooks.1", "quantizer.sha256"),
+    ],
+)
+def test_a_changed_weight_is_refused_naming_the_part(tensor, component, frozen):
+    # given the last bit of one number
+    tamper(frozen, tensor, lambda t: t.flatten().index_add(0, torch.tensor([0]), torch.tensor([1e-6])).view_as(t))
+    # when, then
+    with pytest.raises(CheckpointError, match=component):
+        load(frozen)
+
+
+def test_a_decoder_moves_no_code_and_is_not_in_the_fingerprint(frozen):
+    tamper(frozen, "decoder.layers.0.bias", lambda t: t + 1)
+    load(frozen)
+
+
+def test_a_changed_template_is_refused_naming_it(frozen):
+    template = json.loads((frozen / MANIFEST).read_text())["template"]
+    edit(frozen, template={**template, "separator": "; "})
+    with pytest.raises(CheckpointError, match=r"template.separator: frozen with '\. ', found '; '"):
+        load(frozen)
+
+
+def test_a_changed_fingerprint_is_refused(frozen):
+    edit(frozen, fingerprint="0" * 16)
+    with pytest.raises(CheckpointError, match="fingerprint"):
+        load(frozen)
+
+
+def test_weights_that_are_not_finite_are_refused(frozen):
+    tamper(frozen, "quantizer.codebooks.0", lambda t: t.index_fill(0, torch.tensor([2]), torch.nan))
+    with pytest.raises(CheckpointError, match=r"quantizer.codebooks.0 has numbers that are not finite"):
+        load(frozen)
+
+
+def test_a_truncated_file_is_refused(frozen):
+    content = (frozen / WEIGHTS).read_bytes()
+    (frozen / WEIGHTS).write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        load(frozen)
+
+
+def test_a_pickle_in_place_of_the_weights_is_refused_and_never_run(frozen, tmp_path):
+    # given a pickle that would leave a trace
+    trace = tmp_path / "trace"
+
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (trace,))
+
+    (frozen / WEIGHTS).write_bytes(pickle.dumps(Bomb()))
+    # when
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        load(frozen)
+    # then
+    assert not trace.exists()
+
+
+def test_a_missing_or_a_surplus_tensor_is_refused(frozen):
+    state = load_file(frozen / WEIGHTS)
+    save_file({**state, "extra.weight": torch.zeros(1)}, frozen / WEIGHTS)
+    with pytest.raises(CheckpointError, match="extra.weight"):
+        load(frozen)
+    del state["quantizer.codebooks.2"]
+    save_file(state, frozen / WEIGHTS)
+    with pytest.raises(CheckpointError, match="codebooks.2"):
+        load(frozen)
+
+
+def test_a_codebook_of_another_shape_is_refused(frozen):
+    edit(frozen, codebook_sizes=[32, 32, 33])
+    with pytest.raises(CheckpointError, match="codebooks.2"):
+        load(frozen)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "cannot be read"), ("[]", "format None"), ('{"format": 99}', "format 99"), ('{"format": 1}', "no.* manifest")],
+)
+def test_a_faulty_manifest_is_refused(content, message, frozen):
+    (frozen / MANIFEST).write_text(content)
+    with pytest.raises(CheckpointError, match=message):
+        read_manifest(frozen)
+
+
+def test_a_directory_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        load(tmp_path / "nowhere")
+
+
+def test_an_unknown_family_is_refused(frozen):
+    edit(frozen, family="tree-of-wonders")
+    with pytest.raises(CheckpointError, match="tree-of-wonders"):
+        load(frozen)
+
+
+def test_a_checkpoint_is_never_overwritten(parts, frozen):
+    before = (frozen / WEIGHTS).read_bytes()
+    with pytest.raises(FileExistsError, match="never overwritten"):
+        save(frozen, parts, freeze("other", parts, ErrorBounds()))
+    assert (frozen / WEIGHTS).read_bytes() == before
+
+
+def test_a_failed_save_leaves_nothing(parts, tmp_path, monkeypatch):
+    # given a disk that fills up
+    def full(*_args, **_kwargs):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("models.checkpoint.save_file", full)
+    # when
+    with pytest.raises(OSError, match="no space"):
+        save(tmp_path / "new", parts, freeze("new", parts, ErrorBounds()))
+    # then
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a@b", "a/b", "ä"])
+def test_a_name_that_would_not_fit_into_an_address_is_refused(name, parts):
+    with pytest.raises(ValueError, match="name has letters"):
+        freeze(name, parts, ErrorBounds())
+
+
+def test_a_tampered_text_encoder_is_refused_naming_it(text_encoder, make_parts, tmp_path):
+    # given a checkpoint on a copy of the text encoder
+    copy = tmp_path / "encoder"
+    shutil.copytree(text_encoder._directory, copy)
+    parts = make_parts((384, 8), text_encoder)
+    save(tmp_path / "frozen", parts, freeze("frozen", parts, ErrorBounds()))
+    load(tmp_path / "frozen", text_encoder=str(copy))
+    # when one weight of the copy changes
+    (weights,) = copy.rglob("*.safetensors")
+    state = load_file(weights)
+    first = next(name for name in state if name.endswith("LayerNorm.bias"))
+    state[first] = state[first] + 1e-3
+    save_file(state, weights, metadata={"format": "pt"})
+    # then
+    with pytest.raises(CheckpointError, match=r"text_encoder.weights.sha256"):
+        load(tmp_path / "frozen", text_encoder=str(copy))
+
+
+def test_another_template_makes_another_fingerprint(parts):
+    other = replace(parts, template=TextTemplate(fields=("title",)))
+    assert freeze("a", parts, ErrorBounds()).fingerprint != freeze("a", other, ErrorBounds()).fingerprint

@@ -1,0 +1,163 @@
+"""The quantizer contract, and its codes against independent implementations with the same codebooks."""
+
+from __future__ import annotations
+
+import faiss
+import pytest
+import torch
+from vector_quantize_pytorch import ResidualVQ
+
+from models.quantizer import nearest_codeword
+from models.residual import ResidualQuantizer
+
+
+def test_codes_equal_those_of_faiss_with_beam_1(make_quantizer, generator):
+    # given
+    quantizer = make_quantizer((256, 256, 256), 32)
+    latents = torch.randn(5_000, 32, generator=generator)
+    oracle = faiss.ResidualQuantizer(32, 3, 8)
+    oracle.max_beam_size = 1
+    oracle.train_type = faiss.ResidualQuantizer.Skip_codebook_tables
+    books = torch.cat([codebook.detach() for codebook in quantizer.codebooks])
+    faiss.copy_array_to_vector(books.numpy().ravel(), oracle.codebooks)
+    oracle.is_trained = True
+    # when
+    theirs = torch.from_numpy(oracle.compute_codes(latents.numpy())).long()
+    quantization = quantizer.quantize(latents)
+    # then they agree wherever float32 can tell
+    clear = quantization.margins.amin(dim=1) > 1e-4
+    assert clear.float().mean() > 0.99
+    assert torch.equal(quantization.codes[clear], theirs[clear])
+
+
+def test_codes_and_quantized_latents_equal_those_of_vector_quantize_pytorch(make_quantizer, generator):
+    # given
+    quantizer = make_quantizer((64, 64, 64, 64), 16)
+    latents = torch.randn(3_000, 16, generator=generator)
+    oracle = ResidualVQ(dim=16, num_quantizers=4, codebook_size=64, kmeans_init=False, rotation_trick=False).eval()
+    for layer, codebook in zip(oracle.layers, quantizer.codebooks, strict=True):
+        layer._codebook.embed.copy_(codebook.detach()[None])
+    # when
+    with torch.no_grad():
+        quantized, theirs, _ = oracle(latents)
+    quantization = quantizer.quantize(latents)
+    # then
+    clear = quantization.margins.amin(dim=1) > 1e-4
+    assert clear.float().mean() > 0.99
+    assert torch.equal(quantization.codes[clear], theirs[clear])
+    assert torch.allclose(quantizer.decode(quantization.codes)[clear], quantized[clear], atol=1e-5)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_an_offset_of_100_gives_the_codes_of_brute_force(exact, generator):
+    # given data far from the origin, where |x|^2 + |c|^2 - 2xc in float32 loses its digits
+    residuals = torch.randn(20_000 if not exact else 2_000, 32, generator=generator) + 100
+    codebook = torch.randn(256, 32, generator=generator) + 100
+    # when
+    codes = nearest_codeword(residuals, codebook, exact=exact).code
+    # then
+    brute = torch.cdist(residuals.double(), codebook.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    assert (codes != brute.argmin(dim=1)).sum() <= 1
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ties_go_to_the_lowest_index(exact, dtype):
+    # given residuals midway between two codewords, and a codeword that occurs twice
+    codebook = torch.tensor([[3.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 9.0], [0.0, 9.0]], dtype=dtype)
+    residuals = torch.tensor([[0.0, 0.0], [0.0, 8.0], [2.0, 0.0]], dtype=dtype)
+    # when
+    nearest = nearest_codeword(residuals, codebook, exact=exact)
+    # then
+    assert nearest.code.tolist() == [1, 3, 0]
+    assert nearest.margin.tolist() == [0, 0, 0]
+
+
+def test_a_tie_of_many_codewords_goes_to_the_lowest_index_in_the_exact_form():
+    # given the corners of a cube around the residual; rounding of the expanded square would choose among them
+    corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 3)
+    codebook = torch.cat([torch.full((1, 3), 5.0, dtype=torch.float64), corners]) / 3
+    # when
+    nearest = nearest_codeword(torch.zeros(1, 3, dtype=torch.float64), codebook, exact=True)
+    # then
+    assert nearest.code.tolist() == [1]
+
+
+def test_the_margin_is_the_distance_to_the_plane_between_the_two_nearest(generator):
+    # given
+    codebook = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 100.0]])
+    # when
+    nearest = nearest_codeword(torch.tensor([[1.5, 7.0]]), codebook)
+    # then the plane is x = 2
+    assert nearest.margin.item() == pytest.approx(0.5)
+
+
+def test_an_error_below_the_margin_changes_no_code(make_quantizer, generator):
+    # given
+    quantizer = make_quantizer()
+    latents = torch.randn(500, 8, generator=generator, dtype=torch.float64)
+    quantizer.double()
+    before = quantizer.quantize(latents)
+    errors = torch.randn(500, 8, generator=generator, dtype=torch.float64)
+    errors *= 0.999 * before.margins.amin(dim=1, keepdim=True) / errors.norm(dim=1, keepdim=True)
+    # when
+    after = quantizer.quantize(latents + errors)
+    # then
+    assert torch.equal(before.codes, after.codes)
+
+
+def test_the_fast_and_the_exact_form_agree(make_quantizer, generator):
+    quantizer = make_quantizer().double()
+    latents = torch.randn(300, 8, generator=generator, dtype=torch.float64)
+    fast, exact = quantizer.quantize(latents), quantizer.quantize(latents, exact=True)
+    assert torch.equal(fast.codes, exact.codes)
+    assert torch.allclose(fast.margins, exact.margins)
+
+
+def test_a_residual_is_the_latent_less_the_codewords_before_it(make_quantizer, generator):
+    quantizer = make_quantizer()
+    latents = torch.randn(20, 8, generator=generator)
+    quantization = quantizer.quantize(latents)
+    rebuilt = quantizer.decode(quantization.codes)
+    assert torch.allclose(quantization.residuals[:, -1], latents - rebuilt, atol=1e-5)
+    assert torch.equal(quantization.residuals[:, 0], latents)
+
+
+def test_a_level_with_one_codeword_has_an_infinite_margin():
+    nearest = nearest_codeword(torch.zeros(3, 2), torch.ones(1, 2))
+    assert nearest.code.tolist() == [0, 0, 0]
+    assert nearest.margin.isinf().all()
+
+
+def test_loading_a_quantizer_keeps_the_flag_and_the_codebooks(make_quantizer):
+    # given
+    trained = make_quantizer()
+    fresh = ResidualQuantizer(trained.codebook_sizes, trained.dimension)
+    assert not fresh.initialised
+    # when
+    fresh.load_state_dict(trained.state_dict())
+    # then nothing is left that would cluster again
+    assert fresh.initialised
+    assert all(torch.equal(a, b) for a, b in zip(fresh.codebooks, trained.codebooks, strict=True))
+
+
+@pytest.mark.parametrize(
+    "codes",
+    [
+        torch.tensor([[0, 0]]),
+        torch.tensor([0, 0, 0]),
+        torch.tensor([[0, 0, 32]]),
+        torch.tensor([[0, -1, 0]]),
+        torch.tensor([[0.0, 0.0, 0.0]]),
+    ],
+)
+def test_codes_that_are_no_codes_are_refused(codes, make_quantizer):
+    with pytest.raises(ValueError, match="code"):
+        make_quantizer().decode(codes)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="do not fit"):
+        nearest_codeword(torch.zeros(3, 2), torch.zeros(4, 3))
+    with pytest.raises(ValueError, match="needs levels"):
+        ResidualQuantizer((), 3)
