@@ -29,10 +29,12 @@ $(BIN)/pip:
 
 # torch is pinned in pyproject.toml: a CPU build where one is at hand, else the CUDA build of the registry.
 $(VENV)/.serve: pyproject.toml | $(BIN)/pip
+	@echo 'installing into $(VENV): a few minutes the first time'
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
 $(VENV)/.test: pyproject.toml | $(BIN)/pip
+	@echo 'installing what the tests need into $(VENV): a few minutes the first time'
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@
 

@@ -31,7 +31,7 @@ def catalogue() -> list[dict[str, str]]:
         pytest.skip(f"the catalogue is missing: {BEAUTY}")
     rows = pyarrow.parquet.read_table(BEAUTY).to_pylist()
     if os.environ.get("SID_FULL") != "1":
-        rows = rows[:: len(rows) // SAMPLE]
+        rows = rows[:: round(len(rows) / SAMPLE)]
     render = TextTemplate().render
     return [
         {
