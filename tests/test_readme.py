@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from service.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -23,7 +24,9 @@ def test_the_settings_table_has_every_setting_with_its_default_and_description()
 def test_the_tree_names_every_module_and_nothing_that_is_gone(room: str) -> None:
     tree = README.split("## The house")[1].split("```")[1]
     section = re.split(r"^(?=\S)", tree, flags=re.MULTILINE)
-    named = {name for part in section if part.startswith(f"{room}/") for name in re.findall(r"[\w-]+\.(?:py|lua|md)", part)}
+    named = {
+        name for part in section if part.startswith(f"{room}/") for name in re.findall(r"[\w-]+\.(?:py|lua|md)", part)
+    }
     there = {path.name for path in (ROOT / room).iterdir() if path.suffix in {".py", ".lua", ".md"}} - {"__init__.py"}
     assert named == there
 

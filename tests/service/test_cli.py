@@ -1,0 +1,178 @@
+"""The console script: what people type, and what they are told when it goes wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner, Result
+
+from service.cli import app
+from service.client import TokenizerClient, TokenizerError
+
+
+def run(*words: Any) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture
+def url(service: Any) -> str:
+    return str(service.http.base_url)
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path) -> Path:
+    titles = [f"stainless kettle number {number}" for number in range(70)]
+    path = tmp_path / "items.parquet"
+    ids = [f"k{number}" for number in range(70)]
+    pq.write_table(pa.table({"item_id": ids, "title": titles, "category": ["Home > Kitchen"] * 70}), path)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl", "csv"])
+def test_tokenize_writes_every_item_with_the_id_that_the_service_holds(
+    service: Any, url: str, catalogue: Path, namespace: str, tmp_path: Path, ending: str
+) -> None:
+    out = tmp_path / f"ids.{ending}"
+
+    result = run("tokenize", catalogue, "--url", url, "--namespace", namespace, "--out", out, "--batch-items", 32)
+
+    assert result.exit_code == 0, result.output
+    rows = read(out)
+    assert [row["item_id"] for row in rows] == [f"k{number}" for number in range(70)]
+    assert len({row["semantic_id"] for row in rows}) == 70
+    held = service.http.get("/assignment/k7", params={"namespace": namespace}).json()
+    assert rows[7]["semantic_id"] == held["semantic_id"]
+
+
+def test_a_second_run_gives_the_same_ids_and_creates_none(
+    url: str, catalogue: Path, namespace: str, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    for out in (first, second):
+        run("tokenize", catalogue, "--url", url, "--namespace", namespace, "--out", out, "--batch-items", 64)
+
+    assert [row["semantic_id"] for row in read(first)] == [row["semantic_id"] for row in read(second)]
+    assert all(row["created"] for row in read(first))
+    assert not any(row["created"] for row in read(second))
+
+
+def test_rejected_items_stand_in_a_file_with_their_reason_and_the_exit_status_says_so(
+    url: str, namespace: str, tmp_path: Path
+) -> None:
+    items = tmp_path / "items.jsonl"
+    items.write_text('{"item_id": "good", "title": "kettle"}\n{"item_id": "bad", "title": "  "}\n')
+
+    result = run("tokenize", items, "--url", url, "--namespace", namespace)
+
+    assert result.exit_code == 1
+    assert "1 items were rejected" in result.output
+    assert [row["item_id"] for row in read(tmp_path / "items.ids.parquet")] == ["good"]
+    (rejected,) = read(tmp_path / "items.ids.rejected.jsonl")
+    assert rejected["item_id"] == "bad"
+    assert rejected["error"]["type"] == "urn:semid:problem:invalid_text"
+
+
+def test_a_dry_run_writes_codes_and_assigns_nothing(
+    service: Any, url: str, catalogue: Path, namespace: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "codes.jsonl"
+
+    result = run(
+        "tokenize", catalogue, "--url", url, "--namespace", namespace, "--out", out, "--dry-run", "--batch-items", 64
+    )
+
+    assert result.exit_code == 0, result.output
+    assert {len(row["codes"]) for row in read(out)} == {3}
+    assert {row["semantic_id"] for row in read(out)} == {None}
+    assert service.assigned(namespace) == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["tokenize", "{dir}/none.csv"], "does not exist"),
+        (["tokenize", "{dir}/empty.csv", "--url", "http://127.0.0.1:1"], "item_id"),
+        (["tokenize", "{dir}/good.csv", "--out", "{dir}/ids.xls"], "write to one of .parquet, .jsonl, .csv"),
+        (["tokenize", "{dir}/good.txt"], ".txt"),
+        (["train", "{dir}/good.csv", "--out", "{dir}/new", "--set", "nonsense=1"], "there is no setting 'nonsense'"),
+        (["train", "{dir}/good.csv", "--out", "{dir}"], "not empty"),
+        (["train", "{dir}/good.csv", "--out", "{dir}/new", "--text-encoder", "{dir}/nowhere"], "nowhere"),
+    ],
+)
+def test_a_mistake_is_answered_with_words_and_no_traceback(
+    tmp_path: Path, words: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "empty.csv").write_text("sku,title\n1,kettle\n")
+    for name in ("good.csv", "good.txt"):
+        (tmp_path / name).write_text("item_id,title\n1,kettle\n2,lamp\n")
+
+    result = run(*(word.format(dir=tmp_path) for word in words))
+
+    assert result.exit_code != 0
+    assert said in " ".join(result.output.split())
+    assert "Traceback" not in result.output
+
+
+def test_the_table_does_not_appear_when_the_service_refuses(tmp_path: Path, url: str) -> None:
+    items = tmp_path / "items.jsonl"
+    items.write_text('{"item_id": "good", "title": "kettle"}\n')
+
+    result = run("tokenize", items, "--url", url, "--namespace", "no spaces allowed")
+
+    assert result.exit_code == 1
+    assert "namespace" in result.output
+    assert not (tmp_path / "items.ids.parquet").exists()
+
+
+def test_the_client_tries_again_what_is_safe_to_try_again() -> None:
+    class Flaky(BaseHTTPRequestHandler):
+        answers: ClassVar = [503, 429, 200]
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            status = self.answers.pop(0)
+            answer = json.dumps({"items": json.loads(body)["items"]}).encode()
+            self.send_response(status)
+            self.send_header("content-length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Flaky)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with TokenizerClient(f"http://127.0.0.1:{server.server_port}") as client:
+            assert list(client.tokenize([{"item_id": "a", "text": "kettle"}])) == [{"item_id": "a", "text": "kettle"}]
+        assert Flaky.answers == []
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_the_client_gives_up_on_a_service_that_stays_away() -> None:
+    with (
+        TokenizerClient("http://127.0.0.1:1", patience_s=0.5) as client,
+        pytest.raises(TokenizerError, match="gave up"),
+    ):
+        list(client.tokenize([{"item_id": "a", "text": "kettle"}]))
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    if path.suffix == ".parquet":
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+        return rows
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".csv":
+        return [{**row, "created": row["created"] == "True"} for row in csv.DictReader(text.splitlines())]
+    return [json.loads(line) for line in text.splitlines()]
