@@ -1,0 +1,154 @@
+"""The use case with its real parts, where callers leave at any moment and replicas share one registry."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models import Tokenizer, read_manifest
+from service.batcher import Batcher
+from service.content import ItemReader
+from service.errors import (
+    MalformedSemanticId,
+    NotAssigned,
+    RegistryUnavailable,
+    TooManyItems,
+    UnknownTokenizer,
+)
+from service.metrics import Metrics
+from service.registry import Registry
+from service.schemas import LookupRequest, TokenizeRequest
+from service.tokenization import Limits, Tokenization
+
+MakeEmbedding = Callable[[int], list[float]]
+Connect = Callable[..., Awaitable[Registry]]
+Compose = Callable[..., Awaitable[Tokenization]]
+
+
+@pytest.fixture
+async def compose(tokenizer: Tokenizer, checkpoint: Path, connect: Connect) -> AsyncIterator[Compose]:
+    """The use case on a registry's URL: as many replicas as a test asks for, one model."""
+    batcher = Batcher(tokenizer, batch_tokens=4096, queue_tokens=100_000, metrics=Metrics())
+    batcher.start()
+
+    async def compose(url: str, **limits: int) -> Tokenization:
+        return Tokenization(
+            manifest=read_manifest(checkpoint),
+            reader=ItemReader(tokenizer, max_text_bytes=1000),
+            batcher=batcher,
+            registry=await connect(url, timeout_ms=2000),
+            limits=Limits(**{"max_items": 100, "max_lookups": 1000, **limits}),
+            metrics=Metrics(),
+        )
+
+    yield compose
+    await batcher.stop()
+
+
+def request(namespace: str, *items: Any, **members: Any) -> TokenizeRequest:
+    return TokenizeRequest(items=list(items), namespace=namespace, **members)
+
+
+async def test_replicas_agree_on_every_item(
+    compose: Compose, shared_valkey: Any, namespace: str, make_embedding: MakeEmbedding
+) -> None:
+    replicas = [await compose(shared_valkey.url) for _replica in range(3)]
+    chance = random.Random(5)
+    items = [{"item_id": f"{i}", "embedding": make_embedding(i % 4)} for i in range(40)]
+
+    answers = await asyncio.gather(
+        *(
+            replica.tokenize(request(namespace, *chance.sample(items, 40)))
+            for replica in replicas
+            for _repeat in range(4)
+        )
+    )
+
+    held: dict[str, set[str]] = defaultdict(set)
+    for answer in answers:
+        for entry in answer["items"]:
+            held[entry["item_id"]].add(entry["semantic_id"])
+    assert all(len(ids) == 1 for ids in held.values())
+    assert len(set.union(*held.values())) == 40
+    assert sum(entry["created"] for answer in answers for entry in answer["items"]) == 40
+
+
+async def test_a_caller_who_leaves_at_any_moment_leaves_nothing_half_assigned(
+    compose: Compose, shared_valkey: Any, namespace: str, make_embedding: MakeEmbedding
+) -> None:
+    tokenization = await compose(shared_valkey.url)
+    chance = random.Random(7)
+    items = [{"item_id": f"{i}", "embedding": make_embedding(i % 3)} for i in range(60)]
+    left = 0
+    for _round in range(60):
+        callers = [
+            asyncio.create_task(tokenization.tokenize(request(namespace, *chance.sample(items, 10))))
+            for _caller in range(3)
+        ]
+        await asyncio.sleep(chance.random() * 0.01)
+        callers[0].cancel()
+        outcomes = await asyncio.gather(*callers, return_exceptions=True)
+        left += isinstance(outcomes[0], asyncio.CancelledError)
+        assert not any(isinstance(outcome, BaseException) for outcome in outcomes[1:])
+
+    everything = (await tokenization.tokenize(request(namespace, *items)))["items"]
+
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for entry in everything:
+        groups[tuple(entry["codes"])].append(entry["suffix"])
+        forward = await tokenization.by_item_id(entry["item_id"], namespace, None)
+        reverse = await tokenization.by_semantic_id(entry["semantic_id"], namespace, None)
+        assert forward["semantic_id"] == entry["semantic_id"]
+        assert reverse["item_id"] == entry["item_id"]
+    assert left > 10
+    assert all(sorted(suffixes) == list(range(len(suffixes))) for suffixes in groups.values())
+
+
+async def test_nothing_is_acknowledged_that_the_registry_did_not_confirm(
+    compose: Compose, start_valkey: Callable[..., Any], namespace: str, make_embedding: MakeEmbedding
+) -> None:
+    valkey = start_valkey()
+    tokenization = await compose(valkey.url)
+    known, new = ({"item_id": name, "embedding": make_embedding(1)} for name in ("known", "new"))
+    await tokenization.tokenize(request(namespace, known))
+    valkey.kill()
+
+    for attempt in (request(namespace, new), request(namespace, known), request(namespace, new, assign=False)):
+        with pytest.raises(RegistryUnavailable):
+            await tokenization.tokenize(attempt)
+    with pytest.raises(RegistryUnavailable):
+        await tokenization.lookup(LookupRequest(semantic_ids=["1-2-3-0"], namespace=namespace))
+
+    valkey.restart()
+    (entry,) = (await tokenization.tokenize(request(namespace, known)))["items"]
+    assert not entry["created"]
+
+
+async def test_the_limits_of_a_request_are_kept(compose: Compose, shared_valkey: Any, namespace: str) -> None:
+    tokenization = await compose(shared_valkey.url, max_items=2, max_lookups=2)
+
+    with pytest.raises(TooManyItems, match="3 items, at most 2"):
+        await tokenization.tokenize(request(namespace, 1, 2, 3))
+    with pytest.raises(TooManyItems, match="3 Semantic IDs, at most 2"):
+        await tokenization.lookup(LookupRequest(semantic_ids=["1", "2", "3"], namespace=namespace))
+
+
+async def test_only_the_loaded_tokenizer_answers(compose: Compose, shared_valkey: Any, namespace: str) -> None:
+    tokenization = await compose(shared_valkey.url)
+    item = {"item_id": "a", "text": "kettle"}
+
+    for other in ("other", "small@0000000000000000", "", "Small"):
+        with pytest.raises(UnknownTokenizer, match=tokenization.manifest.full_name):
+            await tokenization.tokenize(request(namespace, item, tokenizer=other))
+        with pytest.raises(UnknownTokenizer):
+            await tokenization.by_item_id("a", namespace, other)
+    with pytest.raises(NotAssigned):
+        await tokenization.by_item_id("a", namespace, tokenization.manifest.full_name)
+    with pytest.raises(MalformedSemanticId):
+        await tokenization.by_semantic_id("1-2-3", namespace, tokenization.manifest.name)
