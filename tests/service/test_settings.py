@@ -22,7 +22,7 @@ def test_the_defaults_serve_a_newcomer() -> None:
     assert settings.redis_url is None
     assert settings.durability is Durability.FSYNC
     assert settings.device == "auto"
-    assert settings.checkpoint.name == "broad"
+    assert (settings.checkpoint / "manifest.json").is_file()
 
 
 def test_every_setting_can_be_set_by_its_name_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
