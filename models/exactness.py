@@ -46,7 +46,7 @@ def calibrate(parts: TokenizerParts, embeddings: Tensor, texts: Sequence[str]) -
     scale = _latent_scale(parts, embeddings)
     embedding_error = _embedding_error(parts, embeddings)
     embedding_bound = max(SAFETY_FACTOR * embedding_error, EMBEDDING_FLOOR * scale)
-    text_errors = _text_errors(tokenizer, texts)
+    text_errors = _text_errors(parts, texts)
     text_error = max(text_errors.values(), default=0.0)
     text_bound = max(SAFETY_FACTOR * text_error, TEXT_FLOOR * scale)
     margins = tokenizer.encode(embeddings).margin
@@ -66,17 +66,24 @@ def calibrate(parts: TokenizerParts, embeddings: Tensor, texts: Sequence[str]) -
     return Calibration(ErrorBounds(text=text_bound, embedding=embedding_bound), notes)
 
 
-def _text_errors(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, float]:
+@torch.inference_mode()
+def _text_errors(parts: TokenizerParts, texts: Sequence[str]) -> dict[str, float]:
     """Largest latent error of each pass over the sample."""
-    if not tokenizer.takes_text or not texts:
+    if parts.text_encoder is None or not texts:
         return {}
-    mixed = tokenizer.split(texts[:SAMPLE_TEXTS])
-    orders = {"mixed": mixed, "sorted": sorted(mixed, key=len)}
-    errors = {}
+    network = copy.deepcopy(parts.network).double()
+    mixed = parts.text_encoder.split(texts[:SAMPLE_TEXTS])
+    # Once for all passes: the canonical path is slow.
+    canonical = torch.cat([network(parts.text_encoder.embed_exactly(pieces)) for pieces in mixed])
+    orders = {"mixed": list(range(len(mixed))), "sorted": sorted(range(len(mixed)), key=lambda row: len(mixed[row]))}
+    errors: dict[str, float] = {}
     for size, order in PASSES:
-        pieces = orders[order]
-        batches = [pieces[start : start + size] for start in range(0, len(pieces), size)]
-        errors[f"{size} {order}"] = max(float(tokenizer.latent_error(batch).max()) for batch in batches)
+        largest = 0.0
+        for start in range(0, len(mixed), size):
+            rows = orders[order][start : start + size]
+            latents = network(parts.text_encoder.embed([mixed[row] for row in rows]).cpu().double())
+            largest = max(largest, float((latents - canonical[rows]).norm(dim=1).max()))
+        errors[f"{size} {order}"] = largest
     return errors
 
 

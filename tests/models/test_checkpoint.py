@@ -146,23 +146,28 @@ def test_a_pickle_in_place_of_the_weights_is_refused_and_never_run(frozen, tmp_p
 def test_a_missing_or_a_surplus_tensor_is_refused(frozen):
     state = load_file(frozen / WEIGHTS)
     save_file({**state, "extra.weight": torch.zeros(1)}, frozen / WEIGHTS)
-    with pytest.raises(CheckpointError, match="extra.weight"):
+    with pytest.raises(CheckpointError, match=r"extra\.weight"):
         load(frozen)
     del state["quantizer.codebooks.2"]
     save_file(state, frozen / WEIGHTS)
-    with pytest.raises(CheckpointError, match="codebooks.2"):
+    with pytest.raises(CheckpointError, match=r"codebooks\.2"):
         load(frozen)
 
 
 def test_a_codebook_of_another_shape_is_refused(frozen):
     edit(frozen, codebook_sizes=[32, 32, 33])
-    with pytest.raises(CheckpointError, match="codebooks.2"):
+    with pytest.raises(CheckpointError, match=r"codebooks\.2"):
         load(frozen)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "cannot be read"), ("[]", "format None"), ('{"format": 99}', "format 99"), ('{"format": 1}', "no.* manifest")],
+    [
+        ("{", "cannot be read"),
+        ("[]", "format None"),
+        ('{"format": 99}', "format 99"),
+        ('{"format": 1}', "no.* manifest"),
+    ],
 )
 def test_a_faulty_manifest_is_refused(content, message, frozen):
     (frozen / MANIFEST).write_text(content)

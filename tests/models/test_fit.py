@@ -104,9 +104,9 @@ def test_the_measure_counts_held_out_items_that_share_all_codes(clustered):
     codes = torch.arange(600)[:, None].repeat(1, 3) % 8
     codes = torch.stack([codes[:, 0], torch.arange(600) // 8 % 8, torch.arange(600) // 64 % 8], dim=1)
     unique = codes.unique(dim=0, return_counts=True)[1]
-    expected = sum(
-        int((codes == codes[row]).all(dim=1).sum()) > 1 for row in fitting.held_out.tolist()
-    ) / len(fitting.held_out)
+    expected = sum(int((codes == codes[row]).all(dim=1).sum()) > 1 for row in fitting.held_out.tolist()) / len(
+        fitting.held_out
+    )
     assert fitting._measure(1, codes).colliding == pytest.approx(expected)
     assert int(unique.max()) == 2
 

@@ -76,4 +76,3 @@ def test_a_row_of_weight_two_counts_as_two_rows(generator):
 def test_what_is_no_data_is_refused(points, size, weights, generator):
     with pytest.raises(ValueError, match="k-means needs"):
         kmeans(points, size, generator, weights)
-

@@ -117,9 +117,7 @@ def test_equal_items_repel_without_nan(model, batch):
 def test_the_total_weighs_each_loss(model, batch):
     losses = model.losses(batch, 12.0, (batch[:4], batch[4:8]))
     total = losses.total(LossConfig(codebook=2.0, commitment=3.0, repulsion=5.0))
-    expected = (
-        losses.reconstruction + 2 * losses.codebook.sum() + 3 * losses.commitment.sum() + 5 * losses.repulsion
-    )
+    expected = losses.reconstruction + 2 * losses.codebook.sum() + 3 * losses.commitment.sum() + 5 * losses.repulsion
     assert torch.allclose(total, expected)
 
 

@@ -13,7 +13,6 @@ from models.checkpoint import DEFAULT_CHECKPOINT
 from models.tokenizer import ErrorBounds
 
 
-
 @pytest.fixture(scope="module")
 def shipped() -> Tokenizer:
     return load(DEFAULT_CHECKPOINT)

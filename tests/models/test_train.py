@@ -108,9 +108,7 @@ def test_several_files_are_reported_one_by_one_and_balanced_by_a_column(tmp_path
     first, second = write(tmp_path / "a.parquet"), write(tmp_path / "b.jsonl", ROWS[:20])
     config = replace(SMALL, balance_by="source")
     # when
-    manifest = train_checkpoint(
-        [first, second], tmp_path / "out", config, embedding_cache=cache, say=lambda _: None
-    )
+    manifest = train_checkpoint([first, second], tmp_path / "out", config, embedding_cache=cache, say=lambda _: None)
     # then
     assert [file["items"] for file in manifest.training["files"]] == [56, 20]
     assert [part["items"] for part in manifest.report["files"].values()] == [56, 20]
