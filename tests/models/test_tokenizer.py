@@ -126,7 +126,7 @@ def test_the_quantization_error_is_the_squared_norm_of_what_no_level_took(make_p
     embeddings = torch.randn(50, 12, generator=torch.Generator().manual_seed(2))
     encoding = tokenizer.encode(embeddings)
     latents = parts.network(embeddings).detach()
-    rest = latents - parts.quantizer.decode(encoding.codes).detach()
+    rest = latents - parts.quantizer.decode(encoding.codes.clone()).detach()
     assert torch.allclose(encoding.quantization_error.float(), rest.square().sum(dim=1), rtol=1e-4)
 
 
