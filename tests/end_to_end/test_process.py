@@ -46,9 +46,9 @@ def test_a_killed_service_comes_back_with_everything_it_acknowledged(start_proce
 
 
 def test_sigterm_finishes_the_requests_under_way_and_ends_with_0(start_process: Callable[..., Any]) -> None:
-    service = start_process(batch_tokens=256).wait_until_ready()
+    service = start_process(batch_tokens=60, drain_s=120).wait_until_ready()
     registry = registry_server(service)
-    items = [{"item_id": f"{i}", "text": f"{i} " + "kettle " * 100} for i in range(24)]
+    items = [{"item_id": f"{i}", "text": f"{i} " + "kettle " * 50} for i in range(32)]
     answers: list[httpx.Response] = []
     caller = threading.Thread(target=lambda: answers.append(service.http.post("/tokenize", json={"items": items})))
     caller.start()
@@ -58,7 +58,7 @@ def test_sigterm_finishes_the_requests_under_way_and_ends_with_0(start_process: 
         under_way = not answers
 
     service.terminate()
-    code = service.wait()
+    code = service.wait(150)
     caller.join()
 
     assert under_way, "the request ended before the signal: it shows nothing"

@@ -129,13 +129,13 @@ async def test_a_lone_request_waits_for_no_timer(make: Make) -> None:
     await batcher.encode(["warm"])
 
     durations = []
-    for _attempt in range(20):
+    for _attempt in range(50):
         started = time.perf_counter()
         await batcher.encode(["lone"])
         durations.append(time.perf_counter() - started)
 
-    # The usual batching delays are 5 ms and more; half of the requests being faster shows there is none.
-    assert sorted(durations)[10] < 0.004
+    # The usual batching delays are 5 ms and more. The fastest, as a busy machine adds delays of its own.
+    assert min(durations) < 0.002
 
 
 async def test_what_gathers_while_the_model_works_is_one_batch(make: Make) -> None:
