@@ -1,6 +1,6 @@
 """Raw collisions on domains a tokenizer was not trained on: the default checkpoint's recipe, whole domains left out.
 
-    python benchmarks/unseen_domains.py ../shared/data --embedding-cache CACHE
+    python -P benchmarks/unseen_domains.py ../shared/data --embedding-cache CACHE
 
 Two folds; each leaves out four domains at once (all their sources), trains on the rest with the default checkpoint's
 hyper-parameters and measures on up to 12,101 items of each domain left out.

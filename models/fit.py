@@ -49,10 +49,10 @@ class FitConfig:
 
     codebook_sizes: tuple[int, ...] = (256, 256, 256, 256)
     latent: int = 24
-    hidden: tuple[int, ...] = ()
+    hidden: tuple[int, ...] = (512,)
     start: str = "projection"
     warm_up_epochs: int = 0
-    epochs: int = 20
+    epochs: int = 30
     batch_rows: int = 1024
     pair_rows: int = 256
     learning_rate: float = 1e-3

@@ -39,7 +39,7 @@ class LossConfig:
 
     codebook: float = 1.0
     commitment: float = 0.25
-    repulsion: float = 0.0
+    repulsion: float = 0.3
     repulsion_distance: float = 2.0
 
 

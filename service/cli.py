@@ -52,7 +52,7 @@ def train(
     levels: Annotated[int, typer.Option(min=1, max=25, help="L, the number of codes.")] = 4,
     codebook_size: Annotated[int, typer.Option(min=1, max=65536, help="K, codewords of each level.")] = 256,
     latent: Annotated[int | None, typer.Option(min=1, help="d, the latent's width.")] = None,
-    hidden: Annotated[str, typer.Option(help="Widths between D and d, such as 512,256,128; none: linear.")] = "",
+    hidden: Annotated[str, typer.Option(help="Widths between D and d, such as 512,256,128; '': linear.")] = "512",
     epochs: Annotated[int | None, typer.Option(min=0, help="Of joint training, at most.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
     options: Annotated[

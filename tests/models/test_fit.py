@@ -9,7 +9,7 @@ from models.fit import FitConfig, _Fitting, colliding_pairs, fit
 from models.projection import ProjectionConfig, draw_rows, projection
 from models.rqvae import LossConfig
 
-SMALL = FitConfig(codebook_sizes=(8, 8, 8), latent=4, epochs=3, batch_rows=128, held_out=0.1)
+SMALL = FitConfig(codebook_sizes=(8, 8, 8), latent=4, hidden=(), epochs=3, batch_rows=128, held_out=0.1)
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,8 @@ def test_the_default_and_the_reference_checkpoint_ship():
     assert DEFAULT_CHECKPOINT in SHIPPED
     assert {path.name for path in SHIPPED} >= {"tiger-beauty"}
     manifest = read_manifest(DEFAULT_CHECKPOINT.parent / "tiger-beauty")
-    assert manifest.codebook_sizes == (256, 256, 256)
-    assert manifest.widths == (384, 512, 256, 128, 32)
+    assert tuple(manifest.codebook_sizes) == (256, 256, 256)
+    assert tuple(manifest.widths) == (384, 512, 256, 128, 32)
 
 
 @every_checkpoint
