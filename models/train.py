@@ -233,7 +233,7 @@ def _training_notes(config: TrainConfig, data: TrainingData, fitted: Fit, comman
         "data_terms": config.data_terms,
         "stopped_on": "held-out reconstruction error + collision_price x share of held-out items that share all codes",
         "held_out_items": len(fitted.held_out),
-        "epochs_run": fitted.history[-1].epoch,
+        "epochs_run": max(measure.epoch for measure in fitted.history),
         "torch": torch.__version__,
     }
 
