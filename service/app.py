@@ -30,7 +30,7 @@ from service.errors import PROBLEM_JSON, MalformedRequest, RegistryUnavailable, 
 from service.metrics import Metrics
 from service.registry import Registry
 from service.routes import router
-from service.schemas import LookupRequest, Problem, TokenizeRequest, describe
+from service.schemas import LookupRequest, Problem, RetiredProblem, TokenizeRequest, describe
 from service.settings import Settings
 from service.state import State
 from service.tokenization import Limits, Tokenization
@@ -140,7 +140,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        for model in (TokenizeRequest, LookupRequest, Problem):
+        for model in (TokenizeRequest, LookupRequest, Problem, RetiredProblem):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema
@@ -149,7 +149,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
 
 
 def _problem(problem: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(problem), problem["status"], headers, PROBLEM_JSON)
+    return Response(orjson.dumps(problem, option=orjson.OPT_UTC_Z), problem["status"], headers, PROBLEM_JSON)
 
 
 async def _service_error(_: Request, error: Exception) -> Response:

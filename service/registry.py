@@ -1,6 +1,6 @@
 """The durable record of which item holds which Semantic ID.
 
-    claim --> queue (what waits is merged) --> one script call --> [WAITAOF] --> acknowledged
+    claim, retire --> queue (what waits is merged) --> one script call --> [WAITAOF] --> acknowledged
 
 The key schema stands at the top of `registry.lua`. Redis errors end here: callers see `RegistryUnavailable` when
 waiting may help and `RegistryRefused` at start when a setting has to change.
@@ -8,72 +8,39 @@ waiting may help and `RegistryRefused` at start when a setting has to change.
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from service.errors import RegistryRefused, RegistryUnavailable
+from service.assignment import (
+    DEAD,
+    Assignment,
+    Claim,
+    ClaimResult,
+    claimed,
+    latest_time,
+    read_assignment,
+    read_former,
+    write_semantic_id,
+)
+from service.errors import RegistryRefused, SuffixExhausted
 from service.primary import Durability, Primary, Script
-from service.semantic_id import CodeLayout, SemanticId
+from service.registry_queue import REQUESTS_PER_CALL, Reply, Request, RequestQueue
+from service.semantic_id import MAX_SUFFIX, CodeLayout, SemanticId, hash_prefix
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
+__all__ = ["Assignment", "Claim", "ClaimResult", "Durability", "Record", "Registry"]
 
-SCHEMA = 1
+SCHEMA = 2
 DEFAULT_BUCKETS = 16_384
-DIGEST_BYTES = 8
-CLAIMS_PER_CALL = 1024
 RECORDS_KEPT = 1024
-CALLS_IN_FLIGHT = 2  # one is on the server while the next is put together
-CONTENT_CHANGED = 0b1
 
 _SCRIPT = Script(Path(__file__).with_name("registry.lua").read_bytes())
-
-
-class Claim(NamedTuple):
-    """An item that wants its Semantic ID.
-
-    Attributes:
-        item_id: The item's own opaque key.
-        codes: The codes of its content, one a level.
-        digest: 8 bytes of its content's digest.
-    """
-
-    item_id: str
-    codes: tuple[int, ...]
-    digest: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """The durable record item id <-> Semantic ID.
-
-    Attributes:
-        item_id: The item's own opaque key.
-        semantic_id: The ID it holds, for good.
-        assigned_at: When it was assigned, by the server's clock, in whole seconds, UTC.
-        digest: 8 bytes of the digest of its latest content.
-        content_changed: Whether its latest content has other codes than its ID.
-    """
-
-    item_id: str
-    semantic_id: SemanticId
-    assigned_at: datetime
-    digest: bytes
-    content_changed: bool
-
-
-class ClaimResult(NamedTuple):
-    """The answer to a claim: what the item holds, and whether it holds it only since now."""
-
-    assignment: Assignment
-    created: bool
 
 
 class Registry:
@@ -83,7 +50,7 @@ class Registry:
         """Use `connect`."""
         self._primary = primary
         self._buckets = buckets
-        self._records: dict[tuple[str, str, tuple[int, ...]], Record] = {}
+        self._records: dict[tuple[str, str, tuple[int, ...], int], Record] = {}
 
     @classmethod
     async def connect(
@@ -133,7 +100,13 @@ class Registry:
         await self._primary.close()
 
     async def record(
-        self, namespace: str, fingerprint: str, codebook_sizes: Sequence[int], *, create: bool = True
+        self,
+        namespace: str,
+        fingerprint: str,
+        codebook_sizes: Sequence[int],
+        *,
+        max_suffix: int | None = None,
+        create: bool = True,
     ) -> Record:
         """The record of one namespace under one tokenizer.
 
@@ -141,6 +114,7 @@ class Registry:
             namespace: An independent catalogue.
             fingerprint: The tokenizer's.
             codebook_sizes: The number of codewords of each of its levels.
+            max_suffix: The highest suffix that it may issue; without bound where None.
             create: Whether a record that does not exist yet is made; reading alone should leave nothing behind.
 
         Raises:
@@ -149,12 +123,13 @@ class Registry:
             RegistryUnavailable: The server cannot be reached.
         """
         layout = CodeLayout(codebook_sizes)
-        name = (namespace, fingerprint, layout.codebook_sizes)
+        highest = MAX_SUFFIX if max_suffix is None else max_suffix
+        name = (namespace, fingerprint, layout.codebook_sizes, highest)
         if name in self._records:
             return self._records[name]
         prefix = _prefix(namespace, fingerprint)
         buckets = await self._primary.call(partial(self._buckets_of, prefix, layout, create=create))
-        record = Record(self._primary, prefix, layout, buckets or self._buckets)
+        record = Record(self._primary, prefix, layout, buckets or self._buckets, highest)
         if buckets is None:
             return record  # where nothing will be found
         self._forget_idle_records()
@@ -194,7 +169,7 @@ class Registry:
 class Record:
     """One namespace's assignments under one tokenizer."""
 
-    def __init__(self, primary: Primary, prefix: bytes, layout: CodeLayout, buckets: int) -> None:
+    def __init__(self, primary: Primary, prefix: bytes, layout: CodeLayout, buckets: int, max_suffix: int) -> None:
         """Use `Registry.record`."""
         self.layout = layout
         self.buckets = buckets
@@ -202,53 +177,87 @@ class Record:
         self._meta = prefix + b"meta"
         self._forward = prefix + b"f:"
         self._reverse = prefix + b"r:"
-        self._queue = _ClaimQueue(self._send)
+        self._facts = tuple(b"%d" % fact for fact in (buckets, layout.width, layout.bytes_per_code, max_suffix))
+        self._queue = RequestQueue(self._send)
 
-    async def claim(self, claims: Sequence[Claim]) -> list[ClaimResult]:
+    async def claim(self, claims: Sequence[Claim]) -> list[ClaimResult | SuffixExhausted]:
         """Gives each item its one Semantic ID: the one it holds, or the next free suffix of its codes.
 
-        A known item keeps its ID whatever its codes; the record keeps its latest digest. Acknowledged only after the
-        durability asked for. A caller cancelled before its claims were sent has claimed nothing. Where a connection
-        broke between an assignment and its answer, the repeated claim finds it: `created` is False then.
+        A known item keeps its ID whatever its codes, unless it asks to be reassigned; the record keeps its latest
+        digest. A retired one gets back the ID it held. One that is reassigned to codes it had before gets back the ID
+        that it had then. Acknowledged only after the durability asked for. A caller cancelled before its claims were
+        sent has claimed nothing. Where a connection broke between an assignment and its answer, the repeated claim
+        finds it: `created` is False then.
 
         Returns:
-            An answer for each claim, in order.
+            An answer for each claim, in order; for one whose codes have no suffix left, that error, and what the item
+            held stands.
 
         Raises:
             ValueError: Codes that the tokenizer does not have, or a digest that has not 8 bytes.
             RegistryUnavailable: Nothing is acknowledged, though some may be assigned: claim again.
         """
-        packed = [self._packed(claim) for claim in claims]
-        chunks = [packed[start : start + CLAIMS_PER_CALL] for start in range(0, len(packed), CLAIMS_PER_CALL)]
-        answers = await asyncio.gather(*map(self._queue.submit, chunks))
-        return [result for answer in answers for result in answer]
+        replies = await self._submit((claim.item_id, claim.request(self.layout)) for claim in claims)
+        return [claimed(claim, reply, self.layout) for claim, reply in zip(claims, replies, strict=True)]
+
+    async def retire(self, item_ids: Sequence[str]) -> list[Assignment | None]:
+        """Takes these items out of every listing; their IDs stay theirs and are never issued again.
+
+        Returns:
+            Each item's assignment with the time it was retired, now or before, in order; None for an item that has
+            none.
+
+        Raises:
+            RegistryUnavailable: Nothing is acknowledged, though some may be retired: retire again.
+        """
+        replies = await self._submit((item_id, b"D") for item_id in item_ids)
+        return [
+            read_assignment(item_id, reply.value, self.layout) if isinstance(reply.value, bytes) else None
+            for item_id, reply in zip(item_ids, replies, strict=True)
+        ]
 
     async def by_item_ids(self, item_ids: Sequence[str]) -> list[Assignment | None]:
-        """The assignments of these items, in order; None for an item that has none.
+        """The assignments of these items, in order, retired ones too; None for an item that has none.
 
         Raises:
             RegistryUnavailable: The server cannot be reached, or cannot confirm that what it answered is durable.
         """
         fields = [item_id.encode() for item_id in item_ids]
         values = await self._read([("HGET", self._forward_key(field), field) for field in fields])
-        found = [self._assignment(*pair) if pair[1] else None for pair in zip(item_ids, values, strict=True)]
+        found = [
+            read_assignment(item_id, value, self.layout) if value else None
+            for item_id, value in zip(item_ids, values, strict=True)
+        ]
         await self._until_durable(value for value in values if value)
         return found
 
     async def by_semantic_ids(self, semantic_ids: Sequence[SemanticId]) -> list[Assignment | None]:
-        """The assignments of these Semantic IDs, in order; None where no item holds the ID.
+        """The assignments of these Semantic IDs, in order, retired and replaced ones too; None for one never issued.
 
         Raises:
             ValueError: Codes that the tokenizer does not have.
             RegistryUnavailable: As in `by_item_ids`.
         """
-        commands = []
-        for semantic_id in semantic_ids:
-            codes = self.layout.pack(semantic_id.codes)
-            commands.append(("HGET", self._reverse_key(codes), codes + b"%d" % semantic_id.suffix))
-        holders = [value and value.decode() for value in await self._read(commands)]
-        held = iter(await self.by_item_ids([holder for holder in holders if holder is not None]))
-        return [None if holder is None else next(held) for holder in holders]
+        fields = [write_semantic_id(semantic_id, self.layout) for semantic_id in semantic_ids]
+        holders = await self._read([("HGET", self._reverse_key(field), field) for field in fields])
+        asked = [
+            (semantic_id, holder.removeprefix(DEAD))
+            for semantic_id, holder in zip(semantic_ids, holders, strict=True)
+            if holder
+        ]
+        # Former IDs lie beside the assignment: one round trip answers both.
+        values = await self._read([("HMGET", self._forward_key(item), item, DEAD + item) for _, item in asked])
+        held = iter([self._held(*pair, *value) for pair, value in zip(asked, values, strict=True)])
+        await self._until_durable(value for value, _ in values)
+        return [next(held) if holder else None for holder in holders]
+
+    def _held(self, semantic_id: SemanticId, item_id: bytes, value: bytes, former: bytes | None) -> Assignment:
+        """The assignment of an ID, from what the record keeps of its item."""
+        current = read_assignment(item_id.decode(), value, self.layout)
+        if current.semantic_id == semantic_id:
+            return current
+        assigned_at = read_former(former or b"", self.layout).get(semantic_id, current.assigned_at)
+        return replace(current, semantic_id=semantic_id, assigned_at=assigned_at, replaced_by=current.semantic_id)
 
     async def group_sizes(self, groups: Sequence[Sequence[int]]) -> list[int]:
         """How many suffixes have been issued to each of these codes, in order.
@@ -262,7 +271,7 @@ class Record:
         return [int(highest) + 1 if highest else int(first is not None) for highest, first in pairs]
 
     async def count(self) -> int:
-        """The number of assignments.
+        """The number of live assignments.
 
         Raises:
             RegistryUnavailable: The server cannot be reached.
@@ -282,139 +291,40 @@ class Record:
         return self._forward + b"%d" % (crc32(item_id) % self.buckets)
 
     def _reverse_key(self, codes: bytes) -> bytes:
-        return self._reverse + b"%d" % (crc32(self.layout.inner_prefix(codes)) % self.buckets)
+        """Of packed codes, or of what begins with them."""
+        return self._reverse + b"%d" % (hash_prefix(self.layout.inner_prefix(codes)) % self.buckets)
 
-    def _packed(self, claim: Claim) -> _PackedClaim:
-        if len(claim.digest) != DIGEST_BYTES:
-            raise ValueError(f"a digest has {DIGEST_BYTES} bytes, not {len(claim.digest)}")
-        item_id, codes = claim.item_id.encode(), self.layout.pack(claim.codes)
-        return _PackedClaim(claim, self._forward_key(item_id), self._reverse_key(codes), item_id, claim.digest + codes)
-
-    async def _send(self, claims: Sequence[_PackedClaim]) -> list[ClaimResult]:
-        keys: list[bytes] = [self._meta]
-        arguments: list[bytes] = []
-        for claim in claims:
-            keys += (claim.forward_key, claim.reverse_key)
-            arguments += (claim.item_id, claim.content)
-        now, *replies = await self._primary.call(lambda: self._primary.evaluate(_SCRIPT, keys, arguments))
-        assigned_at = datetime.fromtimestamp(now, UTC)
-        return [self._result(packed.claim, reply, assigned_at) for packed, reply in zip(claims, replies, strict=True)]
-
-    def _result(self, claim: Claim, reply: int | bytes, assigned_at: datetime) -> ClaimResult:
-        if isinstance(reply, bytes):
-            return ClaimResult(self._assignment(claim.item_id, reply), created=False)
-        semantic_id = SemanticId(tuple(claim.codes), reply)
-        return ClaimResult(Assignment(claim.item_id, semantic_id, assigned_at, claim.digest, False), created=True)
-
-    def _assignment(self, item_id: str, value: bytes) -> Assignment:
-        """What `registry.lua` wrote: state 1 | assigned_at 4 | digest 8 | codes | suffix in decimal."""
-        end = 13 + self.layout.width
-        return Assignment(
-            item_id,
-            SemanticId(self.layout.unpack(value[13:end]), int(value[end:])),
-            datetime.fromtimestamp(_assigned_at(value), UTC),
-            value[5:13],
-            bool(value[0] & CONTENT_CHANGED),
+    async def _submit(self, requests: Iterable[tuple[str, bytes]]) -> list[Reply]:
+        encoded = [(item_id.encode(), request) for item_id, request in requests]
+        if not encoded:
+            return []
+        return await self._queue.submit(
+            [Request(self._forward_key(item_id), item_id, request) for item_id, request in encoded]
         )
+
+    async def _send(self, requests: Sequence[Request]) -> list[Reply]:
+        keys: list[bytes] = [self._meta]
+        arguments: list[bytes] = [*self._facts]
+        for forward_key, item_id, request in requests:
+            keys.append(forward_key)
+            arguments += (item_id, request)
+        now, *replies = await self._primary.call(lambda: self._primary.evaluate(_SCRIPT, keys, arguments))
+        at = datetime.fromtimestamp(now, UTC)
+        return [Reply(reply, at) for reply in replies]
 
     async def _read(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         answers: list[Any] = []
-        for start in range(0, len(commands), CLAIMS_PER_CALL):
-            chunk = commands[start : start + CLAIMS_PER_CALL]
+        for start in range(0, len(commands), REQUESTS_PER_CALL):
+            chunk = commands[start : start + REQUESTS_PER_CALL]
             answers += await self._primary.call(partial(self._primary.pipelined, chunk))
         return answers
 
     async def _until_durable(self, values: Iterable[bytes]) -> None:
-        """Answering an assignment acknowledges it: one that may not be synced yet is waited for, by an empty claim."""
+        """Answering an assignment acknowledges it: one that may not be synced yet is waited for, by an empty call."""
         if self._primary.unchecked:
             await self._primary.call(self._primary.recheck)
-        if self._primary.waits and max(map(_assigned_at, values), default=-1) >= self._primary.durable_before:
+        if self._primary.waits and max(map(latest_time, values), default=-1) >= self._primary.durable_before:
             await self._queue.submit([])
-
-
-class _PackedClaim(NamedTuple):
-    claim: Claim
-    forward_key: bytes
-    reverse_key: bytes
-    item_id: bytes
-    content: bytes
-
-
-class _Waiting(NamedTuple):
-    claims: Sequence[_PackedClaim]
-    answer: asyncio.Future[list[ClaimResult]]
-
-
-class _ClaimQueue:
-    """Merges what callers claim while a call is on its way into the next one; no timer.
-
-    The calls run in tasks of their own, so that a caller who is cancelled cancels only its own waiting.
-    """
-
-    def __init__(self, send: Callable[[Sequence[_PackedClaim]], Awaitable[list[ClaimResult]]]) -> None:
-        self._send = send
-        self._pending: deque[_Waiting] = deque()
-        self._senders: set[asyncio.Task[None]] = set()
-
-    async def submit(self, claims: Sequence[_PackedClaim]) -> list[ClaimResult]:
-        """The answers to these claims, which are sent together, at most `CLAIMS_PER_CALL` of them."""
-        answer: asyncio.Future[list[ClaimResult]] = asyncio.get_running_loop().create_future()
-        self._pending.append(_Waiting(claims, answer))
-        if len(self._senders) < CALLS_IN_FLIGHT:
-            sender = asyncio.create_task(self._send_pending(), name="registry-claims")
-            self._senders.add(sender)
-        return await answer
-
-    @property
-    def idle(self) -> bool:
-        return not self._senders
-
-    async def drain(self) -> None:
-        while self._senders:
-            await asyncio.wait(self._senders)
-
-    async def _send_pending(self) -> None:
-        try:
-            while batch := self._next_batch():
-                await self._send_batch(batch)
-        finally:
-            # Here and not in a done callback, which would run later: `submit` could count a sender that has ended.
-            self._senders.discard(cast("asyncio.Task[None]", asyncio.current_task()))
-
-    async def _send_batch(self, batch: Sequence[_Waiting]) -> None:
-        try:
-            results = await self._send([claim for waiting in batch for claim in waiting.claims])
-        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to those who wait
-            _fail(batch, error)
-        except asyncio.CancelledError:
-            _fail(batch, RegistryUnavailable("The service is shutting down."))
-            raise
-        else:
-            _answer(batch, results)
-
-    def _next_batch(self) -> list[_Waiting]:
-        batch: list[_Waiting] = []
-        room = CLAIMS_PER_CALL
-        while self._pending and len(self._pending[0].claims) <= room:
-            waiting = self._pending.popleft()
-            if not waiting.answer.done():  # else its caller has left
-                batch.append(waiting)
-                room -= len(waiting.claims)
-        return batch
-
-
-def _answer(batch: Sequence[_Waiting], results: Sequence[ClaimResult]) -> None:
-    start = 0
-    for claims, answer in batch:
-        if not answer.done():
-            answer.set_result(list(results[start : start + len(claims)]))
-        start += len(claims)
-
-
-def _fail(batch: Sequence[_Waiting], error: Exception) -> None:
-    for _, answer in batch:
-        if not answer.done():
-            answer.set_exception(error)
 
 
 def _prefix(namespace: str, fingerprint: str) -> bytes:
@@ -422,7 +332,3 @@ def _prefix(namespace: str, fingerprint: str) -> bytes:
         # Braces would be a hash tag; with a colon in the fingerprint two records could share keys.
         raise ValueError(f"these cannot name a record: namespace {namespace!r}, fingerprint {fingerprint!r}")
     return f"sid:{namespace}:{fingerprint}:".encode()
-
-
-def _assigned_at(value: bytes) -> int:
-    return int.from_bytes(value[1:5])

@@ -21,6 +21,7 @@ from service.schemas import (
     LookupResponse,
     Namespace,
     Readiness,
+    RetiredAssignment,
     TokenizeRequest,
     TokenizeResponse,
     TokenizerName,
@@ -42,6 +43,7 @@ router = APIRouter()
 
 R = TypeVar("R", bound=BaseModel)
 
+ItemIdPath = Annotated[str, Path(description="The catalogue's own key.", max_length=MAX_ITEM_ID_BYTES)]
 NamespaceQuery = Annotated[Namespace, Query()]
 TokenizerQuery = Annotated[TokenizerName, Query()]
 
@@ -51,18 +53,20 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     titles = {
         400: "The body is not JSON",
         404: "Nothing is assigned there",
+        410: "The item was retired",
         413: "The body is too large",
         415: "The content type is not supported",
         422: "The request does not fit its schema",
         429: "The service is at its limit",
         503: "The model or the registry is not available",
     }
-    schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    problem = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    retired = {"schema": {"$ref": "#/components/schemas/RetiredProblem"}}
     retry = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}}
     return {
         status: {
             "description": titles[status],
-            "content": {PROBLEM_JSON: schema},
+            "content": {PROBLEM_JSON: retired if status == 410 else problem},
             **({"headers": retry} if status in {429, 503} else {}),
         }
         for status in statuses
@@ -116,7 +120,7 @@ async def lookup(request: Request) -> Response:
     tags=["Look up"],
     summary="Reverse lookup",
     response_model=AssignmentAnswer,
-    responses=_problems(404, 422, 503),
+    responses=_problems(404, 410, 422, 503),
 )
 async def item(
     request: Request,
@@ -124,7 +128,7 @@ async def item(
     namespace: NamespaceQuery = "default",
     tokenizer: TokenizerQuery = None,
 ) -> Response:
-    """Find the item that holds a Semantic ID."""
+    """Find the item of a Semantic ID: the one that holds it, or held it before it was replaced."""
     return _json(await State.of(request).tokenization.by_semantic_id(semantic_id, namespace, tokenizer))
 
 
@@ -133,20 +137,29 @@ async def item(
     tags=["Look up"],
     summary="Forward lookup",
     response_model=AssignmentAnswer,
-    responses=_problems(404, 422, 503),
+    responses=_problems(404, 410, 422, 503),
 )
 async def assignment(
-    request: Request,
-    item_id: Annotated[str, Path(description="The catalogue's own key.", max_length=MAX_ITEM_ID_BYTES)],
-    namespace: NamespaceQuery = "default",
-    tokenizer: TokenizerQuery = None,
+    request: Request, item_id: ItemIdPath, namespace: NamespaceQuery = "default", tokenizer: TokenizerQuery = None
 ) -> Response:
     """Find the Semantic ID that an item holds."""
-    try:
-        read_item_id(item_id)
-    except InvalidItemId as error:
-        raise MalformedItemId(error.detail) from error
+    _check_item_id(item_id)
     return _json(await State.of(request).tokenization.by_item_id(item_id, namespace, tokenizer))
+
+
+@router.delete(
+    "/assignment/{item_id:any_text}",
+    tags=["Tokenize"],
+    summary="Retire an item",
+    response_model=RetiredAssignment,
+    responses=_problems(404, 422, 503),
+)
+async def retire(
+    request: Request, item_id: ItemIdPath, namespace: NamespaceQuery = "default", tokenizer: TokenizerQuery = None
+) -> Response:
+    """Take an item out of every listing. Its Semantic ID stays its own: the item gets it back when it comes again."""
+    _check_item_id(item_id)
+    return _json(await State.of(request).tokenization.retire(item_id, namespace, tokenizer))
 
 
 @router.get("/tokenizers", tags=["Operate"], summary="What is loaded", response_model=TokenizersResponse)
@@ -186,6 +199,14 @@ async def metrics(request: Request) -> Response:
 async def explorer() -> FileResponse:
     """The page."""
     return FileResponse(EXPLORER / "index.html")
+
+
+def _check_item_id(item_id: str) -> None:
+    """Raise MalformedItemId unless it is one."""
+    try:
+        read_item_id(item_id)
+    except InvalidItemId as error:
+        raise MalformedItemId(error.detail) from error
 
 
 def _parse(request: Request, body: bytes, model: type[R]) -> R:
