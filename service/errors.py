@@ -125,6 +125,20 @@ class Retired(ServiceError):
         return {**super().as_error(), **self._members}
 
 
+class ChangesGone(ServiceError):
+    """The changes since that revision are no longer kept, or not of this record."""
+
+    status, slug, title = 410, "changes_gone", "Those changes are gone: take a new trie"
+
+    def __init__(self, detail: str, revision: int) -> None:
+        super().__init__(detail)
+        self._revision = revision
+
+    def as_error(self) -> dict[str, Any]:
+        """With the record's present revision."""
+        return {**super().as_error(), "revision": self._revision}
+
+
 class Overloaded(ServiceError):
     """Admission is closed: the queue is at its bound."""
 

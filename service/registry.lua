@@ -8,6 +8,8 @@
 --                             buckets         number of buckets, a fact of the record from its first use
 --                             codebook_sizes  "256,256,256,256"
 --                             count           number of live assignments
+--                             revision        number of changes so far: each assignment, retirement, return and
+--                                             replacement is one
 --                             synced          time of the last barrier (see ARGV[1])
 --   ...:f:<bucket>    hash    forward; bucket = crc32(item id) mod buckets
 --                             item id -> assignment: state 1 byte | assigned_at 4 bytes, seconds | digest 8 bytes | ID
@@ -20,17 +22,22 @@
 --                             Under the codes of all levels but the last:
 --                             ID -> item id, for good; FF item id once the ID is retired or replaced
 --                             packed codes -> the highest suffix issued; only there once a second was wanted
+--   ...:c             stream  the latest changes, an entry for each call that made any; its id is <revision of its last
+--                             change>-0, its field "c" the changes in order, each one revision more than the one before:
+--                             "A" ID ","         assigned            "B" ID ","           came back as its item did
+--                             "D" ID ","         retired             "R" ID "," ID ","    replaced, and by which
+--                             Old entries are dropped whole, once all their changes are too old.
 --   A field of the width of the codes is a counter, a longer one an ID: no ambiguity.
 --
 -- KEYS   meta, then for each request its forward bucket. Reverse buckets follow from the codes, which for an item
 --        that is retired or reassigned only the record knows.
 -- ARGV   "1" to write even where nothing is new, so that a WAITAOF after this script covers what it read; else "0".
---        Where requests follow: buckets, bytes of packed codes, bytes of one code, the highest suffix. Then for each
---        request the item id, and
+--        Where requests follow: buckets, bytes of packed codes, bytes of one code, the highest suffix, how many changes
+--        to keep. Then for each request the item id, and
 --        "K" digest codes   claim, and keep the ID that it holds
 --        "R" digest codes   claim, and reassign where its ID has other codes
 --        "D"                retire
--- REPLY  the server's time in seconds, then for each request: the suffix (an integer) where an ID was issued now, else
+-- REPLY  the server's time in seconds, the revision after this call or 0 where it changed nothing, then for each request: the suffix (an integer) where an ID was issued now, else
 --        the assignment (a string) as it stands now, nil where there is none: nothing to retire, no suffix left
 
 local call = redis.call
@@ -39,7 +46,8 @@ local sub, byte, char, floor = string.sub, string.byte, string.char, math.floor
 local meta = KEYS[1]
 local prefix = sub(meta, 1, -5)
 local buckets, width, code_bytes, max_suffix = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local REQUESTS = 6 -- where in ARGV they begin
+local changes_kept = tonumber(ARGV[6])
+local REQUESTS = 7 -- where in ARGV they begin
 
 local now = tonumber(call('TIME')[1])
 local time = char(floor(now / 16777216) % 256, floor(now / 65536) % 256, floor(now / 256) % 256, now % 256)
@@ -48,6 +56,7 @@ local RETIRED = 2
 local REASSIGN = 82 -- the letter R
 local DEAD = '\255'
 local count = 0
+local changes = {}
 
 -- Of codes, or of an ID, which begins with its codes.
 local function reverse_key(codes)
@@ -56,6 +65,10 @@ local function reverse_key(codes)
         hash = (hash * 48271 + byte(codes, i) + 1) % 2147483647
     end
     return prefix .. 'r:' .. hash % buckets
+end
+
+local function note(change, id)
+    changes[#changes + 1] = change .. id .. ','
 end
 
 -- An ID enters the listings, or leaves them; what it names stays.
@@ -134,7 +147,9 @@ local function reassign(forward, item_id, value, was_live, content)
         if not reply then
             return nil
         end
+        suffix = reply
     end
+    note('R', sub(value, 14) .. ',' .. codes .. suffix)
     if was_live then
         set_dead(sub(value, 14), item_id)
     end
@@ -146,7 +161,11 @@ local function claim(forward, item_id, request)
     local content = sub(request, 2)
     local stored = call('HGET', forward, item_id)
     if not stored then
-        return assign(forward, item_id, content)
+        local suffix = assign(forward, item_id, content)
+        if suffix then
+            note('A', sub(content, 9) .. suffix)
+        end
+        return suffix
     end
     local value, was_live = stored, byte(stored, 1) < RETIRED
     if not was_live then
@@ -157,6 +176,7 @@ local function claim(forward, item_id, request)
     end
     if not was_live then
         set_live(sub(value, 14), item_id)
+        note('B', sub(value, 14))
     end
     if sub(value, 6, 13) ~= sub(content, 1, 8) then
         value = with_content(value, content)
@@ -171,21 +191,26 @@ local function retire(forward, item_id)
     local value = call('HGET', forward, item_id)
     if value and byte(value, 1) < RETIRED then
         set_dead(sub(value, 14), item_id)
+        note('D', sub(value, 14))
         value = char(byte(value, 1) + RETIRED) .. time .. sub(value, 2)
         call('HSET', forward, item_id, value)
     end
     return value
 end
 
-local replies = { now }
+local replies = { now, 0 }
 for i = 2, #KEYS do
     local item_id, request = ARGV[REQUESTS + 2 * i - 4], ARGV[REQUESTS + 2 * i - 3]
     local answer = request == 'D' and retire or claim
-    replies[i] = answer(KEYS[i], item_id, request) or false
+    replies[i + 1] = answer(KEYS[i], item_id, request) or false
 end
 
-if count ~= 0 then
+if #changes > 0 then
+    local revision = call('HINCRBY', meta, 'revision', #changes)
+    local oldest = string.format('%d', math.max(revision - changes_kept, 0))
+    call('XADD', prefix .. 'c', 'MINID', '~', oldest, string.format('%d-0', revision), 'c', table.concat(changes))
     call('HINCRBY', meta, 'count', count)
+    replies[2] = revision
 elseif ARGV[1] == '1' then
     call('HSET', meta, 'synced', now)
 end

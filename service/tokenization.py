@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from models import Manifest
 from service.answers import (
     Answer,
     assigned,
@@ -32,10 +31,10 @@ from service.errors import (
     NotAssigned,
     SuffixExhausted,
     TooManyItems,
-    UnknownTokenizer,
 )
 from service.metrics import Metrics
-from service.registry import Assignment, Claim, ClaimResult, Record, Registry
+from service.records import Records
+from service.registry import Assignment, Claim, ClaimResult, Record
 from service.schemas import LookupRequest, TokenizeRequest
 from service.semantic_id import SemanticId
 
@@ -56,17 +55,15 @@ class Tokenization:
     def __init__(
         self,
         *,
-        manifest: Manifest,
+        records: Records,
         reader: ItemReader,
         batcher: Batcher,
-        registry: Registry,
         limits: Limits,
         metrics: Metrics,
     ) -> None:
-        self.manifest = manifest
+        self._records = records
         self._reader = reader
         self._batcher = batcher
-        self._registry = registry
         self._limits = limits
         self._metrics = metrics
 
@@ -79,7 +76,7 @@ class Tokenization:
         if len(request.items) > self._limits.max_items:
             msg = f"{len(request.items)} items, at most {self._limits.max_items} are taken in one request"
             raise TooManyItems(msg)
-        record = await self._record(request.namespace, request.tokenizer, create=request.assign)
+        record = await self._records.of(request.namespace, request.tokenizer, create=request.assign)
         items, failures = self._read(request.items)
         known = await self._recall(record, items)
         reassign = request.on_change == "reassign"
@@ -103,14 +100,14 @@ class Tokenization:
             NotAssigned: It was never issued.
             Retired: Its item was retired.
         """
-        record = await self._record(namespace, tokenizer)
+        record = await self._records.of(namespace, tokenizer)
         semantic_id = self._parse(text)
         (assignment,) = await self._timed("find", record.by_semantic_ids([semantic_id]))
         if assignment is None:
             msg = f"no item holds {semantic_id} in the namespace {namespace}"
             raise NotAssigned(msg)
         require_not_retired(assignment)
-        return {**holder(assignment), **self._origin(namespace)}
+        return {**holder(assignment), **self._records.origin(namespace)}
 
     async def by_item_id(self, item_id: str, namespace: str, tokenizer: str | None) -> Answer:
         """Answer `GET /assignment/{item_id}`.
@@ -119,12 +116,12 @@ class Tokenization:
             NotAssigned: The item has no Semantic ID.
             Retired: It was retired.
         """
-        record = await self._record(namespace, tokenizer)
+        record = await self._records.of(namespace, tokenizer)
         (assignment,) = await self._timed("find", record.by_item_ids([item_id]))
         if assignment is None:
             raise unknown_item(namespace)
         require_not_retired(assignment)
-        return {**holder(assignment), **self._origin(namespace)}
+        return {**holder(assignment), **self._records.origin(namespace)}
 
     async def retire(self, item_id: str, namespace: str, tokenizer: str | None) -> Answer:
         """Answer `DELETE /assignment/{item_id}`: what it held, and since when it is retired.
@@ -132,13 +129,13 @@ class Tokenization:
         Raises:
             NotAssigned: The item has no Semantic ID.
         """
-        record = await self._record(namespace, tokenizer)
+        record = await self._records.of(namespace, tokenizer)
         (assignment,) = await self._timed("find", record.by_item_ids([item_id]))
         if assignment is not None and assignment.retired_at is None:
             (assignment,) = await self._timed("retire", record.retire([item_id]))
         if assignment is None:
             raise unknown_item(namespace)
-        return {**holder(assignment), "retired_at": assignment.retired_at, **self._origin(namespace)}
+        return {**holder(assignment), "retired_at": assignment.retired_at, **self._records.origin(namespace)}
 
     async def lookup(self, request: LookupRequest) -> Answer:
         """Answer `POST /lookup`: an entry per Semantic ID, in order; each fails alone."""
@@ -147,7 +144,7 @@ class Tokenization:
                 f"{len(request.semantic_ids)} Semantic IDs, at most {self._limits.max_lookups} are taken in one request"
             )
             raise TooManyItems(msg)
-        record = await self._record(request.namespace, request.tokenizer)
+        record = await self._records.of(request.namespace, request.tokenizer)
         answers: dict[int, Answer] = {}
         parsed: dict[int, SemanticId] = {}
         for i, text in enumerate(request.semantic_ids):
@@ -207,29 +204,14 @@ class Tokenization:
             for i, size in zip(items, sizes, strict=True)
         }
 
-    async def _record(self, namespace: str, tokenizer: str | None, *, create: bool = False) -> Record:
-        """The namespace's record; only an assignment makes a new one."""
-        if tokenizer not in {None, self.manifest.name, self.manifest.full_name}:
-            raise UnknownTokenizer(f"loaded is {self.manifest.full_name}")
-        return await self._registry.record(
-            namespace,
-            self.manifest.fingerprint,
-            self.manifest.codebook_sizes,
-            max_suffix=self.manifest.max_suffix,
-            create=create,
-        )
-
     def _parse(self, text: object) -> SemanticId:
         if not isinstance(text, str):
             msg = "a Semantic ID is a string"
             raise MalformedSemanticId(msg)
-        return SemanticId.parse(text, self.manifest.codebook_sizes)
-
-    def _origin(self, namespace: str) -> Answer:
-        return {"tokenizer": self.manifest.full_name, "namespace": namespace}
+        return SemanticId.parse(text, self._records.manifest.codebook_sizes)
 
     def _envelope(self, namespace: str, items: list[Answer]) -> Answer:
-        return {**self._origin(namespace), "items": items}
+        return {**self._records.origin(namespace), "items": items}
 
     async def _timed(self, call: str, work: Awaitable[T]) -> T:
         started = time.perf_counter()

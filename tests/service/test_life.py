@@ -307,8 +307,8 @@ def test_a_reassigned_item_gets_a_new_id_and_the_old_one_answers_with_it(
 def test_an_item_without_a_suffix_left_fails_alone(
     service: Any, namespace: str, make_embedding: MakeEmbedding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokenization = service.state.tokenization
-    monkeypatch.setattr(tokenization, "manifest", replace(tokenization.manifest, max_suffix=1))
+    records = service.state.tokenization._records
+    monkeypatch.setattr(records, "manifest", replace(records.manifest, max_suffix=1))
     failed = service.metric("semid_items_total", outcome="failed")
 
     entries = service.tokenize(

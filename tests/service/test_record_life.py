@@ -36,6 +36,7 @@ class Model:
         self.held: dict[str, SemanticId] = {}
         self.retired: set[str] = set()
         self.latest: dict[str, Codes] = {}
+        self.changes: list[tuple[str, str, SemanticId, SemanticId | None]] = []
 
     @property
     def live(self) -> dict[SemanticId, str]:
@@ -44,6 +45,8 @@ class Model:
     def claim(self, item_id: str, codes: Codes, *, reassign: bool) -> tuple[SemanticId | None, bool]:
         """The ID that the item holds now, None where there is no suffix left; and whether it was issued now."""
         if item_id in self.held and not (reassign and self.held[item_id].codes != codes):
+            if item_id in self.retired:
+                self.changes.append(("returned", item_id, self.held[item_id], None))
             self.retired.discard(item_id)
             self.latest[item_id] = codes
             return self.held[item_id], False
@@ -52,11 +55,20 @@ class Model:
         if not earlier and suffix > MAX_SUFFIX:
             return None, False
         semantic_id = earlier[0] if earlier else SemanticId(codes, suffix)
+        old = self.held.get(item_id)
+        self.changes.append(
+            ("replaced", item_id, old, semantic_id) if old else ("assigned", item_id, semantic_id, None)
+        )
         self.holders[semantic_id] = item_id
         self.held[item_id] = semantic_id
         self.retired.discard(item_id)
         self.latest[item_id] = codes
         return semantic_id, not earlier
+
+    def retire(self, item_id: str) -> None:
+        if item_id in self.held and item_id not in self.retired:
+            self.retired.add(item_id)
+            self.changes.append(("retired", item_id, self.held[item_id], None))
 
 
 class LifeAgainstAModel(RuleBasedStateMachine):
@@ -96,7 +108,8 @@ class LifeAgainstAModel(RuleBasedStateMachine):
 
         assert [found and found.semantic_id for found in retired] == [self.model.held.get(item) for item in item_ids]
         assert all(found.retired_at for found in retired if found)
-        self.model.retired |= self.model.held.keys() & set(item_ids)
+        for item_id in item_ids:
+            self.model.retire(item_id)
 
     @rule()
     def kill(self) -> None:
@@ -123,6 +136,13 @@ class LifeAgainstAModel(RuleBasedStateMachine):
             assert bool(found.retired_at) == (found.item_id in self.model.retired)
         assert {found.semantic_id: found.item_id for found in reverse if found.live} == self.model.live
         assert self.run(self.record.count()) == len(self.model.live)
+
+    @invariant()
+    def every_change_is_told(self) -> None:
+        told = self.run(self.record.changes.after(0, 10_000)).changes
+
+        assert [change.revision for change in told] == list(range(1, len(told) + 1))
+        assert [tuple(change)[1:] for change in told] == self.model.changes
 
     def run(self, work: Any) -> Any:
         return self.runner.run(work)
