@@ -48,7 +48,7 @@ class Manifest:
         bounds: Latent errors below which a row is computed again, see `ErrorBounds`.
         calibration: How the bounds were measured.
         prefix_is_coarse_to_fine: Whether a shorter prefix means a coarser group.
-        max_suffix: The generator's suffix vocabulary, None without bound.
+        max_suffix: The highest suffix in the generator's vocabulary, None without bound.
         training: Data, hyper-parameters, seed.
         report: The measures of `models.evaluate`.
     """

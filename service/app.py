@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict
 from typing import Any
 
 import orjson
@@ -25,12 +24,16 @@ from models import CheckpointError, Tokenizer, load, read_manifest
 from service.batcher import Batcher
 from service.bodies import BodyGate
 from service.content import ItemReader
+from service.decoding import Decoding
+from service.decoding_routes import router as decoding_router
+from service.decoding_schemas import ChangesGoneProblem
 from service.embedded import EmbeddedValkey
 from service.errors import PROBLEM_JSON, MalformedRequest, RegistryUnavailable, SemidError, ServiceError
 from service.metrics import Metrics
+from service.records import Records
 from service.registry import Registry
 from service.routes import router
-from service.schemas import LookupRequest, Problem, TokenizeRequest, describe
+from service.schemas import LookupRequest, Problem, RetiredProblem, TokenizeRequest, describe
 from service.settings import Settings
 from service.state import State
 from service.tokenization import Limits, Tokenization
@@ -63,6 +66,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.include_router(router)
+    app.include_router(decoding_router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -77,8 +81,8 @@ async def compose(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -
     """Make the parts and put them together; what is started is stopped by the stack, in reverse."""
     manifest = read_manifest(settings.checkpoint)
     registry = await _registry(settings, stack)
-    # Found out now, not at the first request: whether this tokenizer can read the default record.
-    await registry.record("default", manifest.fingerprint, manifest.codebook_sizes, create=False)
+    records = Records(registry, manifest)
+    await records.of("default", None)  # found out now, not at the first request: whether its record can be read
     tokenizer = await asyncio.to_thread(_tokenizer, settings)
     batcher = Batcher(
         tokenizer, batch_tokens=settings.batch_tokens, queue_tokens=settings.queue_tokens, metrics=metrics
@@ -89,18 +93,18 @@ async def compose(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -
     reader = ItemReader(tokenizer, max_text_bytes=settings.max_text_bytes)
     return State(
         tokenization=Tokenization(
-            manifest=manifest,
+            records=records,
             reader=reader,
             batcher=batcher,
-            registry=registry,
             limits=Limits(settings.max_items, settings.max_lookups),
             metrics=metrics,
         ),
+        decoding=Decoding(records, max_wait_s=settings.max_wait_s),
         batcher=batcher,
         registry=registry,
         gate=BodyGate(max_body_bytes=settings.max_body_bytes, inflight_bytes=settings.inflight_bytes),
         metrics=metrics,
-        manifest=asdict(manifest),
+        manifest=manifest,
     )
 
 
@@ -123,7 +127,10 @@ async def _registry(settings: Settings, stack: AsyncExitStack) -> Registry:
     while True:
         try:
             registry = await Registry.connect(
-                url, durability=settings.durability, timeout_ms=settings.registry_timeout_ms
+                url,
+                durability=settings.durability,
+                timeout_ms=settings.registry_timeout_ms,
+                changes_kept=settings.changes_kept,
             )
         except RegistryUnavailable as error:
             if time.monotonic() >= deadline:
@@ -140,7 +147,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        for model in (TokenizeRequest, LookupRequest, Problem):
+        for model in (TokenizeRequest, LookupRequest, Problem, RetiredProblem, ChangesGoneProblem):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema
@@ -149,7 +156,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
 
 
 def _problem(problem: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(problem), problem["status"], headers, PROBLEM_JSON)
+    return Response(orjson.dumps(problem, option=orjson.OPT_UTC_Z), problem["status"], headers, PROBLEM_JSON)
 
 
 async def _service_error(_: Request, error: Exception) -> Response:

@@ -11,6 +11,7 @@ title; what is particular to one occurrence is the `detail`. Nothing outside thi
 from __future__ import annotations
 
 import math
+from datetime import datetime
 from typing import Any, ClassVar
 
 PROBLEM_JSON = "application/problem+json"
@@ -35,7 +36,7 @@ class SemidError(Exception):
         super().__init__(detail)
         self.detail = detail
 
-    def as_error(self) -> dict[str, str]:
+    def as_error(self) -> dict[str, Any]:
         """`{type, title, detail}`: an item's own error."""
         return {"type": PROBLEM_TYPE_PREFIX + self.slug, "title": self.title, "detail": self.detail}
 
@@ -110,6 +111,34 @@ class NotAssigned(ServiceError):
     status, slug, title = 404, "not_assigned", "Nothing is assigned there"
 
 
+class Retired(ServiceError):
+    """The item was retired: its Semantic ID names it for ever, but is in no listing."""
+
+    status, slug, title = 410, "retired", "The item was retired"
+
+    def __init__(self, detail: str, *, item_id: str, semantic_id: str, retired_at: datetime) -> None:
+        super().__init__(detail)
+        self._members = {"item_id": item_id, "semantic_id": semantic_id, "retired_at": retired_at}
+
+    def as_error(self) -> dict[str, Any]:
+        """With what was retired, and when."""
+        return {**super().as_error(), **self._members}
+
+
+class ChangesGone(ServiceError):
+    """The changes since that revision are no longer kept, or not of this record."""
+
+    status, slug, title = 410, "changes_gone", "Those changes are gone: take a new trie"
+
+    def __init__(self, detail: str, revision: int) -> None:
+        super().__init__(detail)
+        self._revision = revision
+
+    def as_error(self) -> dict[str, Any]:
+        """With the record's present revision."""
+        return {**super().as_error(), "revision": self._revision}
+
+
 class Overloaded(ServiceError):
     """Admission is closed: the queue is at its bound."""
 
@@ -181,3 +210,9 @@ class ConflictingDuplicate(ItemError):
     """The same item id stands in one request with different contents."""
 
     slug, title = "conflicting_duplicate", "The item id stands in this request with different contents"
+
+
+class SuffixExhausted(ItemError):
+    """The codes have as many items as the tokenizer's suffix vocabulary has suffixes."""
+
+    status, slug, title = 409, "suffix_exhausted", "These codes have no collision suffix left"

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import logging
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import urlsplit
 
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CONNECTIONS = 16
+COMMANDS_PER_ROUND_TRIP = 1024
 FIRST_RETRY_DELAY_S = 0.02
 
 
@@ -155,6 +157,18 @@ class Primary:
         for answer in answers:
             if isinstance(answer, Exception):
                 raise answer
+        return answers
+
+    async def read(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """The answers of commands that write nothing, however many, in order.
+
+        Raises:
+            RegistryUnavailable: One failed.
+        """
+        answers: list[Any] = []
+        for start in range(0, len(commands), COMMANDS_PER_ROUND_TRIP):
+            chunk = commands[start : start + COMMANDS_PER_ROUND_TRIP]
+            answers += await self.call(partial(self.pipelined, chunk))
         return answers
 
     async def evaluate(self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:

@@ -83,8 +83,10 @@ class TokenizeRequest(_Envelope):
     assign: bool = Field(
         default=True, description="False is the dry run: codes and what is known of them, nothing written."
     )
-    on_change: Literal["keep"] = Field(
-        default="keep", description="A known item with other codes keeps its Semantic ID."
+    on_change: Literal["keep", "reassign"] = Field(
+        default="keep",
+        description="A known item with other codes keeps its Semantic ID; or is given another one, and the one it held "
+        "stays reserved and says by which it was replaced.",
     )
 
 
@@ -112,12 +114,30 @@ class Problem(ErrorBody):
     status: int
 
 
+class RetiredBody(ErrorBody):
+    """What was retired, and when."""
+
+    item_id: str
+    semantic_id: str
+    retired_at: datetime
+
+
+class RetiredProblem(RetiredBody):
+    """What was asked for was retired (RFC 9457)."""
+
+    status: int
+
+
 class _Holder(BaseModel):
     item_id: str
     semantic_id: str = Field(examples=[SEMANTIC_ID_EXAMPLE])
     codes: list[int]
     suffix: int
     tokens: list[str] = Field(description="The generator's vocabulary.", examples=[["<a_12>", "<b_200>", "<c_0>"]])
+
+
+_REPLACED_BY = Field(description="The Semantic ID that the item holds instead; null where it holds this one.")
+_CONTENT_CHANGED = Field(description="Whether the item's latest content has other codes than the ID it holds.")
 
 
 class TokenizedItem(BaseModel):
@@ -156,21 +176,29 @@ class AssignmentAnswer(_Holder):
     tokenizer: str
     namespace: str
     assigned_at: datetime
-    content_changed: bool
+    content_changed: bool = _CONTENT_CHANGED
+    replaced_by: str | None = _REPLACED_BY
+
+
+class RetiredAssignment(AssignmentAnswer):
+    """An assignment that has ended; its Semantic ID is never given to another item."""
+
+    retired_at: datetime
 
 
 class FoundSemanticId(_Holder):
-    """A Semantic ID and its holder."""
+    """A Semantic ID and its item."""
 
     assigned_at: datetime
-    content_changed: bool
+    content_changed: bool = _CONTENT_CHANGED
+    replaced_by: str | None = _REPLACED_BY
 
 
 class UnknownSemanticId(BaseModel):
     """A Semantic ID that cannot be answered."""
 
     semantic_id: str | None = Field(description="As it was asked for; null where that was no text.")
-    error: ErrorBody
+    error: ErrorBody | RetiredBody
 
 
 class LookupResponse(BaseModel):

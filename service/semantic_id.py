@@ -123,6 +123,14 @@ class CodeLayout:
         return packed[: self.width - self.bytes_per_code]
 
 
+def hash_prefix(packed: bytes) -> int:
+    """The number by which the record finds what stands under a prefix; the same as in `registry.lua`."""
+    number = 0
+    for byte in packed:
+        number = (number * 48_271 + byte + 1) % (2**31 - 1)
+    return number
+
+
 def _letter(level: int) -> str:
     return chr(ord("a") + level)
 

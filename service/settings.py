@@ -45,5 +45,9 @@ class Settings(BaseSettings):
     max_items: int = Field(default=1024, ge=1, description="Items of one `POST /tokenize`.")
     max_lookups: int = Field(default=4096, ge=1, description="Semantic IDs of one `POST /lookup`.")
     max_text_bytes: int = Field(default=65_536, ge=1, description="UTF-8 bytes of one item's text.")
+    changes_kept: int = Field(
+        default=100_000, ge=0, description="Changes of a record that `GET /changes` can still tell, at least."
+    )
+    max_wait_s: float = Field(default=30.0, ge=0, description="Longest wait of one `GET /changes` for something new.")
     drain_s: int = Field(default=30, ge=0, description="How long a shutdown waits for requests under way.")
     log_level: str = Field(default="info", pattern="^(critical|error|warning|info|debug)$", description="Log level.")

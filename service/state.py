@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,8 +11,10 @@ from service.errors import EncoderStopped
 if TYPE_CHECKING:
     from starlette.requests import HTTPConnection
 
+    from models import Manifest
     from service.batcher import Batcher
     from service.bodies import BodyGate
+    from service.decoding import Decoding
     from service.metrics import Metrics
     from service.registry import Registry
     from service.tokenization import Tokenization
@@ -26,11 +27,12 @@ class State:
     """The parts of a running app, composed in `service.app`."""
 
     tokenization: Tokenization
+    decoding: Decoding
     batcher: Batcher
     registry: Registry
     gate: BodyGate
     metrics: Metrics
-    manifest: Mapping[str, Any]
+    manifest: Manifest
 
     @classmethod
     def of(cls, connection: HTTPConnection) -> State:
@@ -39,8 +41,8 @@ class State:
 
     def tokenizers(self) -> dict[str, Any]:
         """The manifests of what is loaded."""
-        name = self.tokenization.manifest.full_name
-        return {"default": name, "tokenizers": [{"tokenizer": name, **self.manifest}]}
+        name = self.manifest.full_name
+        return {"default": name, "tokenizers": [{"tokenizer": name, **asdict(self.manifest)}]}
 
     def check_alive(self) -> None:
         """Raise EncoderStopped when the model's thread has ended."""

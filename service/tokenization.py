@@ -9,27 +9,35 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from models import Manifest
+from service.answers import (
+    Answer,
+    assigned,
+    holder,
+    in_order,
+    looked_up,
+    preview,
+    require_not_retired,
+    unanswered,
+    unknown_item,
+)
 from service.batcher import Batcher, EncodedRow
-from service.content import Item, ItemReader, read_item_id
+from service.content import Item, ItemReader
 from service.errors import (
     ConflictingDuplicate,
-    InvalidItemId,
     ItemError,
     MalformedSemanticId,
     NotAssigned,
-    SemidError,
+    SuffixExhausted,
     TooManyItems,
-    UnknownTokenizer,
 )
 from service.metrics import Metrics
-from service.registry import Assignment, Claim, ClaimResult, Record, Registry
+from service.records import Records
+from service.registry import Assignment, Claim, ClaimResult, Record
 from service.schemas import LookupRequest, TokenizeRequest
 from service.semantic_id import SemanticId
 
-Answer = dict[str, Any]
 T = TypeVar("T")
 
 
@@ -47,17 +55,15 @@ class Tokenization:
     def __init__(
         self,
         *,
-        manifest: Manifest,
+        records: Records,
         reader: ItemReader,
         batcher: Batcher,
-        registry: Registry,
         limits: Limits,
         metrics: Metrics,
     ) -> None:
-        self.manifest = manifest
+        self._records = records
         self._reader = reader
         self._batcher = batcher
-        self._registry = registry
         self._limits = limits
         self._metrics = metrics
 
@@ -70,47 +76,66 @@ class Tokenization:
         if len(request.items) > self._limits.max_items:
             msg = f"{len(request.items)} items, at most {self._limits.max_items} are taken in one request"
             raise TooManyItems(msg)
-        record = await self._record(request.namespace, request.tokenizer, create=request.assign)
+        record = await self._records.of(request.namespace, request.tokenizer, create=request.assign)
         items, failures = self._read(request.items)
         known = await self._recall(record, items)
+        reassign = request.on_change == "reassign"
         encoded = await self._encode(
-            {i: item for i, item in items.items() if i not in known or not _same(item, known[i])}
+            {i: item for i, item in items.items() if i not in known or not _stands(item, known[i], reassign=reassign)}
         )
         if request.assign:
-            claimed = await self._claim(record, items, encoded)
-            answers = _assigned(items, known, encoded, claimed)
+            claimed, exhausted = await self._claim(record, items, encoded, reassign=reassign)
+            failures.update(exhausted)
+            answers = assigned({i: item for i, item in items.items() if i not in exhausted}, known, encoded, claimed)
         else:
             answers = await self._dry_run(record, items, known, encoded)
         self._count(answers, failures, encoded, dry_run=not request.assign)
-        return self._envelope(request.namespace, _in_order(request.items, answers, failures))
+        return self._envelope(request.namespace, in_order(request.items, answers, failures))
 
     async def by_semantic_id(self, text: str, namespace: str, tokenizer: str | None) -> Answer:
         """Answer `GET /item/{semantic_id}`.
 
         Raises:
             MalformedSemanticId: It is not one of this tokenizer.
-            NotAssigned: No item holds it.
+            NotAssigned: It was never issued.
+            Retired: Its item was retired.
         """
-        record = await self._record(namespace, tokenizer)
+        record = await self._records.of(namespace, tokenizer)
         semantic_id = self._parse(text)
         (assignment,) = await self._timed("find", record.by_semantic_ids([semantic_id]))
         if assignment is None:
             msg = f"no item holds {semantic_id} in the namespace {namespace}"
             raise NotAssigned(msg)
-        return {**_holder(assignment), **self._origin(namespace)}
+        require_not_retired(assignment)
+        return {**holder(assignment), **self._records.origin(namespace)}
 
     async def by_item_id(self, item_id: str, namespace: str, tokenizer: str | None) -> Answer:
         """Answer `GET /assignment/{item_id}`.
 
         Raises:
             NotAssigned: The item has no Semantic ID.
+            Retired: It was retired.
         """
-        record = await self._record(namespace, tokenizer)
+        record = await self._records.of(namespace, tokenizer)
         (assignment,) = await self._timed("find", record.by_item_ids([item_id]))
         if assignment is None:
-            msg = f"the item has no Semantic ID in the namespace {namespace}"
-            raise NotAssigned(msg)
-        return {**_holder(assignment), **self._origin(namespace)}
+            raise unknown_item(namespace)
+        require_not_retired(assignment)
+        return {**holder(assignment), **self._records.origin(namespace)}
+
+    async def retire(self, item_id: str, namespace: str, tokenizer: str | None) -> Answer:
+        """Answer `DELETE /assignment/{item_id}`: what it held, and since when it is retired.
+
+        Raises:
+            NotAssigned: The item has no Semantic ID.
+        """
+        record = await self._records.of(namespace, tokenizer)
+        (assignment,) = await self._timed("find", record.by_item_ids([item_id]))
+        if assignment is not None and assignment.retired_at is None:
+            (assignment,) = await self._timed("retire", record.retire([item_id]))
+        if assignment is None:
+            raise unknown_item(namespace)
+        return {**holder(assignment), "retired_at": assignment.retired_at, **self._records.origin(namespace)}
 
     async def lookup(self, request: LookupRequest) -> Answer:
         """Answer `POST /lookup`: an entry per Semantic ID, in order; each fails alone."""
@@ -119,18 +144,17 @@ class Tokenization:
                 f"{len(request.semantic_ids)} Semantic IDs, at most {self._limits.max_lookups} are taken in one request"
             )
             raise TooManyItems(msg)
-        record = await self._record(request.namespace, request.tokenizer)
+        record = await self._records.of(request.namespace, request.tokenizer)
         answers: dict[int, Answer] = {}
         parsed: dict[int, SemanticId] = {}
         for i, text in enumerate(request.semantic_ids):
             try:
                 parsed[i] = self._parse(text)
             except MalformedSemanticId as error:
-                answers[i] = _unanswered(text, error)
+                answers[i] = unanswered(text, error)
         found = await self._timed("find", record.by_semantic_ids(list(parsed.values())))
         for (i, semantic_id), assignment in zip(parsed.items(), found, strict=True):
-            missing = NotAssigned(f"no item holds {semantic_id}")
-            answers[i] = _holder(assignment) if assignment else _unanswered(request.semantic_ids[i], missing)
+            answers[i] = looked_up(request.semantic_ids[i], semantic_id, assignment)
         return self._envelope(request.namespace, [answers[i] for i in range(len(answers))])
 
     def _read(self, entries: Sequence[object]) -> tuple[dict[int, Item], dict[int, ItemError]]:
@@ -149,19 +173,22 @@ class Tokenization:
         return items, failures
 
     async def _recall(self, record: Record, items: Mapping[int, Item]) -> dict[int, Assignment]:
-        """Assignments of the items that have one."""
+        """Assignments of the items that hold one now; one that was retired has to claim its own again."""
         found = await self._timed("recall", record.by_item_ids([item.item_id for item in items.values()]))
-        return {i: assignment for i, assignment in zip(items, found, strict=True) if assignment is not None}
+        return {i: assignment for i, assignment in zip(items, found, strict=True) if assignment and assignment.live}
 
     async def _encode(self, items: Mapping[int, Item]) -> dict[int, EncodedRow]:
         rows = await self._batcher.encode([item.content for item in items.values()])
         return dict(zip(items, rows, strict=True))
 
     async def _claim(
-        self, record: Record, items: Mapping[int, Item], encoded: Mapping[int, EncodedRow]
-    ) -> dict[int, ClaimResult]:
-        claims = [Claim(items[i].item_id, row.codes, items[i].digest) for i, row in encoded.items()]
-        return dict(zip(encoded, await self._timed("claim", record.claim(claims)), strict=True))
+        self, record: Record, items: Mapping[int, Item], encoded: Mapping[int, EncodedRow], *, reassign: bool
+    ) -> tuple[dict[int, ClaimResult], dict[int, SuffixExhausted]]:
+        """What was claimed, and what has no suffix left."""
+        claims = [Claim(items[i].item_id, row.codes, items[i].digest, reassign) for i, row in encoded.items()]
+        results = dict(zip(encoded, await self._timed("claim", record.claim(claims)), strict=True))
+        claimed = {i: result for i, result in results.items() if isinstance(result, ClaimResult)}
+        return claimed, {i: result for i, result in results.items() if isinstance(result, SuffixExhausted)}
 
     async def _dry_run(
         self,
@@ -173,28 +200,18 @@ class Tokenization:
         codes = {i: encoded[i].codes if i in encoded else known[i].semantic_id.codes for i in items}
         sizes = await self._timed("find", record.group_sizes(list(codes.values())))
         return {
-            i: {**_preview(items[i], codes[i], known.get(i), encoded.get(i)), "group_size": size}
+            i: {**preview(items[i], codes[i], known.get(i), encoded.get(i)), "group_size": size}
             for i, size in zip(items, sizes, strict=True)
         }
-
-    async def _record(self, namespace: str, tokenizer: str | None, *, create: bool = False) -> Record:
-        """The namespace's record; only an assignment makes a new one."""
-        if tokenizer not in {None, self.manifest.name, self.manifest.full_name}:
-            raise UnknownTokenizer(f"loaded is {self.manifest.full_name}")
-        sizes = tuple(self.manifest.codebook_sizes)
-        return await self._registry.record(namespace, self.manifest.fingerprint, sizes, create=create)
 
     def _parse(self, text: object) -> SemanticId:
         if not isinstance(text, str):
             msg = "a Semantic ID is a string"
             raise MalformedSemanticId(msg)
-        return SemanticId.parse(text, self.manifest.codebook_sizes)
-
-    def _origin(self, namespace: str) -> Answer:
-        return {"tokenizer": self.manifest.full_name, "namespace": namespace}
+        return SemanticId.parse(text, self._records.manifest.codebook_sizes)
 
     def _envelope(self, namespace: str, items: list[Answer]) -> Answer:
-        return {**self._origin(namespace), "items": items}
+        return {**self._records.origin(namespace), "items": items}
 
     async def _timed(self, call: str, work: Awaitable[T]) -> T:
         started = time.perf_counter()
@@ -207,7 +224,7 @@ class Tokenization:
         self, answers: Mapping[int, Answer], failures: Mapping[int, ItemError], encoded: Iterable[int], *, dry_run: bool
     ) -> None:
         created = sum(answer["created"] for answer in answers.values())
-        computed = len(set(encoded))
+        computed = len(answers.keys() & set(encoded))
         outcomes = {
             "created": created,
             "known": len(answers) - computed,
@@ -218,85 +235,6 @@ class Tokenization:
             self._metrics.items.labels(outcome).inc(count)
 
 
-def _same(item: Item, assignment: Assignment) -> bool:
-    return item.digest == assignment.digest
-
-
-def _assigned(
-    items: Mapping[int, Item],
-    known: Mapping[int, Assignment],
-    encoded: Mapping[int, EncodedRow],
-    claimed: Mapping[int, ClaimResult],
-) -> dict[int, Answer]:
-    """Each item's answer from what was claimed, or from what was known and unchanged."""
-    answers = {}
-    for i, item in items.items():
-        assignment, created = claimed[i] if i in claimed else (known[i], False)
-        answers[i] = {
-            "item_id": item.item_id,
-            **_semantic_id(assignment.semantic_id),
-            "created": created,
-            "content_changed": assignment.content_changed,
-            **_measures(encoded.get(i)),
-        }
-    return answers
-
-
-def _preview(item: Item, codes: Sequence[int], known: Assignment | None, row: EncodedRow | None) -> Answer:
-    """What an item would get; where it holds a Semantic ID already, that one stands."""
-    nothing = {"semantic_id": None, "suffix": None, "tokens": None}
-    changed = known is not None and (known.semantic_id.codes != tuple(codes) if row else known.content_changed)
-    return {
-        "item_id": item.item_id,
-        **(_semantic_id(known.semantic_id) if known else nothing),
-        "codes": list(codes),
-        "created": False,
-        "content_changed": changed,
-        **_measures(row),
-    }
-
-
-def _semantic_id(semantic_id: SemanticId) -> Answer:
-    return {
-        "semantic_id": str(semantic_id),
-        "codes": list(semantic_id.codes),
-        "suffix": semantic_id.suffix,
-        "tokens": list(semantic_id.tokens),
-    }
-
-
-def _measures(row: EncodedRow | None) -> Answer:
-    return {
-        "quantization_error": row.quantization_error if row else None,
-        "margin": row.margin if row else None,
-    }
-
-
-def _holder(assignment: Assignment) -> Answer:
-    return {
-        "item_id": assignment.item_id,
-        **_semantic_id(assignment.semantic_id),
-        "assigned_at": assignment.assigned_at,
-        "content_changed": assignment.content_changed,
-    }
-
-
-def _unanswered(text: object, error: SemidError) -> Answer:
-    """A Semantic ID's own error beside what was asked for, where that can be said: a lone surrogate cannot."""
-    sayable = isinstance(text, str) and not any("\ud800" <= character <= "\udfff" for character in text)
-    return {"semantic_id": text if sayable else None, "error": error.as_error()}
-
-
-def _in_order(
-    entries: Sequence[object], answers: Mapping[int, Answer], failures: Mapping[int, ItemError]
-) -> list[Answer]:
-    return [answers[i] if i in answers else _failed(entry, failures[i]) for i, entry in enumerate(entries)]
-
-
-def _failed(entry: object, error: ItemError) -> Answer:
-    """An item's own error beside its id, where that can be said."""
-    try:
-        item_id = read_item_id(entry.get("item_id")) if isinstance(entry, dict) else None
-    except InvalidItemId:
-        item_id = None
-    return {"item_id": item_id, "error": error.as_error()}
+def _stands(item: Item, assignment: Assignment, *, reassign: bool) -> bool:
+    """Whether the assignment is the answer, whatever the item's codes."""
+    return item.digest == assignment.digest and not (reassign and assignment.content_changed)

@@ -97,7 +97,7 @@ def shipped() -> Path:
 def running(shipped: Path) -> Iterator[ServiceProcess]:
     """The service as a newcomer gets it: shipped checkpoint, embedded registry."""
     directory = Path(tempfile.mkdtemp(prefix="semid-"))
-    process = ServiceProcess(directory, checkpoint=shipped)
+    process = ServiceProcess(directory, checkpoint=shipped, max_wait_s=0.1)
     yield process.wait_until_ready()
     process.stop()
     shutil.rmtree(directory, ignore_errors=True)

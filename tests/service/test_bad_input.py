@@ -274,7 +274,7 @@ def test_a_bad_member_is_one_problem(service: Any, route: str, member: str, valu
     assert "never" not in service.assigned()
 
 
-@pytest.mark.parametrize("members", [{"assign": "yes"}, {"assign": 1}, {"assign": None}, {"on_change": "reassign"}])
+@pytest.mark.parametrize("members", [{"assign": "yes"}, {"assign": 1}, {"assign": None}, {"on_change": "rename"}])
 def test_a_bad_option_is_one_problem(service: Any, members: dict[str, object]) -> None:
     assert_problem(service.post(ITEM, **members), 422, "malformed_request")
 

@@ -22,6 +22,7 @@ from service.errors import (
     UnknownTokenizer,
 )
 from service.metrics import Metrics
+from service.records import Records
 from service.registry import Registry
 from service.schemas import LookupRequest, TokenizeRequest
 from service.tokenization import Limits, Tokenization
@@ -39,10 +40,9 @@ async def compose(tokenizer: Tokenizer, checkpoint: Path, connect: Connect) -> A
 
     async def compose(url: str, **limits: int) -> Tokenization:
         return Tokenization(
-            manifest=read_manifest(checkpoint),
+            records=Records(await connect(url, timeout_ms=2000), read_manifest(checkpoint)),
             reader=ItemReader(tokenizer, max_text_bytes=1000),
             batcher=batcher,
-            registry=await connect(url, timeout_ms=2000),
             limits=Limits(**{"max_items": 100, "max_lookups": 1000, **limits}),
             metrics=Metrics(),
         )
@@ -144,11 +144,11 @@ async def test_only_the_loaded_tokenizer_answers(compose: Compose, shared_valkey
     item = {"item_id": "a", "text": "kettle"}
 
     for other in ("other", "small@0000000000000000", "", "Small"):
-        with pytest.raises(UnknownTokenizer, match=tokenization.manifest.full_name):
+        with pytest.raises(UnknownTokenizer, match=tokenization._records.manifest.full_name):
             await tokenization.tokenize(request(namespace, item, tokenizer=other))
         with pytest.raises(UnknownTokenizer):
             await tokenization.by_item_id("a", namespace, other)
     with pytest.raises(NotAssigned):
-        await tokenization.by_item_id("a", namespace, tokenization.manifest.full_name)
+        await tokenization.by_item_id("a", namespace, tokenization._records.manifest.full_name)
     with pytest.raises(MalformedSemanticId):
-        await tokenization.by_semantic_id("1-2-3", namespace, tokenization.manifest.name)
+        await tokenization.by_semantic_id("1-2-3", namespace, tokenization._records.manifest.name)

@@ -1,0 +1,92 @@
+"""Claims a second and bytes an item of the registry: `python benchmarks/registry.py [ITEMS] [CLAIMS PER CALL]`.
+
+Item ids of 12 bytes, 4 codebooks of 256. The codes are drawn evenly, the worst case for memory: nearly every item is
+alone under its prefix. Measured on a server of its own, beside the plain layout: two string keys an item, and a
+counter for each group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from redis import Redis
+
+from service.embedded import EmbeddedValkey
+from service.registry import Claim, Registry
+
+SIZES = (256, 256, 256, 256)
+CALLERS = 2
+
+
+def claims_of(items: int) -> list[Claim]:
+    """Claims of that many items, the same in every run."""
+    draw = random.Random(0)
+    return [
+        Claim(f"{item:012d}", tuple(draw.randrange(size) for size in SIZES), draw.randbytes(8)) for item in range(items)
+    ]
+
+
+async def claim_all(url: str, claims: list[Claim], per_call: int) -> float:
+    """The seconds that claiming takes, a few callers at once."""
+    registry = await Registry.connect(url)
+    record = await registry.record("default", "0123456789abcdef", SIZES)
+    batches = iter([claims[start : start + per_call] for start in range(0, len(claims), per_call)])
+
+    async def caller() -> None:
+        for batch in batches:
+            await record.claim(batch)
+
+    started = time.perf_counter()
+    await asyncio.gather(*[caller() for _ in range(CALLERS)])
+    seconds = time.perf_counter() - started
+    await registry.close()
+    return seconds
+
+
+def plainly(client: Redis, claims: list[Claim]) -> None:
+    """Two string keys an item and a counter a group, as one would write it first."""
+    prefix = "sid:default:0123456789abcdef"
+    for start in range(0, len(claims), 1024):
+        pipeline = client.pipeline(transaction=False)
+        for claim in claims[start : start + 1024]:
+            codes = "-".join(map(str, claim.codes))
+            pipeline.set(f"{prefix}:item:{claim.item_id}", f"{codes}-0")
+            pipeline.set(f"{prefix}:id:{codes}-0", claim.item_id)
+            pipeline.incr(f"{prefix}:count:{codes}")
+        pipeline.execute()
+
+
+def script_us(client: Redis) -> float:
+    """Microseconds that the server has spent in scripts."""
+    return sum(command["usec"] for name, command in client.info("commandstats").items() if "eval" in name)
+
+
+async def main(items: int, per_call: int) -> None:
+    """Prints the figures."""
+    claims = claims_of(items)
+    with tempfile.TemporaryDirectory() as directory:
+        server = await EmbeddedValkey(Path(directory)).start()
+        client = Redis.from_url(server.url)
+        empty = client.info("memory")["used_memory"]
+        new = await claim_all(server.url, claims, per_call)
+        kept = client.info("memory")["used_memory"] - empty
+        print(f"{items:,} items, {per_call} a call: {items / new:,.0f} new claims/s, {kept / items:.1f} bytes an item")
+        print(f"of which the server worked {script_us(client) / items:.2f} us a claim")
+        some = claims[: min(items, 50_000)]
+        known = await claim_all(server.url, some, per_call)
+        print(f"the same again: {len(some) / known:,.0f} known claims/s")
+        client.flushall()
+        empty = client.info("memory")["used_memory"]
+        await asyncio.to_thread(plainly, client, claims)
+        kept = client.info("memory")["used_memory"] - empty
+        print(f"the plain layout: {kept / items:.1f} bytes an item")
+        await server.stop()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*map(int, [*sys.argv[1:], *("200000", "256")[len(sys.argv) - 1 :]])))

@@ -1,0 +1,135 @@
+"""An assignment, the claim for one, and the bytes that the record keeps of them (see `registry.lua`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, NamedTuple
+
+from service.errors import SuffixExhausted
+from service.semantic_id import CodeLayout, SemanticId
+
+if TYPE_CHECKING:
+    from service.registry_queue import Reply
+
+DIGEST_BYTES = 8
+DEAD = b"\xff"  # before an item id: no UTF-8 begins with it
+CONTENT_CHANGED = 0b01
+RETIRED = 0b10
+
+
+class Claim(NamedTuple):
+    """An item that wants its Semantic ID.
+
+    Attributes:
+        item_id: The item's own opaque key.
+        codes: The codes of its content, one a level.
+        digest: 8 bytes of its content's digest.
+        reassign: Whether an ID with other codes is replaced; else it stands.
+    """
+
+    item_id: str
+    codes: tuple[int, ...]
+    digest: bytes
+    reassign: bool = False
+
+    def request(self, layout: CodeLayout) -> bytes:
+        """What the script is asked.
+
+        Raises:
+            ValueError: Codes that the tokenizer does not have, or a digest that has not 8 bytes.
+        """
+        if len(self.digest) != DIGEST_BYTES:
+            raise ValueError(f"a digest has {DIGEST_BYTES} bytes, not {len(self.digest)}")
+        return (b"R" if self.reassign else b"K") + self.digest + layout.pack(self.codes)
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """The durable record item id <-> Semantic ID.
+
+    Attributes:
+        item_id: The item's own opaque key.
+        semantic_id: The ID it was given, for good.
+        assigned_at: When it was assigned, by the server's clock, in whole seconds, UTC.
+        digest: 8 bytes of the digest of the item's latest content.
+        content_changed: Whether the item's latest content has other codes than the ID it holds.
+        retired_at: When the item was retired; None while it is live.
+        replaced_by: The ID that the item was given instead of this one; None where this is the one it holds.
+    """
+
+    item_id: str
+    semantic_id: SemanticId
+    assigned_at: datetime
+    digest: bytes
+    content_changed: bool
+    retired_at: datetime | None = None
+    replaced_by: SemanticId | None = None
+
+    @property
+    def live(self) -> bool:
+        """Whether the item holds this ID now."""
+        return self.retired_at is None and self.replaced_by is None
+
+
+class ClaimResult(NamedTuple):
+    """The answer to a claim: what the item holds, and whether it holds it only since now."""
+
+    assignment: Assignment
+    created: bool
+
+
+def claimed(claim: Claim, reply: Reply, layout: CodeLayout) -> ClaimResult | SuffixExhausted:
+    """What the script's reply to a claim says."""
+    if reply.value is None:
+        codes = "-".join(map(str, claim.codes))
+        return SuffixExhausted(f"the codes {codes} have no suffix left; the tokenizer's manifest sets the highest")
+    if isinstance(reply.value, bytes):
+        return ClaimResult(read_assignment(claim.item_id, reply.value, layout), created=False)
+    semantic_id = SemanticId(tuple(claim.codes), reply.value)
+    return ClaimResult(Assignment(claim.item_id, semantic_id, reply.at, claim.digest, False), created=True)
+
+
+def read_assignment(item_id: str, value: bytes, layout: CodeLayout) -> Assignment:
+    """What the script wrote: state 1 | [retired_at 4] | assigned_at 4 | digest 8 | codes | suffix in decimal."""
+    retired_at = _time(value[1:5]) if value[0] & RETIRED else None
+    if retired_at is not None:
+        value = value[:1] + value[5:]
+    return Assignment(
+        item_id,
+        read_semantic_id(value[13:], layout),
+        _time(value[1:5]),
+        value[5:13],
+        bool(value[0] & CONTENT_CHANGED),
+        retired_at,
+    )
+
+
+def read_former(value: bytes, layout: CodeLayout) -> dict[SemanticId, datetime]:
+    """The IDs that an item held before, and when each was assigned: assigned_at 4 | codes | suffix | comma, ..."""
+    former = {}
+    start = 0
+    while start < len(value):
+        end = value.index(b",", start + 4 + layout.width)
+        former[read_semantic_id(value[start + 4 : end], layout)] = _time(value[start : start + 4])
+        start = end + 1
+    return former
+
+
+def read_semantic_id(value: bytes, layout: CodeLayout) -> SemanticId:
+    """Of packed codes and a decimal suffix."""
+    return SemanticId(layout.unpack(value[: layout.width]), int(value[layout.width :]))
+
+
+def write_semantic_id(semantic_id: SemanticId, layout: CodeLayout) -> bytes:
+    """As packed codes and a decimal suffix."""
+    return layout.pack(semantic_id.codes) + b"%d" % semantic_id.suffix
+
+
+def latest_time(value: bytes) -> int:
+    """The last second of which an assignment's bytes tell: of its assignment, or of its retirement."""
+    return int.from_bytes(value[1:5])
+
+
+def _time(value: bytes) -> datetime:
+    return datetime.fromtimestamp(int.from_bytes(value), UTC)

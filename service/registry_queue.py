@@ -1,0 +1,120 @@
+"""What callers ask of a record while a call is on its way waits here, and goes together into the next one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+from service.errors import RegistryUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from datetime import datetime
+
+REQUESTS_PER_CALL = 1024
+CALLS_IN_FLIGHT = 2  # one is on the server while the next is put together
+
+
+class Request(NamedTuple):
+    """One item's request to the script: its forward bucket, its id, and what is asked."""
+
+    forward_key: bytes
+    item_id: bytes
+    request: bytes
+
+
+class Reply(NamedTuple):
+    """The script's reply to one request, and when, by the server's clock."""
+
+    value: int | bytes | None
+    at: datetime
+
+
+class _Waiting(NamedTuple):
+    requests: Sequence[Request]
+    answer: asyncio.Future[list[Reply]]
+
+
+class RequestQueue:
+    """Merges what callers ask while a call is on its way into the next one; no timer.
+
+    The calls run in tasks of their own, so that a caller who is cancelled cancels only its own waiting.
+    """
+
+    def __init__(self, send: Callable[[Sequence[Request]], Awaitable[list[Reply]]]) -> None:
+        """Sends by `send`, which is given at most `REQUESTS_PER_CALL` requests."""
+        self._send = send
+        self._pending: deque[_Waiting] = deque()
+        self._senders: set[asyncio.Task[None]] = set()
+
+    async def submit(self, requests: Sequence[Request]) -> list[Reply]:
+        """The replies to these requests, in order; each chunk of `REQUESTS_PER_CALL` is sent together.
+
+        None at all are sent too: an empty call is a barrier for what was read before.
+        """
+        starts = range(0, len(requests), REQUESTS_PER_CALL)
+        chunks = [requests[start : start + REQUESTS_PER_CALL] for start in starts] or [requests]
+        answers = await asyncio.gather(*map(self._submit, chunks))
+        return [reply for answer in answers for reply in answer]
+
+    async def _submit(self, requests: Sequence[Request]) -> list[Reply]:
+        answer: asyncio.Future[list[Reply]] = asyncio.get_running_loop().create_future()
+        self._pending.append(_Waiting(requests, answer))
+        if len(self._senders) < CALLS_IN_FLIGHT:
+            sender = asyncio.create_task(self._send_pending(), name="registry-claims")
+            self._senders.add(sender)
+        return await answer
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits or is on its way."""
+        return not self._senders
+
+    async def drain(self) -> None:
+        """Returns when nothing waits or is on its way."""
+        while self._senders:
+            await asyncio.wait(self._senders)
+
+    async def _send_pending(self) -> None:
+        try:
+            while batch := self._next_batch():
+                await self._send_batch(batch)
+        finally:
+            # Here and not in a done callback, which would run later: `submit` could count a sender that has ended.
+            self._senders.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+
+    async def _send_batch(self, batch: Sequence[_Waiting]) -> None:
+        try:
+            replies = await self._send([request for waiting in batch for request in waiting.requests])
+        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to those who wait
+            _fail(batch, error)
+        except asyncio.CancelledError:
+            _fail(batch, RegistryUnavailable("The service is shutting down."))
+            raise
+        else:
+            _answer(batch, replies)
+
+    def _next_batch(self) -> list[_Waiting]:
+        batch: list[_Waiting] = []
+        room = REQUESTS_PER_CALL
+        while self._pending and len(self._pending[0].requests) <= room:
+            waiting = self._pending.popleft()
+            if not waiting.answer.done():  # else its caller has left
+                batch.append(waiting)
+                room -= len(waiting.requests)
+        return batch
+
+
+def _answer(batch: Sequence[_Waiting], replies: Sequence[Reply]) -> None:
+    start = 0
+    for requests, answer in batch:
+        if not answer.done():
+            answer.set_result(list(replies[start : start + len(requests)]))
+        start += len(requests)
+
+
+def _fail(batch: Sequence[_Waiting], error: Exception) -> None:
+    for _, answer in batch:
+        if not answer.done():
+            answer.set_exception(error)

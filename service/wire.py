@@ -1,0 +1,87 @@
+"""What every route shares: parameters, bodies, answers, and how they are documented."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+import orjson
+from fastapi import Path, Query, Request, Response
+from pydantic import BaseModel, ValidationError
+from starlette.convertors import PathConvertor, register_url_convertor
+
+from service.bodies import parse_json, require_json
+from service.content import MAX_ITEM_ID_BYTES
+from service.errors import PROBLEM_JSON, MalformedRequest
+from service.schemas import Namespace, TokenizerName, describe
+
+R = TypeVar("R", bound=BaseModel)
+
+ItemIdPath = Annotated[str, Path(description="The catalogue's own key.", max_length=MAX_ITEM_ID_BYTES)]
+NamespaceQuery = Annotated[Namespace, Query()]
+TokenizerQuery = Annotated[TokenizerName, Query()]
+
+_TITLES = {
+    400: "The body is not JSON",
+    404: "Nothing is assigned there",
+    413: "The body is too large",
+    415: "The content type is not supported",
+    422: "The request does not fit its schema",
+    429: "The service is at its limit",
+    503: "The model or the registry is not available",
+}
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}}
+
+
+class AnyText(PathConvertor):
+    """All the rest of a path. The convertor `path` stops at a line end: it would find the item `a` for `a%0A`."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("any_text", AnyText())
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Documented problem answers, by status."""
+    return {
+        status: {
+            "description": _TITLES[status],
+            "content": _problem("Problem"),
+            **({"headers": _RETRY_AFTER} if status in {429, 503} else {}),
+        }
+        for status in statuses
+    }
+
+
+def gone(description: str, schema: str) -> dict[int | str, dict[str, Any]]:
+    """A documented 410, whose problem has members of its own."""
+    return {410: {"description": description, "content": _problem(schema)}}
+
+
+def body_of(model: type[BaseModel]) -> dict[str, Any]:
+    """The documented body of a route that reads its bytes itself."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def as_json(answer: Any, status: int = 200) -> Response:
+    """A JSON answer; times end with Z."""
+    return Response(orjson.dumps(answer, option=orjson.OPT_UTC_Z), status, media_type="application/json")
+
+
+def parsed(request: Request, body: bytes, model: type[R]) -> R:
+    """The validated envelope of a JSON body.
+
+    Raises:
+        NotJson: The body is no JSON.
+        MalformedRequest: It does not fit the model.
+    """
+    require_json(request)
+    try:
+        return model.model_validate(parse_json(body))
+    except ValidationError as error:
+        raise MalformedRequest(describe(error.errors(include_url=False, include_input=False))) from error
+
+
+def _problem(schema: str) -> dict[str, Any]:
+    return {PROBLEM_JSON: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}

@@ -1,0 +1,167 @@
+"""Any sequence of claims, retirements, returns, reassignments and restarts, against a simple model of the promises."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from service.assignment import Claim, ClaimResult
+from service.embedded import EmbeddedValkey
+from service.errors import SuffixExhausted
+from service.registry import Record, Registry
+from service.semantic_id import SemanticId
+
+SIZES = (2, 3, 256)
+MAX_SUFFIX = 2
+Codes = tuple[int, ...]
+
+ITEM_IDS = st.sampled_from(["a", "b", "c", "d", "e", "f", "1", "é,"])
+CODES = st.tuples(st.integers(0, 1), st.just(2), st.sampled_from([0, 44, 255]))
+CLAIMS = st.lists(st.tuples(ITEM_IDS, CODES, st.booleans()), min_size=1, max_size=6)
+
+
+class Model:
+    """What the record promises, said with dicts."""
+
+    def __init__(self) -> None:
+        self.holders: dict[SemanticId, str] = {}  # for good
+        self.held: dict[str, SemanticId] = {}
+        self.retired: set[str] = set()
+        self.latest: dict[str, Codes] = {}
+        self.changes: list[tuple[str, str, SemanticId, SemanticId | None]] = []
+
+    @property
+    def live(self) -> dict[SemanticId, str]:
+        return {semantic_id: item for item, semantic_id in self.held.items() if item not in self.retired}
+
+    def claim(self, item_id: str, codes: Codes, *, reassign: bool) -> tuple[SemanticId | None, bool]:
+        """The ID that the item holds now, None where there is no suffix left; and whether it was issued now."""
+        if item_id in self.held and not (reassign and self.held[item_id].codes != codes):
+            if item_id in self.retired:
+                self.changes.append(("returned", item_id, self.held[item_id], None))
+            self.retired.discard(item_id)
+            self.latest[item_id] = codes
+            return self.held[item_id], False
+        earlier = [found for found, holder in self.holders.items() if (found.codes, holder) == (codes, item_id)]
+        suffix = sum(found.codes == codes for found in self.holders)
+        if not earlier and suffix > MAX_SUFFIX:
+            return None, False
+        semantic_id = earlier[0] if earlier else SemanticId(codes, suffix)
+        old = self.held.get(item_id)
+        self.changes.append(
+            ("replaced", item_id, old, semantic_id) if old else ("assigned", item_id, semantic_id, None)
+        )
+        self.holders[semantic_id] = item_id
+        self.held[item_id] = semantic_id
+        self.retired.discard(item_id)
+        self.latest[item_id] = codes
+        return semantic_id, not earlier
+
+    def retire(self, item_id: str) -> None:
+        if item_id in self.held and item_id not in self.retired:
+            self.retired.add(item_id)
+            self.changes.append(("retired", item_id, self.held[item_id], None))
+
+
+class LifeAgainstAModel(RuleBasedStateMachine):
+    """The record beside its model."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.directory = tempfile.TemporaryDirectory(prefix="semid-")
+        self.runner = asyncio.Runner()
+        self.server = EmbeddedValkey(Path(self.directory.name))
+        self.runner.run(self.open())
+        self.model = Model()
+
+    async def open(self) -> None:
+        await self.server.start()
+        self.registry = await Registry.connect(self.server.url, retry_ms=20_000, buckets=3)
+        self.record: Record = await self.registry.record("default", "0123456789abcdef", SIZES, max_suffix=MAX_SUFFIX)
+
+    @rule(batch=CLAIMS)
+    def claim(self, batch: list[tuple[str, Codes, bool]]) -> None:
+        claims = [Claim(item_id, codes, bytes([*codes, *bytes(5)]), reassign) for item_id, codes, reassign in batch]
+
+        results = self.runner.run(self.record.claim(claims))
+
+        for (item_id, codes, reassign), result in zip(batch, results, strict=True):
+            semantic_id, created = self.model.claim(item_id, codes, reassign=reassign)
+            if isinstance(result, SuffixExhausted):
+                assert semantic_id is None
+            else:
+                assert isinstance(result, ClaimResult)
+                assert (result.assignment.semantic_id, result.created) == (semantic_id, created)
+                assert result.assignment.content_changed == (codes != result.assignment.semantic_id.codes)
+
+    @rule(item_ids=st.lists(ITEM_IDS, max_size=4))
+    def retire(self, item_ids: list[str]) -> None:
+        retired = self.runner.run(self.record.retire(item_ids))
+
+        assert [found and found.semantic_id for found in retired] == [self.model.held.get(item) for item in item_ids]
+        assert all(found.retired_at for found in retired if found)
+        for item_id in item_ids:
+            self.model.retire(item_id)
+
+    @rule()
+    def kill(self) -> None:
+        assert self.server.pid is not None
+        os.kill(self.server.pid, signal.SIGKILL)
+
+    @rule()
+    def restart(self) -> None:
+        self.runner.run(self.registry.close())
+        self.runner.run(self.server.stop())
+        self.runner.run(self.open())
+
+    @invariant()
+    def forward_and_reverse_agree(self) -> None:
+        forward = self.run(self.record.by_item_ids(list(self.model.held)))
+        reverse = self.run(self.record.by_semantic_ids(list(self.model.holders)))
+
+        assert {found.item_id: found.semantic_id for found in forward} == self.model.held
+        assert {found.item_id for found in forward if found.retired_at} == self.model.retired
+        assert {found.semantic_id: found.item_id for found in reverse} == self.model.holders
+        for found in reverse:
+            current = self.model.held[found.item_id]
+            assert found.replaced_by == (None if found.semantic_id == current else current)
+            assert bool(found.retired_at) == (found.item_id in self.model.retired)
+        assert {found.semantic_id: found.item_id for found in reverse if found.live} == self.model.live
+        assert self.run(self.record.count()) == len(self.model.live)
+
+    @invariant()
+    def every_change_is_told(self) -> None:
+        told = self.run(self.record.changes.after(0, 10_000)).changes
+
+        assert [change.revision for change in told] == list(range(1, len(told) + 1))
+        assert [tuple(change)[1:] for change in told] == self.model.changes
+
+    def run(self, work: Any) -> Any:
+        return self.runner.run(work)
+
+    def teardown(self) -> None:
+        if hasattr(self, "runner"):
+            self.runner.run(self.registry.close())
+            self.runner.run(self.server.stop())
+            self.runner.close()
+            self.directory.cleanup()
+
+
+def test_any_sequence_of_lives_keeps_the_promises() -> None:
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        LifeAgainstAModel,
+        settings=settings(
+            max_examples=int(os.environ.get("LIFE_EXAMPLES", "12")),
+            stateful_step_count=16,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
