@@ -18,7 +18,7 @@ check: $(VENV)/.check         ## format, lint, types, import contracts
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.serve         ## items/s through HTTP beside SentenceTransformer.encode
-	$(BIN)/python benchmarks/http.py
+	$(BIN)/python benchmarks/throughput.py
 
 clean:                        ## remove the environment; the data directory stays
 	rm -rf $(VENV)
