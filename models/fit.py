@@ -18,7 +18,7 @@ from tqdm import tqdm
 from models.kmeans import KMeansConfig, kmeans
 from models.network import NetworkConfig, start_linear
 from models.projection import ProjectionConfig, draw_rows, projection
-from models.rqvae import RQVAE, LossConfig
+from models.rqvae import RQVAE, LossConfig, Variances
 
 CHUNK_ROWS = 8192
 
@@ -215,12 +215,13 @@ class _Fitting:
         self, epoch: int, optimiser: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler
     ) -> None:
         loss = self.config.loss
+        variances = Variances(self.variance, self._latent_variance())
         for rows in self._batches():
             pairs = None
             if loss.repulsion and len(self.pairs):
                 chosen = torch.randint(len(self.pairs), (self.config.pair_rows,), generator=self.generator)
                 pairs = (self.embeddings[self.pairs[chosen, 0]], self.embeddings[self.pairs[chosen, 1]])
-            losses = self.model.losses(self.embeddings[rows], self.variance, pairs, loss.repulsion_distance)
+            losses = self.model.losses(self.embeddings[rows], variances, pairs, loss.repulsion_distance)
             self._step(losses.total(loss), optimiser, schedule, f"epoch {epoch}")
 
     def _step(
@@ -258,6 +259,14 @@ class _Fitting:
         chunks = self.training.split(CHUNK_ROWS)
         quantize, network = self.model.quantizer.quantize, self.model.network
         return torch.cat([quantize(network(self.embeddings[rows])).residuals[:, level] for rows in chunks])
+
+    @torch.no_grad()
+    def _latent_variance(self) -> float:
+        """Of the training rows' latents, weighted as they are drawn."""
+        latents = torch.cat([self.model.network(self.embeddings[rows]) for rows in self.training.split(CHUNK_ROWS)])
+        share = (self.weights[self.training] / self.weights[self.training].sum())[:, None]
+        centre = (latents * share).sum(dim=0)
+        return float(((latents - centre).square() * share).sum().clamp_min(1e-12))
 
     @torch.no_grad()
     def _codes(self) -> Tensor:

@@ -2,12 +2,12 @@
 
 Every loss is a share of a variance, whatever the widths: an embedding of 768 numbers does not outweigh a latent of 32,
 nor a sum a mean. With x an embedding, z = Enc(x), e_l the codeword of level l, r_l the residual it receives, sg the
-stop of gradients, V_x and V_z the variances (summed over features) of embeddings and of the batch's latents:
+stop of gradients, V_x and V_z the variances (summed over features) of the training set's embeddings and latents:
 
     x^            = Dec(z + sg[sum_l e_l - z])            one straight-through estimator around the sum
     reconstruction = |x - x^|^2 / V_x
-    codebook       = sum_l |sg[r_l] - e_l|^2 / sg[V_z]
-    commitment     = sum_l |r_l - sg[e_l]|^2 / sg[V_z]
+    codebook       = sum_l |sg[r_l] - e_l|^2 / V_z
+    commitment     = sum_l |r_l - sg[e_l]|^2 / V_z
     repulsion      = max(0, 1 - |z_i - z_j| / (g sg[R]))^2   over pairs i, j that share all codes, R the root mean
                                                            square of the residual that no level took
 
@@ -41,6 +41,18 @@ class LossConfig:
     commitment: float = 0.25
     repulsion: float = 0.3
     repulsion_distance: float = 2.0
+
+
+class Variances(NamedTuple):
+    """Variances of the training set, summed over features, above 0.
+
+    Attributes:
+        embeddings: V_x.
+        latents: V_z, at the start of the epoch.
+    """
+
+    embeddings: float
+    latents: float
 
 
 class Losses(NamedTuple):
@@ -104,23 +116,26 @@ class RQVAE(nn.Module):
         return Output(latents, quantization, self.decoder(quantized))
 
     def losses(
-        self, embeddings: Tensor, variance: float, pairs: tuple[Tensor, Tensor] | None = None, distance: float = 2.0
+        self,
+        embeddings: Tensor,
+        variances: Variances,
+        pairs: tuple[Tensor, Tensor] | None = None,
+        distance: float = 2.0,
     ) -> Losses:
         """The losses of a batch.
 
         Args:
             embeddings: (B, D) float.
-            variance: V_x of the training set.
+            variances: V_x and V_z of the training set; a batch's own would be nothing at all in a batch of one row.
             pairs: Embeddings (P, D) of items and of others that share all their codes.
             distance: g.
         """
         output = self(embeddings)
         residuals = output.quantization.residuals
-        spread = (output.latents - output.latents.mean(dim=0)).square().sum(dim=1).mean().detach().clamp_min(1e-12)
         codewords = self.quantizer.codewords(output.quantization.codes)
-        codebook = (residuals[:, :-1].detach() - codewords).square().sum(dim=2).mean(dim=0) / spread
-        commitment = (residuals[:, :-1] - codewords.detach()).square().sum(dim=2).mean(dim=0) / spread
-        reconstruction = (embeddings - output.reconstruction).square().sum(dim=1).mean() / variance
+        codebook = (residuals[:, :-1].detach() - codewords).square().sum(dim=2).mean(dim=0) / variances.latents
+        commitment = (residuals[:, :-1] - codewords.detach()).square().sum(dim=2).mean(dim=0) / variances.latents
+        reconstruction = (embeddings - output.reconstruction).square().sum(dim=1).mean() / variances.embeddings
         repulsion = reconstruction.new_zeros(())
         if pairs is not None and len(pairs[0]):
             reach = distance * residuals[:, -1].detach().square().sum(dim=1).mean().sqrt()

@@ -82,6 +82,22 @@ def test_training_stops_after_the_patience_and_returns_the_best_epoch(clustered)
         assert torch.equal(fitted.model.quantizer.codebooks[0], again.model.quantizer.codebooks[0])
 
 
+def test_a_last_batch_of_one_row_does_not_outweigh_the_others(clustered, monkeypatch):
+    # given 513 training rows in batches of 128
+    fitting = _Fitting(clustered[:570], replace(SMALL, held_out=0.1), None)
+    assert len(fitting.training) % 128 == 1
+    seen = []
+    step = _Fitting._step
+    monkeypatch.setattr(
+        _Fitting, "_step", lambda self, loss, *rest: seen.append(loss.item()) or step(self, loss, *rest)
+    )
+    # when
+    fitting.run()
+    # then
+    assert len(seen) == 3 * 5
+    assert max(seen) < 10
+
+
 def test_a_loss_that_is_not_finite_stops_with_the_place(clustered):
     with pytest.raises(ValueError, match=r"training stopped in epoch \d+: the loss is (nan|inf)"):
         fit(clustered * 1e18, replace(SMALL, epochs=3, learning_rate=1e30))

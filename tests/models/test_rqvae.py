@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from models.network import DecoderNetwork, EncoderNetwork, NetworkConfig, mlp, start_linear
-from models.rqvae import RQVAE, LossConfig
+from models.rqvae import RQVAE, LossConfig, Variances
+
+
+VARIANCES = Variances(embeddings=12.0, latents=8.0)
 
 
 @pytest.fixture
@@ -28,7 +31,7 @@ def encoder_gradient(model):
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_the_commitment_of_every_level_reaches_the_encoder(model, batch, level):
     # given the mistake: with a straight-through codeword inside the loop the gradients cancel beyond level 1
-    losses = model.losses(batch, variance=12.0)
+    losses = model.losses(batch, VARIANCES)
     # when
     losses.commitment[level].backward()
     # then
@@ -51,7 +54,7 @@ def test_the_gradient_of_a_level_s_commitment_is_that_of_its_equation(model, bat
 
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_the_codebook_loss_of_a_level_moves_only_its_codebook(model, batch, level):
-    model.losses(batch, variance=12.0).codebook[level].backward()
+    model.losses(batch, VARIANCES).codebook[level].backward()
     for number, codebook in enumerate(model.quantizer.codebooks):
         moved = codebook.grad is not None and float(codebook.grad.norm()) > 0
         assert moved == (number == level)
@@ -87,11 +90,18 @@ def test_every_loss_is_a_share_of_a_variance_whatever_the_width(generator):
         start_linear(model.decoder.layers, eye, eye)
         model.quantizer.codebooks[0].data = narrow[:4].repeat(1, repeat)
         variance = float((data - data.mean(dim=0)).square().sum(dim=1).mean())
-        losses.append(model.losses(data, variance))
+        losses.append(model.losses(data, Variances(variance, variance)))
     # when, then
     for one, four in zip(losses[0], losses[1], strict=True):
         assert torch.allclose(one, four, rtol=1e-4)
     assert torch.allclose(losses[0].reconstruction, losses[0].codebook[0], rtol=1e-4)
+
+
+def test_a_row_alone_has_the_losses_it_has_among_others(model, batch):
+    whole = model.losses(batch, VARIANCES)
+    rows = [model.losses(row[None], VARIANCES) for row in batch]
+    for number in range(3):
+        assert torch.allclose(whole[number], torch.stack([row[number] for row in rows]).mean(dim=0), rtol=1e-4)
 
 
 def test_the_repulsion_parts_items_that_collide(model, batch):
@@ -102,7 +112,7 @@ def test_the_repulsion_parts_items_that_collide(model, batch):
     # when
     for _ in range(50):
         optimiser.zero_grad()
-        model.losses(batch, 12.0, (first, second)).repulsion.backward()
+        model.losses(batch, VARIANCES, (first, second)).repulsion.backward()
         optimiser.step()
     # then
     after = (model.network(first) - model.network(second)).norm(dim=1).mean()
@@ -110,12 +120,12 @@ def test_the_repulsion_parts_items_that_collide(model, batch):
 
 
 def test_equal_items_repel_without_nan(model, batch):
-    model.losses(batch, 12.0, (batch[:4], batch[:4])).repulsion.backward()
+    model.losses(batch, VARIANCES, (batch[:4], batch[:4])).repulsion.backward()
     assert encoder_gradient(model).isfinite().all()
 
 
 def test_the_total_weighs_each_loss(model, batch):
-    losses = model.losses(batch, 12.0, (batch[:4], batch[4:8]))
+    losses = model.losses(batch, VARIANCES, (batch[:4], batch[4:8]))
     total = losses.total(LossConfig(codebook=2.0, commitment=3.0, repulsion=5.0))
     expected = losses.reconstruction + 2 * losses.codebook.sum() + 3 * losses.commitment.sum() + 5 * losses.repulsion
     assert torch.allclose(total, expected)
