@@ -1,10 +1,11 @@
 # syntax=docker/dockerfile:1
 # The service with its text encoder baked in.
-#   CUDA  docker build -t semid --build-arg VARIANT=cuda .
-#   CPU   docker build -t semid --build-arg TORCH_INDEX=URL .    URL: the index of torch's CPU wheels, from its install page
-# The package registry serves torch with CUDA; its CPU build has the same version and an index of its own.
+#   CUDA  docker build -t semid .                                                  runs without a GPU as well
+#   CPU   docker build -t semid --build-arg VARIANT=cpu --build-arg TORCH_INDEX=URL .    gigabytes smaller
+# The package registry serves torch with CUDA; its CPU build has the same version and an index of its own, whose URL
+# is on torch's install page.
 ARG PYTHON_VERSION=3.11
-ARG VARIANT=cpu
+ARG VARIANT=cuda
 
 FROM python:${PYTHON_VERSION}-slim-bookworm AS base
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1

@@ -8,8 +8,10 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import torch
 from fastapi import FastAPI, Request, Response
@@ -89,7 +91,7 @@ async def compose(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -
     )
     batcher.start()
     stack.push_async_callback(batcher.stop)
-    await batcher.encode(["warm"] if tokenizer.takes_text else [])
+    await batcher.encode(["warm" if tokenizer.takes_text else np.ones(tokenizer.dimension, dtype=np.float32)])
     reader = ItemReader(tokenizer, max_text_bytes=settings.max_text_bytes)
     return State(
         tokenization=Tokenization(
@@ -102,18 +104,30 @@ async def compose(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -
         decoding=Decoding(records, max_wait_s=settings.max_wait_s),
         batcher=batcher,
         registry=registry,
-        gate=BodyGate(max_body_bytes=settings.max_body_bytes, inflight_bytes=settings.inflight_bytes),
+        gate=BodyGate(
+            max_body_bytes=settings.max_body_bytes,
+            inflight_bytes=settings.inflight_bytes,
+            timeout_s=settings.body_timeout_s,
+        ),
         metrics=metrics,
         manifest=manifest,
     )
 
 
 def _tokenizer(settings: Settings) -> Tokenizer:
-    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    torch.set_num_threads(settings.threads or _cores())
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return load(settings.checkpoint, device, settings.text_encoder)
+
+
+def _cores() -> int:
+    """Cores that this process may use: its affinity, and a container's quota where there is one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    allowed, _, period = quota.read_text().partition(" ") if quota.is_file() else ("max", "", "")
+    return cores if allowed == "max" else max(1, min(cores, round(int(allowed) / int(period))))
 
 
 async def _registry(settings: Settings, stack: AsyncExitStack) -> Registry:

@@ -22,13 +22,10 @@ import torch
 from numpy.typing import NDArray
 
 from models import Encoding
-from service.errors import EncoderStopped, Overloaded
+from service.errors import EncoderStopped, EncodingFailed, Overloaded
 from service.metrics import Metrics
 
 log = logging.getLogger(__name__)
-
-# So many failed batches in a row mean that the device is lost: the thread ends, and liveness says so.
-MAX_FAILURES = 3
 
 Content = str | NDArray[np.float32]
 """What is tokenized: a text, or an embedding (D,) float32."""
@@ -55,12 +52,15 @@ class EncodedRow(NamedTuple):
     quantization_error: float
 
 
+Outcome = EncodedRow | EncodingFailed
+
+
 @dataclass(eq=False)
 class _Job:
     """One caller's contents on their way through the model."""
 
-    future: asyncio.Future[list[EncodedRow]]
-    results: list[EncodedRow | None]
+    future: asyncio.Future[list[Outcome]]
+    results: list[Outcome | None]
     missing: int
     queued_at: float = field(default_factory=time.perf_counter)
 
@@ -102,9 +102,10 @@ class Batcher:
         self._rows: deque[_Row] = deque()
         self._queued_tokens = 0
         self._tokens_per_s = 5_000.0
-        self._changed = threading.Condition()
+        self._changed = threading.Condition(threading.RLock())
         self._refusal: str | None = None  # why new work is refused, once it is
-        self._failures = 0
+        self._proven: _Row | None = None  # a row that the model could encode: where it no longer can, it is lost
+        self._left = False  # whether a caller left since the queue was last searched for such
         self._splitter = ThreadPoolExecutor(1, thread_name_prefix="word-pieces")
         self._worker = threading.Thread(target=self._run, name="model", daemon=True)
 
@@ -117,8 +118,8 @@ class Batcher:
         """Whether the worker thread runs."""
         return self._worker.is_alive()
 
-    async def encode(self, contents: Sequence[Content]) -> list[EncodedRow]:
-        """The codes of each content, in order.
+    async def encode(self, contents: Sequence[Content]) -> list[Outcome]:
+        """The codes of each content, in order; or the error of the one that the model fails on.
 
         Raises:
             Overloaded: The queue is full.
@@ -133,7 +134,11 @@ class Batcher:
         job = _Job(loop.create_future(), [None] * len(contents), len(contents))
         # Rows of like length side by side: the padding of a batch is what its longest row exceeds the others by.
         self._enqueue(sorted((_Row(job, i, row) for i, row in enumerate(rows)), key=lambda row: row.tokens))
-        return await job.future
+        try:
+            return await job.future
+        except asyncio.CancelledError:
+            self._left = True
+            raise
 
     async def stop(self) -> None:
         """Refuse new work, finish what is queued, end the worker."""
@@ -157,18 +162,28 @@ class Batcher:
         if self._refusal is not None:
             raise EncoderStopped(self._refusal)
 
-    def _check_room(self, tokens: int = 0) -> None:
-        """Refuse what would overfill the queue; an empty queue takes any one request."""
-        if self._rows and self._queued_tokens + tokens > self._queue_tokens:
+    def _check_room(self) -> None:
+        """Refuse more while the queue is full. What room is left takes any one request, so none starves by its size."""
+        if self._queued_tokens >= self._queue_tokens and self._left:
+            self._forget_leavers()
+        if self._queued_tokens >= self._queue_tokens:
             wait_s = self._queued_tokens / self._tokens_per_s
             msg = f"{self._queued_tokens} tokens are queued of at most {self._queue_tokens}"
             raise Overloaded(msg, retry_after_s=min(wait_s, 60.0))
+
+    def _forget_leavers(self) -> None:
+        """Take the rows of callers who left out of the queue: they hold no place that others wait for."""
+        with self._changed:
+            self._left = False
+            stay = [row for row in self._rows if not row.job.left]
+            self._rows = deque(stay)
+            self._count(sum(row.tokens for row in stay) - self._queued_tokens)
 
     def _enqueue(self, rows: list[_Row]) -> None:
         tokens = sum(row.tokens for row in rows)
         with self._changed:
             self._check_running()
-            self._check_room(tokens)
+            self._check_room()
             self._rows.extend(rows)
             self._count(tokens)
             self._changed.notify()
@@ -182,7 +197,9 @@ class Batcher:
         batch: list[_Row] = []
         try:
             while batch := self._next_batch():
-                self._encode(batch)
+                for job in {row.job for row in batch}:
+                    self._metrics.queue_seconds.observe(time.perf_counter() - job.queued_at)
+                _distribute(batch, self._encode(batch))
         finally:
             with self._changed:
                 self._refusal = self._refusal or "the model's thread has ended; the process needs a restart"
@@ -218,22 +235,29 @@ class Batcher:
             self._count(-row.tokens)
         return batch
 
-    def _encode(self, batch: list[_Row]) -> None:
-        """Run the model on a batch and hand each caller its rows; a failure is the batch's, not the thread's."""
+    def _encode(self, batch: list[_Row]) -> list[Outcome]:
+        """What the model makes of a batch. A batch that fails is tried again in halves, down to the row at fault.
+
+        Raises:
+            Exception: The model fails on what it could do before as well: the device is lost, and the thread ends.
+        """
         started = time.perf_counter()
         try:
             encoding = self._forward(batch)
-            self._measure(batch, encoding, time.perf_counter() - started)
-            _distribute(batch, encoding)
+            outcomes = _outcomes(encoding, len(batch))
         except Exception as error:
-            log.exception("a batch of %d rows failed", len(batch))
-            for job in {row.job for row in batch}:
-                _settle(job, EncoderStopped(f"the model failed on this batch: {type(error).__name__}"))
-            self._failures += 1
-            if self._failures >= MAX_FAILURES:
+            if len(batch) > 1:
+                log.warning("a batch of %d rows failed, trying it in halves: %r", len(batch), error)
+                middle = len(batch) // 2
+                return self._encode(batch[:middle]) + self._encode(batch[middle:])
+            log.exception("the model failed on one row")
+            if self._proven is None:
                 raise
-        else:
-            self._failures = 0
+            self._forward([self._proven])
+            return [EncodingFailed(type(error).__name__)]
+        self._proven = batch[0]
+        self._measure(batch, encoding, time.perf_counter() - started)
+        return outcomes
 
     def _measure(self, batch: list[_Row], encoding: Encoding, elapsed_s: float) -> None:
         tokens = sum(row.tokens for row in batch)
@@ -248,12 +272,20 @@ class Batcher:
         return self._encoder.encode(torch.from_numpy(np.stack([row.content for row in batch])))
 
 
-def _distribute(batch: list[_Row], encoding: Encoding) -> None:
-    """Split a batch's rows back to their callers."""
-    rows = zip(encoding.codes.tolist(), encoding.margin.tolist(), encoding.quantization_error.tolist(), strict=True)
+def _outcomes(encoding: Encoding, rows: int) -> list[Outcome]:
+    """An encoding row by row."""
+    columns = (encoding.codes.tolist(), encoding.margin.tolist(), encoding.quantization_error.tolist())
+    outcomes = [EncodedRow(tuple(codes), *measures) for codes, *measures in zip(*columns, strict=True)]
+    if len(outcomes) != rows:
+        raise RuntimeError(f"{len(outcomes)} rows came back of {rows}")
+    return list(outcomes)
+
+
+def _distribute(batch: Sequence[_Row], outcomes: Sequence[Outcome]) -> None:
+    """Hand each caller its rows."""
     finished = []
-    for row, (codes, margin, error) in zip(batch, rows, strict=True):
-        row.job.results[row.place] = EncodedRow(tuple(codes), margin, error)
+    for row, outcome in zip(batch, outcomes, strict=True):
+        row.job.results[row.place] = outcome
         row.job.missing -= 1
         if row.job.missing == 0:
             finished.append(row.job)
@@ -261,7 +293,7 @@ def _distribute(batch: list[_Row], encoding: Encoding) -> None:
         _settle(job, [result for result in job.results if result is not None])
 
 
-def _settle(job: _Job, outcome: list[EncodedRow] | Exception) -> None:
+def _settle(job: _Job, outcome: list[Outcome] | Exception) -> None:
     """Resolve a caller's future on its loop; a caller who left, or a loop that closed, is no error."""
 
     def resolve() -> None:

@@ -6,14 +6,22 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import orjson
 from starlette.requests import ClientDisconnect, Request
 
-from service.errors import BodyTooLarge, NotJson, Overloaded, UnsupportedMediaType
+from service.errors import BodyTimeout, BodyTooLarge, NotJson, Overloaded, UnsupportedMediaType
 
 T = TypeVar("T")
+
+
+@dataclass
+class _Share:
+    """The bytes that one body holds."""
+
+    held: int = 0
 
 
 class BodyGate:
@@ -21,12 +29,15 @@ class BodyGate:
 
     Args:
         max_body_bytes: Of one body; beyond it 413.
-        inflight_bytes: Of all bodies whose requests are not answered yet; beyond it 429.
+        inflight_bytes: Of all bodies whose requests are not answered yet, and of what parsing makes of them; beyond it
+            429, and 413 for a body that is beyond it alone.
+        timeout_s: In which a body has to arrive; beyond it 408.
     """
 
-    def __init__(self, *, max_body_bytes: int, inflight_bytes: int) -> None:
+    def __init__(self, *, max_body_bytes: int, inflight_bytes: int, timeout_s: float) -> None:
         self._max_body_bytes = max_body_bytes
         self._inflight_bytes = inflight_bytes
+        self._timeout_s = timeout_s
         self._held_bytes = 0
 
     @asynccontextmanager
@@ -38,29 +49,46 @@ class BodyGate:
             Overloaded: Too many bytes are held already.
         """
         self._refuse_large(int(request.headers.get("content-length") or 0))
-        chunks: list[bytes] = []
-        held = 0
+        share = _Share()
         try:
-            async for chunk in request.stream():
-                self._hold(len(chunk), own=held)
-                held += len(chunk)
-                self._refuse_large(held)
-                chunks.append(chunk)
-            yield b"".join(chunks)
+            yield await self._receive(request, share)
         finally:
-            self._held_bytes -= held
+            self._held_bytes -= share.held
+
+    async def _receive(self, request: Request, share: _Share) -> bytes:
+        chunks: list[bytes] = []
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                async for chunk in request.stream():
+                    self._hold(len(chunk), share)
+                    self._refuse_large(share.held)
+                    chunks.append(chunk)
+        except TimeoutError as error:
+            raise BodyTimeout(f"it has to arrive within {self._timeout_s:g} s") from error
+        body = b"".join(chunks)
+        values = _bytes_of_values(body)
+        if values > self._inflight_bytes:
+            raise BodyTooLarge("it holds too many values")
+        self._hold(values, share)
+        return body
 
     def _refuse_large(self, size: int) -> None:
         if size > self._max_body_bytes:
             msg = f"at most {self._max_body_bytes} bytes are taken in one body"
             raise BodyTooLarge(msg)
 
-    def _hold(self, size: int, own: int) -> None:
-        """Count a chunk of a body of which `own` bytes are held; a body that is alone is taken whatever its size."""
-        if self._held_bytes > own and self._held_bytes + size > self._inflight_bytes:
+    def _hold(self, size: int, share: _Share) -> None:
+        """Count more bytes of a body; one that is alone is taken whatever its size."""
+        if self._held_bytes > share.held and self._held_bytes + size > self._inflight_bytes:
             msg = f"bodies of {self._held_bytes} bytes are held of at most {self._inflight_bytes}"
             raise Overloaded(msg)
         self._held_bytes += size
+        share.held += size
+
+
+def _bytes_of_values(body: bytes) -> int:
+    """About what the values of a JSON body take once parsed: three bytes, `{},`, become an object of sixty-four."""
+    return 64 * (body.count(b"{") + body.count(b"[")) + 32 * body.count(b",")
 
 
 def require_json(request: Request) -> None:

@@ -5,6 +5,7 @@ Tokenizing is idempotent by item id, so a batch whose answer was lost is simply 
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -88,7 +89,7 @@ class TokenizerClient:
         self.close()
 
     def _post(self, path: str, request: Mapping[str, Any]) -> Any:
-        body = orjson.dumps(request)
+        body = _encoded(request)
         give_up = time.monotonic() + self._patience_s
         pause_s = 0.2
         while True:
@@ -102,11 +103,27 @@ class TokenizerClient:
                 trouble = describe(response)
                 if response.status_code not in RETRIED_STATUSES:
                     raise TokenizerError(trouble)
-                wanted_s = float(response.headers.get("retry-after", 0))
+                wanted_s = _seconds(response.headers.get("retry-after"))
             pause_s = min(max(2 * pause_s, wanted_s), MAX_PAUSE_S)
             if time.monotonic() + pause_s > give_up:
                 raise TokenizerError(f"gave up on {self._http.base_url}: {trouble}")
             time.sleep(pause_s)
+
+
+def _encoded(request: Mapping[str, Any]) -> bytes:
+    """The request as JSON. What orjson refuses (a lone surrogate) is left to the service: that item fails alone."""
+    try:
+        return orjson.dumps(request)
+    except TypeError:
+        return json.dumps(request).encode()
+
+
+def _seconds(retry_after: str | None) -> float:
+    """`Retry-After` where it is a number; a date is not waited for."""
+    try:
+        return float(retry_after or 0)
+    except ValueError:
+        return 0.0
 
 
 def batched(values: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -69,6 +69,12 @@ class NotJson(ServiceError):
     status, slug, title = 400, "not_json", "The body is not JSON"
 
 
+class BodyTimeout(ServiceError):
+    """The body did not arrive within `SID_BODY_TIMEOUT_S`."""
+
+    status, slug, title = 408, "body_timeout", "The body did not arrive in time"
+
+
 class UnsupportedMediaType(ServiceError):
     """The body's content type is not one the route reads."""
 
@@ -204,6 +210,12 @@ class InvalidEmbedding(ItemError):
     """The embedding has the wrong dimension, is not finite, is zero, or is not base64 of float32."""
 
     slug, title = "invalid_embedding", "The embedding cannot be tokenized"
+
+
+class EncodingFailed(ItemError):
+    """The model failed on this item alone."""
+
+    slug, title = "encoding_failed", "The model failed on this item"
 
 
 class ConflictingDuplicate(ItemError):

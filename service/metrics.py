@@ -28,6 +28,9 @@ class Metrics:
             registry=collectors,
         )
         self.queue_tokens = Gauge("semid_queue_tokens", "Word pieces queued for the model", registry=collectors)
+        self.queue_seconds = Histogram(
+            "semid_queue_seconds", "Time from the queue to a batch", buckets=_SECONDS, registry=collectors
+        )
         self.batch_rows = Histogram("semid_batch_rows", "Rows of a batch", buckets=_SIZES, registry=collectors)
         self.batch_tokens = Histogram("semid_batch_tokens", "Tokens of a batch", buckets=_SIZES, registry=collectors)
         self.model_seconds = Histogram(

@@ -51,7 +51,6 @@ class Primary:
     """The server: its calls bounded in time, shielded and translated; its durability checked.
 
     Attributes:
-        unchecked: Whether a connection was made since the last check.
         waits: Whether an acknowledgement needs a WAITAOF, as the server's own policy syncs later.
         durable_before: Where `waits`, all that was assigned before this second of the server's clock is synced.
     """
@@ -63,7 +62,9 @@ class Primary:
         self._durability = Durability(durability)
         self._timeout_ms = timeout_ms
         self._retry_s = retry_ms / 1000
-        self.unchecked = True
+        self._checking = asyncio.Lock()
+        self._connections_made = 0
+        self._connections_checked = -1
         self._tasks: set[asyncio.Task[Any]] = set()
         self._client: Redis = Redis.from_pool(self._pool(url))
 
@@ -87,7 +88,7 @@ class Primary:
 
     async def _on_connect(self, connection: Any) -> None:
         await connection.on_connect()
-        self.unchecked = True  # another server may answer at this address now
+        self._connections_made += 1  # another server may answer at this address now
 
     async def close(self) -> None:
         """Waits for the calls under way, each bounded in time, and closes the connections."""
@@ -202,6 +203,11 @@ class Primary:
         self.durable_before = max(self.durable_before, reply[0])
         return cast("list[Any]", reply)
 
+    @property
+    def unchecked(self) -> bool:
+        """Whether a connection was made since the last check that succeeded."""
+        return self._connections_checked != self._connections_made
+
     async def recheck(self) -> None:
         """Checks again where a new connection was made: another server may answer now. Inside `call` only.
 
@@ -219,19 +225,17 @@ class Primary:
         Raises:
             RegistryRefused: The message names the setting.
         """
-        try:
-            for _ in range(2):  # the first round may have made the connection that it then distrusts
-                if self.unchecked:
-                    self.unchecked = False
-                    await self._check()
-        except redis_errors.RedisError as error:
-            self.unchecked = True
-            if isinstance(_cause(error), redis_errors.AuthenticationError):
-                raise RegistryRefused(self._plainly(error)) from error
-            raise
-        except BaseException:
-            self.unchecked = True
-            raise
+        async with self._checking:  # whoever comes meanwhile waits for what is found
+            try:
+                for _ in range(2):  # the first round may have made the connection that it then distrusts
+                    if self.unchecked:
+                        made = self._connections_made
+                        await self._check()
+                        self._connections_checked = made
+            except redis_errors.RedisError as error:
+                if isinstance(_cause(error), redis_errors.AuthenticationError):
+                    raise RegistryRefused(self._plainly(error)) from error
+                raise
 
     async def _check(self) -> None:
         config = await self._config()
@@ -257,7 +261,8 @@ class Primary:
                 f"The registry at {self.address} never syncs (appendfsync no): set it to always or everysec, or weaken "
                 "the promise with SID_DURABILITY=memory."
             )
-        waits = config.get("appendfsync") != "always"
+        # Under no-appendfsync-on-rewrite even "always" answers before the sync while a rewrite runs.
+        waits = config.get("appendfsync") != "always" or config.get("no-appendfsync-on-rewrite") == "yes"
         if waits:
             try:
                 await self.command("WAITAOF", 1, 0, self._timeout_ms)
@@ -272,7 +277,7 @@ class Primary:
 
     async def _config(self) -> dict[str, str]:
         """The settings that matter; empty where CONFIG is forbidden, as with hosted servers."""
-        names = ("appendonly", "appendfsync", "maxmemory", "maxmemory-policy")
+        names = ("appendonly", "appendfsync", "no-appendfsync-on-rewrite", "maxmemory", "maxmemory-policy")
         try:
             answer = await self.command("CONFIG GET", *names)
         except redis_errors.ResponseError as error:

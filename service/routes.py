@@ -33,7 +33,7 @@ router = APIRouter()
     tags=["Tokenize"],
     summary="Items to Semantic IDs",
     response_model=TokenizeResponse,
-    responses=problems(400, 413, 415, 422, 429, 503),
+    responses=problems(400, 408, 413, 415, 422, 429, 503),
     openapi_extra=body_of(TokenizeRequest),
 )
 async def tokenize(request: Request) -> Response:
@@ -49,7 +49,7 @@ async def tokenize(request: Request) -> Response:
     tags=["Look up"],
     summary="Semantic IDs to items",
     response_model=LookupResponse,
-    responses=problems(400, 413, 415, 422, 429, 503),
+    responses=problems(400, 408, 413, 415, 422, 429, 503),
     openapi_extra=body_of(LookupRequest),
 )
 async def lookup(request: Request) -> Response:

@@ -14,7 +14,7 @@ from service.primary import Durability
 class Settings(BaseSettings):
     """The service's settings; each field is `SID_<NAME>` in the environment."""
 
-    model_config = SettingsConfigDict(env_prefix="SID_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="SID_", env_ignore_empty=True, frozen=True)
 
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on.")
@@ -35,13 +35,16 @@ class Settings(BaseSettings):
     device: str = Field(
         default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda` or `cuda:N`."
     )
-    threads: int = Field(default=0, ge=0, description="CPU threads of the model; 0: one per core.")
+    threads: int = Field(
+        default=0, ge=0, description="CPU threads of the model; 0: one for each core that the process may use."
+    )
     batch_tokens: int = Field(default=4096, ge=1, description="Padded word pieces of one forward pass, at most.")
     queue_tokens: int = Field(default=200_000, ge=1, description="Word pieces queued for the model, beyond which 429.")
     inflight_bytes: int = Field(
-        default=256 * 2**20, ge=1, description="Bytes of request bodies held, beyond which 429."
+        default=256 * 2**20, ge=1, description="Bytes of request bodies and their values held, beyond which 429."
     )
     max_body_bytes: int = Field(default=32 * 2**20, ge=1, description="Bytes of one request body.")
+    body_timeout_s: float = Field(default=60.0, gt=0, description="Seconds in which a body has to arrive.")
     max_items: int = Field(default=1024, ge=1, description="Items of one `POST /tokenize`.")
     max_lookups: int = Field(default=4096, ge=1, description="Semantic IDs of one `POST /lookup`.")
     max_text_bytes: int = Field(default=65_536, ge=1, description="UTF-8 bytes of one item's text.")

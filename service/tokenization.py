@@ -26,6 +26,7 @@ from service.batcher import Batcher, EncodedRow
 from service.content import Item, ItemReader
 from service.errors import (
     ConflictingDuplicate,
+    EncodingFailed,
     ItemError,
     MalformedSemanticId,
     NotAssigned,
@@ -76,15 +77,18 @@ class Tokenization:
         if len(request.items) > self._limits.max_items:
             msg = f"{len(request.items)} items, at most {self._limits.max_items} are taken in one request"
             raise TooManyItems(msg)
-        record = await self._records.of(request.namespace, request.tokenizer, create=request.assign)
+        record = await self._records.of(request.namespace, request.tokenizer)
         items, failures = self._read(request.items)
         known = await self._recall(record, items)
-        reassign = request.on_change == "reassign"
-        encoded = await self._encode(
-            {i: item for i, item in items.items() if i not in known or not _stands(item, known[i], reassign=reassign)}
+        # Content that changed is encoded again where its own codes are asked for: to be reassigned, or in a dry run.
+        afresh = request.on_change == "reassign" or not request.assign
+        encoded, unencodable = await self._encode(
+            {i: item for i, item in items.items() if i not in known or not _stands(item, known[i], afresh=afresh)}
         )
+        failures.update(unencodable)
+        items = {i: item for i, item in items.items() if i not in unencodable}
         if request.assign:
-            claimed, exhausted = await self._claim(record, items, encoded, reassign=reassign)
+            claimed, exhausted = await self._claim(request, items, encoded)
             failures.update(exhausted)
             answers = assigned({i: item for i, item in items.items() if i not in exhausted}, known, encoded, claimed)
         else:
@@ -177,14 +181,20 @@ class Tokenization:
         found = await self._timed("recall", record.by_item_ids([item.item_id for item in items.values()]))
         return {i: assignment for i, assignment in zip(items, found, strict=True) if assignment and assignment.live}
 
-    async def _encode(self, items: Mapping[int, Item]) -> dict[int, EncodedRow]:
-        rows = await self._batcher.encode([item.content for item in items.values()])
-        return dict(zip(items, rows, strict=True))
+    async def _encode(self, items: Mapping[int, Item]) -> tuple[dict[int, EncodedRow], dict[int, EncodingFailed]]:
+        """What was encoded, and what the model failed on."""
+        rows = dict(zip(items, await self._batcher.encode([item.content for item in items.values()]), strict=True))
+        encoded = {i: row for i, row in rows.items() if isinstance(row, EncodedRow)}
+        return encoded, {i: row for i, row in rows.items() if isinstance(row, EncodingFailed)}
 
     async def _claim(
-        self, record: Record, items: Mapping[int, Item], encoded: Mapping[int, EncodedRow], *, reassign: bool
+        self, request: TokenizeRequest, items: Mapping[int, Item], encoded: Mapping[int, EncodedRow]
     ) -> tuple[dict[int, ClaimResult], dict[int, SuffixExhausted]]:
-        """What was claimed, and what has no suffix left."""
+        """What was claimed, and what has no suffix left. Only now a new namespace leaves anything behind."""
+        if not encoded:
+            return {}, {}
+        record = await self._records.of(request.namespace, request.tokenizer, create=True)
+        reassign = request.on_change == "reassign"
         claims = [Claim(items[i].item_id, row.codes, items[i].digest, reassign) for i, row in encoded.items()]
         results = dict(zip(encoded, await self._timed("claim", record.claim(claims)), strict=True))
         claimed = {i: result for i, result in results.items() if isinstance(result, ClaimResult)}
@@ -235,6 +245,6 @@ class Tokenization:
             self._metrics.items.labels(outcome).inc(count)
 
 
-def _stands(item: Item, assignment: Assignment, *, reassign: bool) -> bool:
-    """Whether the assignment is the answer, whatever the item's codes."""
-    return item.digest == assignment.digest and not (reassign and assignment.content_changed)
+def _stands(item: Item, assignment: Assignment, *, afresh: bool) -> bool:
+    """Whether the assignment is the answer without the model; `afresh` where the codes of changed content count."""
+    return item.digest == assignment.digest and not (afresh and assignment.content_changed)

@@ -23,6 +23,7 @@ TokenizerQuery = Annotated[TokenizerName, Query()]
 _TITLES = {
     400: "The body is not JSON",
     404: "Nothing is assigned there",
+    408: "The body did not arrive in time",
     413: "The body is too large",
     415: "The content type is not supported",
     422: "The request does not fit its schema",

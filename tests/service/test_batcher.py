@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import Encoding
-from service.batcher import MAX_FAILURES, Batcher, Content, EncodedRow
-from service.errors import EncoderStopped, Overloaded
+from service.batcher import Batcher, Content, EncodedRow
+from service.errors import EncoderStopped, EncodingFailed, Overloaded
 from service.metrics import Metrics
 
 STEP_S = 0.02
@@ -28,6 +28,7 @@ class LetterEncoder:
         batches: The contents of every batch that reached the model.
         free: The model runs while this is set.
         fault: Raised in place of an encoding.
+        poison: A content whose batch fails.
     """
 
     def __init__(self) -> None:
@@ -37,6 +38,7 @@ class LetterEncoder:
         self.entered = threading.Semaphore(0)
         self.fault: BaseException | None = None
         self.lost_rows = 0
+        self.poison: list[object] = []
 
     def split(self, texts: Sequence[str]) -> list[list[int]]:
         return [[ord(letter) for letter in text] for text in texts]
@@ -54,6 +56,8 @@ class LetterEncoder:
         assert self.free.wait(30)
         if self.fault is not None:
             raise self.fault
+        if self.poison in contents:
+            raise RuntimeError("poison")
         rows = torch.tensor(codes[self.lost_rows :])
         measure = rows[:, 1].to(torch.float64)
         return Encoding(rows, measure, measure / 2, torch.zeros(len(rows), dtype=torch.bool))
@@ -256,10 +260,10 @@ async def test_a_full_queue_refuses_and_says_when_to_come_again(make: Make) -> N
     batcher, encoder = make(queue_tokens=10)
     busy = await hold(batcher, encoder)
     (waiting,) = await queued(batcher, ["a" * 8])
+    fitting = (await queued(batcher, ["c" * 2]))[0]
 
     with pytest.raises(Overloaded) as refusal:
         await batcher.encode(["b" * 3])
-    fitting = (await queued(batcher, ["c" * 2]))[0]
     encoder.free.set()
 
     assert refusal.value.status == 429
@@ -269,40 +273,79 @@ async def test_a_full_queue_refuses_and_says_when_to_come_again(make: Make) -> N
     assert await batcher.encode(["b" * 3]) == [row_of("bbb")]
 
 
+async def test_the_largest_request_is_taken_while_there_is_any_room(make: Make) -> None:
+    batcher, encoder = make(queue_tokens=10)
+    busy = await hold(batcher, encoder)
+    (waiting,) = await queued(batcher, ["a" * 9])
+
+    (large,) = await queued(batcher, ["b" * 50])
+    encoder.free.set()
+
+    assert await large == [row_of("b" * 50)]
+    await asyncio.gather(busy, waiting)
+
+
+async def test_the_rows_of_callers_who_left_hold_no_place_in_the_queue(make: Make) -> None:
+    batcher, encoder = make(queue_tokens=10)
+    busy = await hold(batcher, encoder)
+    stays, leaves = await queued(batcher, ["s" * 5], ["l" * 50])
+
+    leaves.cancel()
+    await asyncio.wait({leaves})
+    comes = asyncio.create_task(batcher.encode(["c" * 4]))
+    await asyncio.sleep(STEP_S)
+    encoder.free.set()
+
+    assert await asyncio.gather(busy, stays, comes) == [[row_of("busy")], [row_of("s" * 5)], [row_of("c" * 4)]]
+
+
 async def test_an_empty_queue_takes_any_one_request(make: Make) -> None:
     batcher, _ = make(queue_tokens=10)
 
     assert await batcher.encode(["a" * 50]) == [row_of("a" * 50)]
 
 
-async def test_a_failing_batch_fails_its_callers_and_not_the_thread(make: Make) -> None:
+async def test_a_row_that_the_model_fails_on_fails_alone(make: Make) -> None:
     batcher, encoder = make()
     busy = await hold(batcher, encoder)
-    waiting = await queued(batcher, ["a"], ["b"])
-    encoder.fault = RuntimeError("out of memory")
+    waiting = await queued(batcher, ["a", "bad", "c"], ["d"])
+    encoder.poison = [ord(letter) for letter in "bad"]
 
     encoder.free.set()
-    outcomes = await asyncio.gather(busy, *waiting, return_exceptions=True)
-    encoder.fault = None
+    outcomes = await asyncio.gather(busy, *waiting)
 
-    assert [type(outcome) for outcome in outcomes] == [EncoderStopped] * 3
-    assert batcher.alive
-    assert await batcher.encode(["c"]) == [row_of("c")]
+    failed = outcomes[1][1]
+    assert isinstance(failed, EncodingFailed)
+    assert failed.detail == "RuntimeError"
+    assert [outcomes[1][0], outcomes[1][2]] == [row_of("a"), row_of("c")]
+    assert [outcomes[0], outcomes[2]] == [[row_of("busy")], [row_of("d")]]
 
 
-async def test_failures_with_successes_between_do_not_add_up(make: Make) -> None:
+async def test_any_number_of_bad_rows_leaves_the_thread_alive(make: Make) -> None:
     batcher, encoder = make()
+    await batcher.encode(["good"])
+    encoder.poison = [ord(letter) for letter in "bad"]
 
-    for _failure in range(2 * MAX_FAILURES):
-        encoder.fault = RuntimeError("once")
-        with pytest.raises(EncoderStopped):
-            await batcher.encode(["a"])
-        encoder.fault = None
-        await batcher.encode(["b"])
+    outcomes = await batcher.encode(["bad"] * 20 + ["good"])
 
+    assert [type(outcome) for outcome in outcomes] == [EncodingFailed] * 20 + [EncodedRow]
     assert batcher.alive
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_model_that_fails_on_what_it_could_do_before_is_lost(make: Make) -> None:
+    batcher, encoder = make()
+    await batcher.encode(["good"])
+    encoder.fault = RuntimeError("the device is lost")
+
+    with pytest.raises(EncoderStopped, match="thread has ended"):
+        await asyncio.wait_for(batcher.encode(["a", "b"]), 5)
+
+    await asyncio.to_thread(batcher._worker.join, 10)
+    assert not batcher.alive
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 async def test_an_encoder_that_loses_rows_fails_its_callers(make: Make) -> None:
     batcher, encoder = make()
     encoder.lost_rows = 1

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
 from service.bodies import BodyGate, parse_json, require_json, unless_disconnected
-from service.errors import BodyTooLarge, NotJson, Overloaded, UnsupportedMediaType
+from service.errors import BodyTimeout, BodyTooLarge, NotJson, Overloaded, UnsupportedMediaType
 
 
 class Connection:
@@ -40,8 +40,15 @@ class Connection:
         return Request({"type": "http", "method": "POST", "headers": raw}, self.receive)
 
 
-def gate(**limits: int) -> BodyGate:
-    return BodyGate(**{"max_body_bytes": 10, "inflight_bytes": 100, **limits})
+def gate(**limits: float) -> BodyGate:
+    return BodyGate(
+        **{  # type: ignore[arg-type]
+            "max_body_bytes": 10,
+            "inflight_bytes": 100,
+            "timeout_s": 5.0,
+            **limits,
+        }
+    )
 
 
 async def test_a_body_is_read_whole() -> None:
@@ -234,3 +241,29 @@ async def test_work_is_dropped_when_the_server_gives_the_request_up(read_request
 
 async def _awaiting(work: asyncio.Task[object]) -> object:
     return await work
+
+
+async def test_a_body_that_does_not_arrive_in_time_is_refused_and_holds_nothing() -> None:
+    class Trickle(Connection):
+        async def receive(self) -> Message:
+            await asyncio.sleep(10)
+            raise AssertionError("nobody waits that long")
+
+    small = gate(timeout_s=0.05)
+
+    with pytest.raises(BodyTimeout):
+        async with small.read(Trickle(b"x").request()):
+            pass
+
+    assert small._held_bytes == 0
+
+
+async def test_a_body_of_too_many_values_is_refused_before_it_is_parsed() -> None:
+    body = b"[" + b"{}," * 1000 + b"{}]"
+    wide = gate(max_body_bytes=10_000, inflight_bytes=20_000)
+
+    with pytest.raises(BodyTooLarge, match="too many values"):
+        async with wide.read(Connection(body).request()):
+            pass
+
+    assert wide._held_bytes == 0

@@ -80,6 +80,14 @@ def test_rejected_items_stand_in_a_file_with_their_reason_and_the_exit_status_sa
     assert rejected["error"]["type"] == "urn:semid:problem:invalid_text"
 
 
+def test_a_lone_surrogate_is_rejected_and_its_neighbour_is_not(url: str, namespace: str) -> None:
+    with TokenizerClient(url, namespace=namespace) as client:
+        good, bad = client.tokenize([{"item_id": "good", "text": "kettle"}, {"item_id": "bad", "text": "\ud800"}])
+
+    assert good["created"]
+    assert "surrogate" in bad["error"]["detail"]
+
+
 def test_a_dry_run_writes_codes_and_assigns_nothing(
     service: Any, url: str, catalogue: Path, namespace: str, tmp_path: Path
 ) -> None:

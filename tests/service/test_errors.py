@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from typing import Any
+
 import pytest
 
 from service import errors
-from service.errors import ItemError, Overloaded, SemidError, ServiceError
+from service.errors import ChangesGone, ItemError, Overloaded, Retired, SemidError, ServiceError
 
 
 def leaves(root: type[SemidError]) -> list[type[SemidError]]:
@@ -16,11 +19,22 @@ def leaves(root: type[SemidError]) -> list[type[SemidError]]:
 FAULTS = [fault for fault in leaves(SemidError) if fault.__module__ == errors.__name__]
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_an_error_carries_its_status_type_and_title(fault: type[SemidError]) -> None:
-    error = fault("this one")
+MEMBERS: dict[type[SemidError], dict[str, Any]] = {
+    Retired: {"item_id": "a", "semantic_id": "1-0", "retired_at": datetime(2026, 1, 1, tzinfo=UTC)},
+    ChangesGone: {"revision": 7},
+}
 
-    assert error.as_error() == {"type": f"urn:semid:problem:{fault.slug}", "title": fault.title, "detail": "this one"}
+
+def occurrence(fault: type[SemidError]) -> SemidError:
+    return fault("this one", **MEMBERS.get(fault, {}))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_error_carries_its_status_type_title_and_members(fault: type[SemidError]) -> None:
+    error = occurrence(fault)
+
+    words = {"type": f"urn:semid:problem:{fault.slug}", "title": fault.title, "detail": "this one"}
+    assert error.as_error() == words | MEMBERS.get(fault, {})
     assert error.as_problem() == {**error.as_error(), "status": fault.status}
     assert 400 <= fault.status < 600
     assert fault.slug != SemidError.slug
@@ -35,7 +49,9 @@ def test_no_two_errors_share_a_type() -> None:
 
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if issubclass(fault, ServiceError)])
 def test_where_waiting_helps_the_answer_says_how_long(fault: type[ServiceError]) -> None:
-    headers = fault("this one").headers()
+    error = occurrence(fault)
+    assert isinstance(error, ServiceError)
+    headers = error.headers()
 
     assert ("Retry-After" in headers) == (fault.status in {429, 503})
     assert all(int(seconds) >= 1 for seconds in headers.values())
@@ -48,4 +64,4 @@ def test_retry_after_is_in_whole_seconds_and_never_nought(wait_s: float, seconds
 
 def test_an_item_error_is_no_fault_of_the_request() -> None:
     assert not issubclass(ItemError, ServiceError)
-    assert all(fault.status == 422 for fault in FAULTS if issubclass(fault, ItemError))
+    assert all(400 <= fault.status < 500 for fault in FAULTS if issubclass(fault, ItemError))

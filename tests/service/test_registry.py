@@ -564,6 +564,33 @@ async def test_a_server_that_came_back_weaker_is_not_trusted(
         await claim_one(record, "other")
 
 
+async def test_claims_under_way_together_all_wait_once_the_server_came_back_weaker(
+    start_valkey: Callable[..., Valkey], connect: Connect
+) -> None:
+    server = start_valkey()
+    registry = await connect(server.url)
+    records = [await registry.record(f"space-{number}", FINGERPRINT, SIZES) for number in range(8)]
+    for record in records:
+        await claim_one(record, "before")
+    server.client().config_set("appendonly", "no")
+    server.client().client_kill_filter(_type="normal", skipme=True)
+
+    outcomes = await asyncio.gather(*(claim_one(record, "after") for record in records), return_exceptions=True)
+
+    assert [type(outcome) for outcome in outcomes] == [RegistryUnavailable] * 8
+
+
+async def test_a_server_that_does_not_sync_during_a_rewrite_is_waited_for(
+    start_valkey: Callable[..., Valkey], connect: Connect
+) -> None:
+    server = start_valkey(no_appendfsync_on_rewrite="yes")
+    record = await (await connect(server.url)).record("default", FINGERPRINT, SIZES)
+
+    await claim_one(record, "item")
+
+    assert server.client().info("commandstats")["cmdstat_waitaof"]["calls"] >= 2
+
+
 @pytest.fixture
 def old_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server before 7.2 knows no WAITAOF; here the command is sent by a name that ours does not know either."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import redis
 
 MakeEmbedding = Callable[[int], list[float]]
 TYPE = "urn:semid:problem:"
@@ -241,6 +242,27 @@ def test_a_dry_run_writes_nothing(service: Any, namespace: str, make_embedding: 
     assigned = service.tokenize(*items, namespace=namespace)
     assert [entry["codes"] for entry in assigned] == [entry["codes"] for entry in entries]
     assert [entry["created"] for entry in assigned] == [True, True]
+
+
+def test_a_dry_run_gives_the_codes_of_the_content_whatever_was_seen_before(
+    service: Any, namespace: str, make_embedding: MakeEmbedding
+) -> None:
+    changed = {"item_id": "a", "embedding": make_embedding(2)}
+    service.tokenize({"item_id": "a", "embedding": make_embedding(1)}, namespace=namespace)
+    (before,) = service.tokenize(changed, namespace=namespace, assign=False)
+    service.tokenize(changed, namespace=namespace)
+
+    (after,) = service.tokenize(changed, namespace=namespace, assign=False)
+
+    assert after["codes"] == before["codes"]
+    assert after["content_changed"]
+
+
+def test_a_request_without_a_valid_item_leaves_nothing_in_a_new_namespace(service: Any, namespace: str) -> None:
+    service.tokenize({"item_id": "a"}, namespace=namespace)
+
+    with redis.Redis.from_url(service.redis_url) as client:
+        assert list(client.scan_iter(f"sid:{namespace}:*")) == []
 
 
 def test_a_dry_run_says_what_is_known(service: Any, namespace: str, make_embedding: MakeEmbedding) -> None:
