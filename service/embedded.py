@@ -182,7 +182,7 @@ class EmbeddedValkey:
             return False
         else:
             if self._server is not None:
-                self._server.poll()  # reaps it
+                self._server.wait()  # it let the lock go, so it is ending; this reaps it
             self._server = self._spawn(lock)
             return True
         finally:
