@@ -15,19 +15,42 @@ from torch import Tensor, nn
 # 1e-16, so contrived ties (symmetric codebooks) resolve alike on every processor.
 TIE_TOLERANCE = 1e-12
 
+# Numbers that a measurement of all codewords by differences holds at once.
+DIFFERENCES = 2**24
+
 
 class NearestCodeword(NamedTuple):
     """The nearest codeword of each residual.
 
     Attributes:
         code: (B,) int64.
-        margin: (B,) float, the residual's distance to the plane midway between the nearest and the second codeword,
-            `(d2 - d1) / (2 |c1 - c2|)` with squared distances. A latent error of norm e cannot change the code while
-            the margin exceeds e. Infinite where the codebook has one codeword.
+        margin: (B,) float, the residual's distance to the nearest plane midway between the chosen codeword and
+            another, `min over j of (d_j - d_1) / (2 |c_1 - c_j|)` with squared distances; that plane need not be the
+            second-nearest codeword's. A latent error of norm e cannot change the code while the margin exceeds e.
+            Codewords equal to the chosen one leave no doubt (the lowest index wins) and are not counted; infinite
+            where there is no other.
     """
 
     code: Tensor
     margin: Tensor
+
+
+class SearchTable(NamedTuple):
+    """What the search needs of a codebook (K, d), whatever the residuals.
+
+    Attributes:
+        centre: (d,), the mean of the codewords.
+        codewords: (K, d), less the centre.
+        norms: (K,), squared; infinite for a codeword that equals one before it, so that it is never chosen.
+        radius: (), the largest norm.
+        spans: (K, K), twice the distance of each two codewords.
+    """
+
+    centre: Tensor
+    codewords: Tensor
+    norms: Tensor
+    radius: Tensor
+    spans: Tensor
 
 
 class Quantization(NamedTuple):
@@ -57,6 +80,10 @@ class Quantizer(nn.Module, ABC):
     @abstractmethod
     def dimension(self) -> int:
         """d, the width of a latent."""
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Compute once what the search needs of the codebooks; they must not change, nor move, from here on."""
 
     @abstractmethod
     def quantize(self, latents: Tensor, *, exact: bool = False) -> Quantization:
@@ -90,17 +117,30 @@ class Quantizer(nn.Module, ABC):
             raise ValueError(msg)
 
 
-def nearest_codeword(residuals: Tensor, codebook: Tensor, *, exact: bool = False) -> NearestCodeword:
+def search_table(codebook: Tensor) -> SearchTable:
+    """The table of a codebook (K, d)."""
+    centre = codebook.mean(dim=0)
+    codewords = codebook - centre
+    norms = codewords.square().sum(dim=1)
+    spans = 2 * torch.cdist(codebook, codebook, compute_mode="donot_use_mm_for_euclid_dist")
+    repeats = (spans == 0).int().argmax(dim=1) < torch.arange(len(codebook), device=codebook.device)
+    return SearchTable(centre, codewords, norms.masked_fill(repeats, torch.inf), norms.amax().sqrt(), spans)
+
+
+def nearest_codeword(
+    residuals: Tensor, codebook: Tensor, *, exact: bool = False, table: SearchTable | None = None
+) -> NearestCodeword:
     """The nearest codeword by Euclidean distance; ties go to the lowest index.
 
     The fast form expands the square around the codebook's mean (uncentred, `|x|^2 + |c|^2 - 2xc` loses its digits to
-    the offset) and then measures the two candidates again by differences, so that the margin is sound even where it
-    is small.
+    the offset). What it may round off is taken from every margin, and a row that is left with none is computed in the
+    exact form.
 
     Args:
         residuals: (B, d) float.
         codebook: (K, d), same dtype and device.
-        exact: Measure all K distances by differences.
+        exact: Measure all K codewords by differences.
+        table: `search_table(codebook)`, where it is at hand.
 
     Raises:
         ValueError: The shapes do not fit.
@@ -108,32 +148,47 @@ def nearest_codeword(residuals: Tensor, codebook: Tensor, *, exact: bool = False
     if residuals.ndim != 2 or codebook.ndim != 2 or residuals.shape[1] != codebook.shape[1]:
         msg = f"residuals {tuple(residuals.shape)} do not fit the codebook {tuple(codebook.shape)}"
         raise ValueError(msg)
-    if codebook.shape[0] == 1:
-        zeros = residuals.new_zeros(residuals.shape[0])
-        return NearestCodeword(zeros.long(), torch.full_like(zeros, torch.inf))
-    scores = _squared_distances(residuals, codebook) if exact else _scores(residuals, codebook)
-    first = _lowest_minimum(scores) if exact else scores.argmin(dim=1)
-    second = scores.scatter(1, first[:, None], torch.inf).argmin(dim=1)
-    first_distance = (residuals - codebook[first]).square().sum(dim=1)
-    second_distance = (residuals - codebook[second]).square().sum(dim=1)
-    if not exact:
-        swap = (second_distance < first_distance) | ((second_distance == first_distance) & (second < first))
-        first, second = torch.where(swap, second, first), torch.where(swap, first, second)
-    gap = (codebook[first] - codebook[second]).square().sum(dim=1).sqrt()
-    margin = (second_distance - first_distance).abs() / (2 * gap).clamp_min(torch.finfo(gap.dtype).tiny)
-    return NearestCodeword(first, margin)
+    if exact:
+        return _by_differences(residuals, codebook)
+    code, margin = _by_expansion(residuals, table or search_table(codebook))
+    doubtful = (~(margin > 0)).nonzero().flatten()
+    if len(doubtful):
+        code[doubtful], margin[doubtful] = _by_differences(residuals[doubtful], codebook)
+    return NearestCodeword(code, margin)
 
 
-def _scores(residuals: Tensor, codebook: Tensor) -> Tensor:
-    """Squared distances less the term every codeword shares, (B, K)."""
-    centre = codebook.mean(dim=0)
-    codewords = codebook - centre
-    return torch.addmm(codewords.square().sum(dim=1), residuals - centre, codewords.T, alpha=-2)
+def _by_expansion(residuals: Tensor, table: SearchTable) -> NearestCodeword:
+    """The nearest codeword by the expanded square; a margin of 0 or less says that rounding leaves it in doubt."""
+    points = residuals - table.centre
+    # Squared distances less the term every codeword shares.
+    scores = torch.addmm(table.norms, points, table.codewords.T, alpha=-2)
+    smallest, first = scores.min(dim=1, keepdim=True)
+    # Rounding of two scores: each is a sum of d products and of what surrounds it.
+    reach = points.norm(dim=1, keepdim=True) + table.radius
+    slack = 2 * (points.shape[1] + 8) * torch.finfo(scores.dtype).eps * reach.square()
+    scores.sub_(smallest + slack).scatter_(1, first, torch.inf)
+    return NearestCodeword(first[:, 0], scores.div_(table.spans[first[:, 0]]).amin(dim=1))
 
 
-def _squared_distances(residuals: Tensor, codebook: Tensor) -> Tensor:
-    """Squared distances by differences, (B, K)."""
-    return (residuals[:, None, :] - codebook[None, :, :]).square().sum(dim=2)
+def _by_differences(residuals: Tensor, codebook: Tensor) -> NearestCodeword:
+    """All K distances and planes by differences, some rows at a time."""
+    codes, margins = [], []
+    for rows in residuals.split(max(1, DIFFERENCES // codebook.numel())):
+        first = _lowest_minimum((rows[:, None] - codebook).square().sum(dim=2))
+        codes.append(first)
+        margins.append(_plane_distances(rows, codebook[first], codebook).amin(dim=1).clamp_min(0))
+    return NearestCodeword(torch.cat(codes), torch.cat(margins))
+
+
+def _plane_distances(residuals: Tensor, chosen: Tensor, others: Tensor) -> Tensor:
+    """Signed distances (B, K) of residuals (B, d) to the planes between the chosen codewords (B, d) and all (K, d).
+
+    By differences: (c_1 - c_j)(2x - c_1 - c_j) / (2 |c_1 - c_j|) keeps its digits however close the codewords are.
+    """
+    gaps = chosen[:, None] - others
+    lengths = gaps.norm(dim=2)
+    offsets = (residuals - chosen)[:, None] + (residuals[:, None] - others)
+    return ((gaps * offsets).sum(dim=2) / lengths / 2).masked_fill(lengths == 0, torch.inf)
 
 
 def _lowest_minimum(distances: Tensor) -> Tensor:

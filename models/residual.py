@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.quantizer import Quantization, Quantizer, nearest_codeword
+from models.quantizer import Quantization, Quantizer, SearchTable, nearest_codeword, search_table
 
 
 class ResidualQuantizer(Quantizer):
@@ -34,6 +34,7 @@ class ResidualQuantizer(Quantizer):
             raise ValueError(msg)
         self.codebooks = nn.ParameterList(torch.zeros(size, dimension) for size in codebook_sizes)
         self.register_buffer("initialised", torch.tensor(False))
+        self._tables: list[SearchTable | None] = [None] * len(codebook_sizes)
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -45,12 +46,16 @@ class ResidualQuantizer(Quantizer):
         """The width d of a latent."""
         return int(self.codebooks[0].shape[1])
 
+    def prepare(self) -> None:
+        """See `Quantizer.prepare`."""
+        self._tables = [search_table(codebook.detach()) for codebook in self.codebooks]
+
     def quantize(self, latents: Tensor, *, exact: bool = False) -> Quantization:
         """See `Quantizer.quantize`."""
         codes, margins, residuals = [], [], [latents]
-        for codebook in self.codebooks:
+        for codebook, table in zip(self.codebooks, self._tables, strict=True):
             codewords = codebook.detach()
-            nearest = nearest_codeword(residuals[-1].detach(), codewords, exact=exact)
+            nearest = nearest_codeword(residuals[-1].detach(), codewords, exact=exact, table=table)
             codes.append(nearest.code)
             margins.append(nearest.margin)
             # Detached: with a straight-through codeword here the encoder's gradient would cancel beyond level 1.

@@ -102,6 +102,7 @@ class Tokenizer:
         self._network = _frozen(parts.network, self.device)
         self._quantizer = _frozen(parts.quantizer, self.device)
         self._decoder = _frozen(parts.decoder, self.device)
+        self._quantizer.prepare()
         on_cpu = self.device.type == "cpu"
         self._exact_network = self._network if on_cpu else _frozen(parts.network, torch.device("cpu"))
         self._exact_quantizer = self._quantizer if on_cpu else _frozen(parts.quantizer, torch.device("cpu"))

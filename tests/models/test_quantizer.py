@@ -68,9 +68,10 @@ def test_ties_go_to_the_lowest_index(exact, dtype):
     residuals = torch.tensor([[0.0, 0.0], [0.0, 8.0], [2.0, 0.0]], dtype=dtype)
     # when
     nearest = nearest_codeword(residuals, codebook, exact=exact)
-    # then
+    # then; the codeword that occurs twice leaves no doubt
     assert nearest.code.tolist() == [1, 3, 0]
-    assert nearest.margin.tolist() == [0, 0, 0]
+    assert nearest.margin[[0, 2]].tolist() == [0, 0]
+    assert nearest.margin[1].item() == pytest.approx((65 - 1) / (2 * 82**0.5), rel=1e-4)
 
 
 def test_a_tie_of_many_codewords_goes_to_the_lowest_index_in_the_exact_form():
@@ -85,11 +86,68 @@ def test_a_tie_of_many_codewords_goes_to_the_lowest_index_in_the_exact_form():
 
 def test_the_margin_is_the_distance_to_the_plane_between_the_two_nearest(generator):
     # given
-    codebook = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 100.0]])
+    codebook = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 100.0]], dtype=torch.float64)
     # when
-    nearest = nearest_codeword(torch.tensor([[1.5, 7.0]]), codebook)
+    nearest = nearest_codeword(torch.tensor([[1.5, 7.0]], dtype=torch.float64), codebook)
     # then the plane is x = 2
     assert nearest.margin.item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_nearest_plane_need_not_be_the_second_codeword_s(exact):
+    # given the second-nearest codeword behind the nearest, and a third on the other side
+    codebook = torch.tensor([[1.0], [1.1], [-1.2]], dtype=torch.float64)
+    # when
+    nearest = nearest_codeword(torch.zeros(1, 1, dtype=torch.float64), codebook, exact=exact)
+    # then
+    assert nearest.code.tolist() == [0]
+    assert nearest.margin.item() == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("dimension", [1, 2, 8])
+def test_a_push_towards_any_codeword_changes_the_code_only_beyond_the_margin(dimension, scale, exact, generator):
+    # given
+    codebook = scale * torch.randn(32, dimension, generator=generator, dtype=torch.float64)
+    residuals = scale * torch.randn(100, dimension, generator=generator, dtype=torch.float64)
+    code, margin = nearest_codeword(residuals, codebook, exact=exact)
+    # when pushed along the normal of every plane
+    crossed = torch.zeros(100, dtype=torch.bool)
+    for other in range(32):
+        normal = torch.nn.functional.normalize(codebook[other] - codebook[code], dim=1)
+        within = nearest_codeword(residuals + 0.999 * margin[:, None] * normal, codebook, exact=exact).code
+        beyond = nearest_codeword(residuals + 1.001 * margin[:, None] * normal, codebook, exact=exact).code
+        # then
+        assert torch.equal(within, code)
+        crossed |= beyond != code
+    assert crossed.all()
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_equal_codewords_are_no_ambiguity(exact, generator):
+    # given each codeword eight times, the chosen one's equals more than are measured again
+    codebook = torch.randn(6, 4, generator=generator, dtype=torch.float64)
+    residuals = torch.randn(500, 4, generator=generator, dtype=torch.float64)
+    alone = nearest_codeword(residuals, codebook, exact=True)
+    # when
+    nearest = nearest_codeword(residuals, codebook.repeat(8, 1), exact=exact)
+    # then
+    assert torch.equal(nearest.code, alone.code)
+    assert torch.allclose(nearest.margin, alone.margin, rtol=1e-6)
+    assert nearest_codeword(residuals, codebook[:1].repeat(8, 1), exact=exact).margin.isinf().all()
+
+
+def test_a_crowd_of_codewords_that_rounding_cannot_part_is_measured_by_differences(generator):
+    # given codewords a rounding step from each other, far from the mean of all
+    crowd = 1 + 1e-15 * torch.arange(40, dtype=torch.float64)
+    codebook = torch.cat([torch.tensor([-3000.0], dtype=torch.float64), crowd.flip(0)])[:, None]
+    # when
+    fast, exact = (nearest_codeword(codebook, codebook, exact=exact) for exact in (False, True))
+    # then
+    assert torch.equal(fast.code, exact.code)
+    assert (fast.margin <= exact.margin).all()
+    assert (fast.margin[1:] < 1e-13).all()
 
 
 def test_an_error_below_the_margin_changes_no_code(make_quantizer, generator):
