@@ -104,8 +104,18 @@ def holder(assignment: Assignment) -> Answer:
 
 def unanswered(text: object, error: SemidError) -> Answer:
     """A Semantic ID's own error beside what was asked for, where that can be said: a lone surrogate cannot."""
+    return {"semantic_id": _sayable(text), "error": error.as_error()}
+
+
+def unprefixed(text: object, error: SemidError) -> Answer:
+    """A prefix's own error beside what was asked for, where that can be said."""
+    return {"prefix": _sayable(text), "error": error.as_error()}
+
+
+def _sayable(text: object) -> str | None:
+    """The text, unless a lone surrogate is in it."""
     sayable = isinstance(text, str) and not any("\ud800" <= character <= "\udfff" for character in text)
-    return {"semantic_id": text if sayable else None, "error": error.as_error()}
+    return text if isinstance(text, str) and sayable else None
 
 
 def in_order(

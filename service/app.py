@@ -20,6 +20,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models import CheckpointError, Tokenizer, load, read_manifest
@@ -28,7 +29,7 @@ from service.bodies import BodyGate
 from service.content import ItemReader
 from service.decoding import Decoding
 from service.decoding_routes import router as decoding_router
-from service.decoding_schemas import ChangesGoneProblem
+from service.decoding_schemas import ChangesGoneProblem, NextRequest
 from service.embedded import EmbeddedValkey
 from service.errors import PROBLEM_JSON, MalformedRequest, RegistryUnavailable, SemidError, ServiceError
 from service.metrics import Metrics
@@ -43,6 +44,7 @@ from service.tokenization import Limits, Tokenization
 log = logging.getLogger(__name__)
 
 CLIENT_CLOSED_REQUEST = 499
+ROUTERS = (router, decoding_router)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -67,8 +69,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         redoc_url=None,
     )
-    app.include_router(router)
-    app.include_router(decoding_router)
+    for part in ROUTERS:
+        app.include_router(part)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -101,7 +103,7 @@ async def compose(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -
             limits=Limits(settings.max_items, settings.max_lookups),
             metrics=metrics,
         ),
-        decoding=Decoding(records, max_wait_s=settings.max_wait_s),
+        decoding=Decoding(records, max_prefixes=settings.max_lookups, max_wait_s=settings.max_wait_s),
         batcher=batcher,
         registry=registry,
         gate=BodyGate(
@@ -161,7 +163,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        for model in (TokenizeRequest, LookupRequest, Problem, RetiredProblem, ChangesGoneProblem):
+        for model in (TokenizeRequest, LookupRequest, Problem, RetiredProblem, ChangesGoneProblem, NextRequest):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema
@@ -183,10 +185,20 @@ async def _validation_error(_: Request, error: Exception) -> Response:
     return _problem(MalformedRequest(describe(error.errors())).as_problem())
 
 
-async def _http_error(_: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    if "Allow" in headers:
+        headers["Allow"] = _allowed(request) or headers["Allow"]
     problem = {"type": "about:blank", "title": error.detail, "detail": error.detail, "status": error.status_code}
-    return _problem(problem, dict(error.headers or {}))
+    return _problem(problem, headers)
+
+
+def _allowed(request: Request) -> str:
+    """The methods of all routes of a path; the router names those of the first alone."""
+    routes = [route for part in ROUTERS for route in part.routes if isinstance(route, Route)]
+    matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return ", ".join(sorted({method for route in matching for method in route.methods or ()}))
 
 
 async def _client_left(_request: Request, _error: Exception) -> Response:

@@ -2,17 +2,78 @@
 
 from __future__ import annotations
 
-from service.answers import Answer
+import base64
+import binascii
+from collections.abc import Collection, Sequence
+
+from service.answers import Answer, holder, unprefixed
+from service.assignment import read_semantic_id, write_semantic_id
 from service.changes import Change
+from service.decoding_schemas import NextRequest
+from service.errors import MalformedCursor, MalformedSemanticId, TooManyItems
+from service.record import Record
 from service.records import Records
+from service.semantic_id import CodeLayout, SemanticId, parse_prefix, write_prefix
+
+Codes = tuple[int, ...]
 
 
 class Decoding:
     """Answers those who constrain a decoder by the record."""
 
-    def __init__(self, records: Records, *, max_wait_s: float) -> None:
+    def __init__(self, records: Records, *, max_prefixes: int, max_wait_s: float) -> None:
         self._records = records
+        self._max_prefixes = max_prefixes
         self._max_wait_s = max_wait_s
+
+    async def prefix(self, text: str, limit: int, cursor: str | None, namespace: str, tokenizer: str | None) -> Answer:
+        """Answer `GET /prefix/{prefix}`: the codes that follow it with their live counts, and a page of its items.
+
+        Raises:
+            MalformedSemanticId: It is no prefix of this tokenizer.
+            MalformedCursor: The cursor is of another listing.
+        """
+        record = await self._records.of(namespace, tokenizer)
+        prefix = self._parse(text)
+        after = None if cursor is None else _read_cursor(cursor, prefix, record.layout)
+        (children,) = await record.tree.children([prefix])
+        page = await record.tree.page(prefix, limit, after)
+        found = await record.by_semantic_ids(page.semantic_ids)
+        whole = len(prefix) == len(record.layout.codebook_sizes)
+        return {
+            **self._records.origin(namespace),
+            "prefix": write_prefix(prefix),
+            "count": sum(children.values()),
+            "children": [] if whole else [_child(prefix, code, count) for code, count in children.items()],
+            "items": [holder(assignment) for assignment in found if assignment and assignment.live],
+            "next_cursor": _write_cursor(page.semantic_ids[-1], record.layout) if page.more else None,
+        }
+
+    async def next(self, request: NextRequest) -> Answer:
+        """Answer `POST /next`: for each prefix, in order, the codes that lead to a live item; each fails alone.
+
+        Raises:
+            TooManyItems: There are more prefixes than one request may have.
+        """
+        if len(request.prefixes) > self._max_prefixes:
+            msg = f"{len(request.prefixes)} prefixes, at most {self._max_prefixes} are taken in one request"
+            raise TooManyItems(msg)
+        record = await self._records.of(request.namespace, request.tokenizer)
+        answers: dict[int, Answer] = {}
+        parsed: dict[int, Codes] = {}
+        for i, text in enumerate(request.prefixes):
+            try:
+                parsed[i] = self._parse(text)
+            except MalformedSemanticId as error:
+                answers[i] = unprefixed(text, error)
+        distinct = list(dict.fromkeys(parsed.values()))
+        children = dict(zip(distinct, await record.tree.children(distinct), strict=True))
+        for i, prefix in parsed.items():
+            allowed = list(children[prefix])
+            mask = _mask(allowed, _width(prefix, allowed, record))
+            answers[i] = {"prefix": request.prefixes[i], "allowed": allowed, "mask": mask}
+        entries = [answers[i] for i in range(len(answers))]
+        return {**self._records.origin(request.namespace), "next": entries}
 
     async def changes(self, after: int, limit: int, wait_s: float, namespace: str, tokenizer: str | None) -> Answer:
         """Answer `GET /changes`: what came and went after a revision, in order.
@@ -28,6 +89,47 @@ class Decoding:
             "next_after": found.changes[-1].revision if found.changes else after,
             "changes": [_change(change) for change in found.changes],
         }
+
+    def _parse(self, text: object) -> Codes:
+        if not isinstance(text, str):
+            raise MalformedSemanticId("a prefix is a string")
+        return parse_prefix(text, self._records.manifest.codebook_sizes)
+
+
+def _child(prefix: Codes, code: int, count: int) -> Answer:
+    return {"code": code, "prefix": write_prefix((*prefix, code)), "count": count}
+
+
+def _width(prefix: Codes, allowed: Sequence[int], record: Record) -> int:
+    """How many numbers there are after the prefix: the codes of a codebook, or the suffixes up to the last live one."""
+    sizes = record.layout.codebook_sizes
+    return sizes[len(prefix)] if len(prefix) < len(sizes) else max(allowed, default=-1) + 1
+
+
+def _mask(allowed: Collection[int], width: int) -> str:
+    """One bit a number, the lowest bit of the first byte for 0, in base64."""
+    bits = sum(1 << number for number in allowed)
+    return base64.b64encode(bits.to_bytes((width + 7) // 8, "little")).decode()
+
+
+def _write_cursor(semantic_id: SemanticId, layout: CodeLayout) -> str:
+    """The last ID of a page."""
+    return base64.urlsafe_b64encode(write_semantic_id(semantic_id, layout)).decode()
+
+
+def _read_cursor(cursor: str, prefix: Codes, layout: CodeLayout) -> SemanticId:
+    """The ID after which the next page begins.
+
+    Raises:
+        MalformedCursor: It is none of this prefix.
+    """
+    try:
+        semantic_id = read_semantic_id(base64.b64decode(cursor, altchars=b"-_", validate=True), layout)
+    except (binascii.Error, ValueError) as error:
+        raise MalformedCursor("take the cursor as it was answered") from error
+    if _write_cursor(semantic_id, layout) != cursor or semantic_id.codes[: len(prefix)] != prefix:
+        raise MalformedCursor("the cursor is of another listing")
+    return semantic_id
 
 
 def _change(change: Change) -> Answer:

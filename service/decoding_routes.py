@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 
 from service.bodies import unless_disconnected
-from service.decoding_schemas import ChangesResponse
+from service.decoding_schemas import PREFIX_EXAMPLE, ChangesResponse, NextRequest, NextResponse, PrefixListing
 from service.state import State
-from service.wire import NamespaceQuery, TokenizerQuery, as_json, gone, problems
+from service.wire import NamespaceQuery, TokenizerQuery, as_json, body_of, gone, parsed, problems
 
 router = APIRouter(tags=["Decode"])
 
 MAX_REVISION = 2**53
 MAX_CHANGES = 10_000
+MAX_PAGE = 1000
 
 AfterQuery = Annotated[int, Query(ge=0, le=MAX_REVISION, description="The revision up to which all is known.")]
 LimitQuery = Annotated[int, Query(ge=1, le=MAX_CHANGES, description="How many changes to answer, at most.")]
@@ -22,6 +23,42 @@ WaitQuery = Annotated[
     float,
     Query(ge=0, description="Where there is nothing new, how many seconds to wait for it; cut to the service's limit."),
 ]
+
+
+@router.get(
+    "/prefix/{prefix:any_text}",
+    summary="What stands under a prefix",
+    response_model=PrefixListing,
+    responses=problems(422, 503),
+)
+async def prefix(
+    request: Request,
+    prefix: Annotated[
+        str, Path(description="The first codes of an ID, in either form; empty: the root.", examples=[PREFIX_EXAMPLE])
+    ],
+    *,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Items of a page, at most.")] = 100,
+    cursor: Annotated[str | None, Query(description="Of an earlier answer, to go on from there.")] = None,
+    namespace: NamespaceQuery = "default",
+    tokenizer: TokenizerQuery = None,
+) -> Response:
+    """List the codes that follow, with their live counts, and the live items, page by page."""
+    return as_json(await State.of(request).decoding.prefix(prefix, limit, cursor, namespace, tokenizer))
+
+
+@router.post(
+    "/next",
+    summary="Codes that lead to a live item",
+    response_model=NextResponse,
+    responses=problems(400, 413, 415, 422, 429, 503),
+    openapi_extra=body_of(NextRequest),
+)
+async def next_codes(request: Request) -> Response:
+    """Say for each prefix, such as a beam, what may come next: as a list, and as a mask."""
+    state = State.of(request)
+    async with state.gate.read(request) as body:
+        work = state.decoding.next(parsed(request, body, NextRequest))
+        return as_json(await unless_disconnected(request, work))
 
 
 @router.get(

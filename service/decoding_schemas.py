@@ -2,11 +2,84 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, WithJsonSchema
 
-from service.schemas import SEMANTIC_ID_EXAMPLE, Problem
+from service.schemas import (
+    SEMANTIC_ID_EXAMPLE,
+    Envelope,
+    ErrorBody,
+    FoundSemanticId,
+    Namespace,
+    Problem,
+    TokenizerName,
+)
+
+PREFIX_EXAMPLE = "12-200"
+
+_PREFIX = {
+    "title": "Prefix",
+    "type": "string",
+    "description": "The first codes of an ID, in either form; empty: the root.",
+}
+_ANYTHING_ELSE = {"title": "Anything else", "description": "Answered in its place with an error of its own."}
+
+
+class NextRequest(Envelope):
+    """Prefixes to go on from."""
+
+    prefixes: Annotated[
+        list[Any], WithJsonSchema({"type": "array", "minItems": 1, "items": {"anyOf": [_PREFIX, _ANYTHING_ELSE]}})
+    ] = Field(min_length=1, examples=[["", PREFIX_EXAMPLE]])
+    tokenizer: TokenizerName = None
+    namespace: Namespace = "default"
+
+
+class NextEntry(BaseModel):
+    """What leads from a prefix to a live item."""
+
+    prefix: str = Field(description="As it was asked for.")
+    allowed: list[int] = Field(description="In order: codes of the next level, or suffixes. Empty: a dead prefix.")
+    mask: str = Field(
+        description="Base64 of one bit a number, the lowest bit of the first byte for 0: as many as the next codebook "
+        "has codewords, or up to the last live suffix; padded to whole bytes."
+    )
+
+
+class UnknownPrefix(BaseModel):
+    """A prefix that cannot be answered."""
+
+    prefix: str | None = Field(description="As it was asked for; null where that was no text.")
+    error: ErrorBody
+
+
+class NextResponse(BaseModel):
+    """An entry per prefix, in order."""
+
+    tokenizer: str
+    namespace: str
+    next: list[NextEntry | UnknownPrefix]
+
+
+class Child(BaseModel):
+    """A code that follows a prefix."""
+
+    code: int
+    prefix: str = Field(description="The prefix with this code.", examples=[PREFIX_EXAMPLE])
+    count: int = Field(description="Live items under it.")
+
+
+class PrefixListing(BaseModel):
+    """What stands under a prefix."""
+
+    tokenizer: str
+    namespace: str
+    prefix: str = Field(examples=[PREFIX_EXAMPLE])
+    count: int = Field(description="Live items under it.")
+    children: list[Child] = Field(description="In order; none under the codes of all levels, where only items follow.")
+    items: list[FoundSemanticId] = Field(description="A page of live items, in the order of their Semantic IDs.")
+    next_cursor: str | None = Field(description="Of the next page; null where this is the last.")
 
 
 class ChangeEntry(BaseModel):

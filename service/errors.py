@@ -105,6 +105,12 @@ class MalformedSemanticId(ServiceError):
     status, slug, title = 422, "malformed_semantic_id", "That is not a Semantic ID of this tokenizer"
 
 
+class MalformedCursor(ServiceError):
+    """A cursor was not answered for that listing."""
+
+    status, slug, title = 422, "malformed_cursor", "That is not a cursor of this listing"
+
+
 class MalformedItemId(ServiceError):
     """An item id in a path is empty, too long or not text."""
 

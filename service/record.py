@@ -26,6 +26,7 @@ from service.assignment import (
 from service.changes import ChangeLog
 from service.primary import Primary, Script
 from service.registry_queue import Reply, Request, RequestQueue
+from service.tree import LiveTree
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -45,6 +46,7 @@ class Record:
         self.layout = layout = keys.layout
         self.buckets = keys.buckets
         self.changes = ChangeLog(primary, keys, self._settle)
+        self.tree = LiveTree(primary, keys)
         self._primary = primary
         self._keys = keys
         facts = (keys.buckets, layout.width, layout.bytes_per_code, max_suffix, changes_kept)

@@ -19,6 +19,8 @@
 --                                 FF is no UTF-8, so no item id begins with it
 --   ...:r:<bucket>    hash    reverse: what stands under a prefix of the codes; bucket = hash(prefix) mod buckets, where
 --                             hash is 0 and, for each byte of the prefix, (hash * 48271 + byte + 1) mod (2^31 - 1).
+--                             Under fewer codes than all levels but the last:
+--                             the packed prefix and one code more -> how many live IDs begin with them; only if any do
 --                             Under the codes of all levels but the last:
 --                             ID -> item id, for good; FF item id once the ID is retired or replaced
 --                             packed codes -> the highest suffix issued; only there once a second was wanted
@@ -27,7 +29,8 @@
 --                             "A" ID ","         assigned            "B" ID ","           came back as its item did
 --                             "D" ID ","         retired             "R" ID "," ID ","    replaced, and by which
 --                             Old entries are dropped whole, once all their changes are too old.
---   A field of the width of the codes is a counter, a longer one an ID: no ambiguity.
+--   A field of the width of the codes is a counter of suffixes, a longer one an ID, a shorter one an inner prefix: no
+--   ambiguity.
 --
 -- KEYS   meta, then for each request its forward bucket. Reverse buckets follow from the codes, which for an item
 --        that is retired or reassigned only the record knows.
@@ -58,13 +61,45 @@ local DEAD = '\255'
 local count = 0
 local changes = {}
 
--- Of codes, or of an ID, which begins with its codes.
-local function reverse_key(codes)
-    local hash = 0
-    for i = 1, width - code_bytes do
+local function extend(hash, codes, first, last)
+    for i = first, last do
         hash = (hash * 48271 + byte(codes, i) + 1) % 2147483647
     end
-    return prefix .. 'r:' .. hash % buckets
+    return hash
+end
+
+-- Of codes, or of an ID, which begins with its codes.
+local function reverse_key(codes)
+    return prefix .. 'r:' .. extend(0, codes, 1, width - code_bytes) % buckets
+end
+
+local live_counts, live_buckets = {}, {} -- by packed prefix: how much its count changes, and where it lies
+
+-- Counts are put together first: all items of a call share the same few codes of the first level.
+local function count_live(codes, change)
+    count = count + change
+    local hash = 0
+    for last = code_bytes, width - code_bytes, code_bytes do
+        local inner = sub(codes, 1, last)
+        local counted = live_counts[inner]
+        if not counted then
+            counted = 0
+            live_buckets[inner] = hash % buckets
+        end
+        live_counts[inner] = counted + change
+        hash = extend(hash, codes, last - code_bytes + 1, last)
+    end
+end
+
+local function write_live_counts()
+    for inner, change in pairs(live_counts) do
+        if change ~= 0 then
+            local reverse = prefix .. 'r:' .. live_buckets[inner]
+            if call('HINCRBY', reverse, inner, change) == 0 then
+                call('HDEL', reverse, inner)
+            end
+        end
+    end
 end
 
 local function note(change, id)
@@ -74,12 +109,12 @@ end
 -- An ID enters the listings, or leaves them; what it names stays.
 local function set_live(id, item_id)
     call('HSET', reverse_key(id), id, item_id)
-    count = count + 1
+    count_live(id, 1)
 end
 
 local function set_dead(id, item_id)
     call('HSET', reverse_key(id), id, DEAD .. item_id)
-    count = count - 1
+    count_live(id, -1)
 end
 
 -- A live ID with the next suffix of these codes, or nil. Suffix 0 is a field of its own, so the first item of a group
@@ -94,7 +129,7 @@ local function issue(codes, item_id)
         end
         call('HSET', reverse, codes .. suffix, item_id)
     end
-    count = count + 1
+    count_live(codes, 1)
     return suffix
 end
 
@@ -210,6 +245,7 @@ if #changes > 0 then
     local oldest = string.format('%d', math.max(revision - changes_kept, 0))
     call('XADD', prefix .. 'c', 'MINID', '~', oldest, string.format('%d-0', revision), 'c', table.concat(changes))
     call('HINCRBY', meta, 'count', count)
+    write_live_counts()
     replies[2] = revision
 elseif ARGV[1] == '1' then
     call('HSET', meta, 'synced', now)

@@ -65,13 +65,13 @@ ITEM_SCHEMA: dict[str, Any] = {
 }
 
 
-class _Envelope(BaseModel):
+class Envelope(BaseModel):
     """A request's outer object: nothing unknown, no coercion."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class TokenizeRequest(_Envelope):
+class TokenizeRequest(Envelope):
     """Items to tokenize."""
 
     items: Annotated[list[Any], WithJsonSchema({"type": "array", "minItems": 1, "items": ITEM_SCHEMA})] = Field(
@@ -90,7 +90,7 @@ class TokenizeRequest(_Envelope):
     )
 
 
-class LookupRequest(_Envelope):
+class LookupRequest(Envelope):
     """Semantic IDs to look up."""
 
     semantic_ids: Annotated[

@@ -62,13 +62,36 @@ class SemanticId:
                 f"{_shown(text)} has {len(parts)} parts; a Semantic ID of this tokenizer has "
                 f"{len(codebook_sizes) + 1}: {len(codebook_sizes)} codes and the collision suffix."
             )
-        numbers = [_number(part, text) for part in parts]
-        for level, (code, size) in enumerate(zip(numbers, codebook_sizes, strict=False), start=1):
-            if code >= size:
-                raise MalformedSemanticId(f"{_shown(text)}: code {code} of level {level} is above {size - 1}.")
+        numbers = _numbers(parts, codebook_sizes, text)
         if numbers[-1] > MAX_SUFFIX:
             raise MalformedSemanticId(f"{_shown(text)}: the suffix {numbers[-1]} is above {MAX_SUFFIX}.")
         return cls(tuple(numbers[:-1]), numbers[-1])
+
+
+def parse_prefix(text: str, codebook_sizes: Sequence[int]) -> tuple[int, ...]:
+    """Reads the codes of the first levels, `12-200` or `<a_12><b_200>`; the empty text is the root.
+
+    Args:
+        text: What a caller wrote.
+        codebook_sizes: The number of codewords of each of the tokenizer's L levels.
+
+    Raises:
+        MalformedSemanticId: The text is not 0 to L codes of such a tokenizer; the message says why.
+    """
+    if not text:
+        return ()
+    parts = _token_parts(text) if text.startswith("<") else text.split("-")
+    if len(parts) > len(codebook_sizes):
+        raise MalformedSemanticId(
+            f"{_shown(text)} has {len(parts)} parts; a prefix of this tokenizer has at most "
+            f"{len(codebook_sizes)} codes."
+        )
+    return tuple(_numbers(parts, codebook_sizes, text))
+
+
+def write_prefix(codes: Sequence[int]) -> str:
+    """The hyphenated form of a prefix."""
+    return "-".join(map(str, codes))
 
 
 class CodeLayout:
@@ -91,7 +114,8 @@ class CodeLayout:
         self.codebook_sizes = sizes
         self.bytes_per_code = 1 if max(sizes) <= 256 else 2
         self.width = len(sizes) * self.bytes_per_code
-        self._struct = struct.Struct(f">{len(sizes)}{'B' if self.bytes_per_code == 1 else 'H'}")
+        kind = "B" if self.bytes_per_code == 1 else "H"
+        self._structs = tuple(struct.Struct(f">{levels}{kind}") for levels in range(len(sizes) + 1))
 
     def pack(self, codes: Sequence[int]) -> bytes:
         """The codes as `width` bytes.
@@ -99,11 +123,21 @@ class CodeLayout:
         Raises:
             ValueError: There are not L codes, or one is not a code of its level.
         """
+        if len(codes) != len(self.codebook_sizes):
+            raise ValueError(f"not codes of codebooks {self.codebook_sizes}: {tuple(codes)}")
+        return self.pack_prefix(codes)
+
+    def pack_prefix(self, codes: Sequence[int]) -> bytes:
+        """The codes of the first levels, or of all, as bytes.
+
+        Raises:
+            ValueError: There are more than L codes, or one is not a code of its level.
+        """
         try:
-            packed = self._struct.pack(*codes)
-        except struct.error as error:
+            packed = self._structs[len(codes)].pack(*codes)
+        except (struct.error, IndexError) as error:
             raise ValueError(f"not codes of codebooks {self.codebook_sizes}: {tuple(codes)}") from error
-        for code, size in zip(codes, self.codebook_sizes, strict=True):
+        for code, size in zip(codes, self.codebook_sizes, strict=False):
             if code >= size:
                 raise ValueError(f"not codes of codebooks {self.codebook_sizes}: {tuple(codes)}")
         return packed
@@ -116,7 +150,7 @@ class CodeLayout:
         """
         if len(packed) != self.width:
             raise ValueError(f"packed codes have {self.width} bytes, not {len(packed)}")
-        return self._struct.unpack(packed)
+        return self._structs[-1].unpack(packed)
 
     def inner_prefix(self, packed: bytes) -> bytes:
         """The leading bytes of packed codes that hold all levels but the last."""
@@ -156,6 +190,15 @@ def _token_parts(text: str) -> list[str]:
         parts.append(token[2])
         position = token.end()
     return parts
+
+
+def _numbers(parts: Sequence[str], codebook_sizes: Sequence[int], text: str) -> list[int]:
+    """The numbers of an ID or of a prefix, its codes within their codebooks."""
+    numbers = [_number(part, text) for part in parts]
+    for level, (code, size) in enumerate(zip(numbers, codebook_sizes, strict=False), start=1):
+        if code >= size:
+            raise MalformedSemanticId(f"{_shown(text)}: code {code} of level {level} is above {size - 1}.")
+    return numbers
 
 
 def _number(part: str, text: str) -> int:

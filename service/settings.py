@@ -46,7 +46,9 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=32 * 2**20, ge=1, description="Bytes of one request body.")
     body_timeout_s: float = Field(default=60.0, gt=0, description="Seconds in which a body has to arrive.")
     max_items: int = Field(default=1024, ge=1, description="Items of one `POST /tokenize`.")
-    max_lookups: int = Field(default=4096, ge=1, description="Semantic IDs of one `POST /lookup`.")
+    max_lookups: int = Field(
+        default=4096, ge=1, description="Semantic IDs of one `POST /lookup`, prefixes of one `POST /next`."
+    )
     max_text_bytes: int = Field(default=65_536, ge=1, description="UTF-8 bytes of one item's text.")
     changes_kept: int = Field(
         default=100_000, ge=0, description="Changes of a record that `GET /changes` can still tell, at least."

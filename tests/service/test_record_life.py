@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,19 @@ class LifeAgainstAModel(RuleBasedStateMachine):
             assert bool(found.retired_at) == (found.item_id in self.model.retired)
         assert {found.semantic_id: found.item_id for found in reverse if found.live} == self.model.live
         assert self.run(self.record.count()) == len(self.model.live)
+
+    @invariant()
+    def the_tree_is_that_of_the_live_ids(self) -> None:
+        live = [(*semantic_id.codes, semantic_id.suffix) for semantic_id in self.model.live]
+        prefixes = {numbers[:depth] for numbers in [(*i.codes, 0) for i in self.model.holders] for depth in range(4)}
+
+        children = self.run(self.record.tree.children(list(prefixes)))
+        page = self.run(self.record.tree.page((), 1000))
+
+        for prefix, found in zip(prefixes, children, strict=True):
+            depth = len(prefix)
+            assert found == Counter(numbers[depth] for numbers in live if numbers[:depth] == prefix)
+        assert page.semantic_ids == sorted(self.model.live)
 
     @invariant()
     def every_change_is_told(self) -> None:

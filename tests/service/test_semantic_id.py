@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import MalformedSemanticId
-from service.semantic_id import MAX_SUFFIX, CodeLayout, SemanticId
+from service.semantic_id import MAX_SUFFIX, CodeLayout, SemanticId, parse_prefix, write_prefix
 
 SIZES = (256, 256, 16)
 
@@ -25,6 +25,19 @@ def test_both_written_forms_read_back(case: tuple[tuple[int, ...], SemanticId]) 
 
     assert SemanticId.parse(str(semantic_id), sizes) == semantic_id
     assert SemanticId.parse("".join(semantic_id.tokens), sizes) == semantic_id
+
+
+@given(sizes_and_ids(), st.integers(0, 25))
+def test_both_forms_of_a_prefix_read_back_and_lead_the_packed_codes(
+    case: tuple[tuple[int, ...], SemanticId], length: int
+) -> None:
+    sizes, semantic_id = case
+    prefix = semantic_id.codes[:length]
+
+    assert parse_prefix(write_prefix(prefix), sizes) == prefix
+    assert parse_prefix("".join(semantic_id.tokens[: len(prefix)]), sizes) == prefix
+    layout = CodeLayout(sizes)
+    assert layout.pack(semantic_id.codes).startswith(layout.pack_prefix(prefix))
 
 
 @given(sizes_and_ids())
