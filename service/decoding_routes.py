@@ -50,7 +50,7 @@ async def prefix(
     "/next",
     summary="Codes that lead to a live item",
     response_model=NextResponse,
-    responses=problems(400, 413, 415, 422, 429, 503),
+    responses=problems(400, 408, 413, 415, 422, 429, 503),
     openapi_extra=body_of(NextRequest),
 )
 async def next_codes(request: Request) -> Response:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import subprocess
 import tempfile
 import threading
 import time
@@ -28,8 +27,9 @@ from models.template import TextTemplate
 from models.text_encoder import TextEncoder, TextEncoderConfig
 from models.tokenizer import ErrorBounds, TokenizerParts
 from service.app import create_app
-from service.embedded import EmbeddedValkey, _binary
+from service.embedded import EmbeddedValkey
 from service.settings import Settings
+from tests.valkey import Valkey
 
 DIMENSION = 384
 CODEBOOK_SIZES = (16, 16, 16)
@@ -90,47 +90,14 @@ def data_dir() -> Iterator[Path]:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-class ValkeyProcess:
-    """A Valkey of one's own on a unix socket, which a test may kill and start again on the same data."""
-
-    def __init__(self, directory: Path) -> None:
-        self.socket = directory / "own.sock"
-        self.url = f"unix://{self.socket}"
-        self._directory = directory
-        self._process: subprocess.Popen[bytes] | None = None
-        self.start()
-
-    def start(self) -> None:
-        """Start it and wait until it serves."""
-        options = ["--port", "0", "--appendonly", "yes", "--appendfsync", "always", "--save"]
-        self._process = subprocess.Popen(
-            [str(_binary()), *options, "", "--dir", str(self._directory), "--unixsocket", str(self.socket)],
-            stdout=subprocess.DEVNULL,
-        )
-        _until(self.answers, "the Valkey server does not answer")
-
-    def kill(self) -> None:
-        """SIGKILL."""
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
-
-    def answers(self) -> bool:
-        """Whether it serves."""
-        try:
-            with redis.Redis.from_url(self.url) as client:
-                return bool(client.ping())
-        except redis.RedisError:
-            return False
-
-
 @pytest.fixture
-def valkey_process() -> Iterator[ValkeyProcess]:
+def valkey_process() -> Iterator[Valkey]:
     """A Valkey server of the test's own."""
     directory = Path(tempfile.mkdtemp(prefix="valkey-"))
-    server = ValkeyProcess(directory)
+    server = Valkey(directory)
     yield server
-    server.kill()
+    if server.process.poll() is None:
+        server.kill()
     shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -13,7 +13,7 @@ from service.assignment import Assignment, Claim, ClaimResult
 from service.errors import SuffixExhausted
 from service.registry import Record, Registry
 from service.semantic_id import SemanticId
-from tests.service.conftest import Valkey
+from tests.valkey import Valkey
 
 Connect = Callable[..., Awaitable[Registry]]
 MakeEmbedding = Callable[[int], list[float]]

@@ -64,7 +64,7 @@ def test_a_registry_that_died_is_waited_for_and_found_again(
 
     valkey_process.kill()
     assert_waits_for_the_registry(external, new, first["semantic_id"])
-    valkey_process.start()
+    valkey_process.restart()
     external.until(lambda: ready(external), "the service does not find its registry again")
 
     again, created = external.tokenize(known, new)
@@ -78,11 +78,11 @@ def test_a_registry_that_hangs_is_not_waited_for_without_end(
     known, new = ({"item_id": name, "embedding": make_embedding(1)} for name in ("known", "new"))
     (first,) = external.tokenize(known)
 
-    os.kill(valkey_process._process.pid, signal.SIGSTOP)
+    os.kill(valkey_process.process.pid, signal.SIGSTOP)
     try:
         assert_waits_for_the_registry(external, new, first["semantic_id"])
     finally:
-        os.kill(valkey_process._process.pid, signal.SIGCONT)
+        os.kill(valkey_process.process.pid, signal.SIGCONT)
     external.until(lambda: ready(external), "the service does not find its registry again")
 
     # No reply of a call that was given up may reach a later one.

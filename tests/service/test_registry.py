@@ -16,7 +16,7 @@ from service.semantic_id import SemanticId
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from tests.service.conftest import Valkey
+    from tests.valkey import Valkey
 
     Connect = Callable[..., Awaitable[Registry]]
 

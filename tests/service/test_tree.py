@@ -14,7 +14,7 @@ from service.assignment import Claim
 from service.record import Record
 from service.registry import Registry
 from service.semantic_id import SemanticId
-from tests.service.conftest import Valkey
+from tests.valkey import Valkey
 
 Connect = Callable[..., Awaitable[Registry]]
 MakeEmbedding = Callable[[int], list[float]]
