@@ -46,6 +46,11 @@ class EncoderNetwork(nn.Module):
         latents: Tensor = self.layers(embeddings - self.centre)
         return latents
 
+    def gain(self) -> float:
+        """By how much a centred embedding's norm grows at most, biases aside."""
+        weights = [layer.weight.detach() for layer in self.layers if isinstance(layer, nn.Linear)]
+        return float(torch.stack([torch.linalg.matrix_norm(weight, 2) for weight in weights]).prod())
+
 
 def mlp(widths: tuple[int, ...]) -> nn.Sequential:
     """Linear layers with ReLU between them, none after the last."""

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-# Distances closer than this (relative to the larger one) are one distance: the lowest index wins. float64 rounds at
-# 1e-16, so contrived ties (symmetric codebooks) resolve alike on every processor.
+# A residual that lies nearer to the plane between two codewords than this, as a share of its distance to them, is as
+# near to the one as to the other: the lowest index wins. float64 rounds at 1e-16, so contrived ties (symmetric
+# codebooks) resolve alike on every processor.
 TIE_TOLERANCE = 1e-12
 
 # Numbers that a measurement of all codewords by differences holds at once.
@@ -80,6 +81,11 @@ class Quantizer(nn.Module, ABC):
     @abstractmethod
     def dimension(self) -> int:
         """d, the width of a latent."""
+
+    @property
+    @abstractmethod
+    def scale(self) -> float:
+        """Root mean square of the first level's codewords: the size of a usual latent."""
 
     @abstractmethod
     def prepare(self) -> None:
@@ -174,24 +180,30 @@ def _by_differences(residuals: Tensor, codebook: Tensor) -> NearestCodeword:
     """All K distances and planes by differences, some rows at a time."""
     codes, margins = [], []
     for rows in residuals.split(max(1, DIFFERENCES // codebook.numel())):
-        first = _lowest_minimum((rows[:, None] - codebook).square().sum(dim=2))
+        nearest = (rows[:, None] - codebook).square().sum(dim=2).argmin(dim=1)
+        # Of a residual much longer than the codewords the squares swallow what parts them; this does not.
+        nearest = _distance_differences(rows, codebook[nearest], codebook).argmin(dim=1)
+        offsets = _plane_distances(rows, codebook[nearest], codebook)
+        equal = (codebook[nearest][:, None] == codebook).all(dim=2)
+        distance = (rows - codebook[nearest]).norm(dim=1, keepdim=True)
+        first = (equal | (offsets <= TIE_TOLERANCE * distance)).int().argmax(dim=1)
         codes.append(first)
         margins.append(_plane_distances(rows, codebook[first], codebook).amin(dim=1).clamp_min(0))
     return NearestCodeword(torch.cat(codes), torch.cat(margins))
 
 
-def _plane_distances(residuals: Tensor, chosen: Tensor, others: Tensor) -> Tensor:
-    """Signed distances (B, K) of residuals (B, d) to the planes between the chosen codewords (B, d) and all (K, d).
+def _distance_differences(residuals: Tensor, chosen: Tensor, others: Tensor) -> Tensor:
+    """d_j - d_1 (B, K), squared distances of residuals (B, d) to all codewords (K, d) less those to the chosen (B, d).
 
-    By differences: (c_1 - c_j)(2x - c_1 - c_j) / (2 |c_1 - c_j|) keeps its digits however close the codewords are.
+    As (c_1 - c_j)(2x - c_1 - c_j), which keeps its digits however close the codewords are.
     """
-    gaps = chosen[:, None] - others
-    lengths = gaps.norm(dim=2)
     offsets = (residuals - chosen)[:, None] + (residuals[:, None] - others)
-    return ((gaps * offsets).sum(dim=2) / lengths / 2).masked_fill(lengths == 0, torch.inf)
+    differences: Tensor = ((chosen[:, None] - others) * offsets).sum(dim=2)
+    return differences
 
 
-def _lowest_minimum(distances: Tensor) -> Tensor:
-    """The lowest index within `TIE_TOLERANCE` of each row's minimum, (B,)."""
-    smallest = distances.amin(dim=1, keepdim=True)
-    return (distances <= smallest * (1 + TIE_TOLERANCE) + torch.finfo(distances.dtype).tiny).int().argmax(dim=1)
+def _plane_distances(residuals: Tensor, chosen: Tensor, others: Tensor) -> Tensor:
+    """Signed distances (B, K) of residuals (B, d) to the planes between the chosen codewords (B, d) and all (K, d)."""
+    gaps = (chosen[:, None] - others).norm(dim=2)
+    distances: Tensor = _distance_differences(residuals, chosen, others) / gaps / 2
+    return distances.masked_fill(gaps == 0, torch.inf)

@@ -46,6 +46,11 @@ class ResidualQuantizer(Quantizer):
         """The width d of a latent."""
         return int(self.codebooks[0].shape[1])
 
+    @property
+    def scale(self) -> float:
+        """See `Quantizer.scale`."""
+        return float(self.codebooks[0].detach().square().sum(dim=1).mean().sqrt())
+
     def prepare(self) -> None:
         """See `Quantizer.prepare`."""
         self._tables = [search_table(codebook.detach()) for codebook in self.codebooks]

@@ -8,7 +8,7 @@ path's error bound is computed again on the canonical path: alone, in float64, o
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -52,7 +52,8 @@ class ErrorBounds:
 
     Attributes:
         text: Of texts embedded in a float32 batch.
-        embedding: Of embeddings encoded in a float64 batch.
+        embedding: Of embeddings encoded in a float64 batch, of usual size: rounding is relative, so the bound grows
+            with a larger embedding.
     """
 
     text: float = 1e-4
@@ -77,8 +78,7 @@ class Tokenizer:
     Not thread-safe: one thread owns it. `split` alone may be called from others.
 
     Args:
-        name: The checkpoint's name.
-        fingerprint: Over everything that can move a code (P8).
+        full_name: `name@fingerprint`, the manifest's.
         parts: The frozen modules; moved to float64 on `device`.
         bounds: Below which margins a row is computed again.
         device: Where the fast path runs.
@@ -86,14 +86,12 @@ class Tokenizer:
 
     def __init__(
         self,
-        name: str,
-        fingerprint: str,
+        full_name: str,
         parts: TokenizerParts,
         bounds: ErrorBounds,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.name = name
-        self.fingerprint = fingerprint
+        self.full_name = full_name
         self.family = parts.family
         self.template = parts.template
         self.bounds = bounds
@@ -103,14 +101,10 @@ class Tokenizer:
         self._quantizer = _frozen(parts.quantizer, self.device)
         self._decoder = _frozen(parts.decoder, self.device)
         self._quantizer.prepare()
+        self._latents_per_norm = self._network.gain() / max(self._quantizer.scale, 1e-12)
         on_cpu = self.device.type == "cpu"
         self._exact_network = self._network if on_cpu else _frozen(parts.network, torch.device("cpu"))
         self._exact_quantizer = self._quantizer if on_cpu else _frozen(parts.quantizer, torch.device("cpu"))
-
-    @property
-    def full_name(self) -> str:
-        """`name@fingerprint`."""
-        return f"{self.name}@{self.fingerprint}"
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -136,25 +130,35 @@ class Tokenizer:
         """Codes of embeddings (B, D), float.
 
         Raises:
-            ValueError: The shape is wrong or a number is not finite.
+            ValueError: The shape is wrong, or a number is not finite or too large to have a finite latent.
         """
         self._check_embeddings(embeddings)
         embeddings = embeddings.to(torch.float64)
         encoding = self._encode_batch(embeddings.to(self.device))
-        near = encoding.margin <= self.bounds.embedding
-        return self._recompute(encoding, near, lambda row: embeddings[row : row + 1].cpu())
+        size = (embeddings.cpu() - self._exact_network.centre).norm(dim=1) * self._latents_per_norm
+        near = ~(encoding.margin > self.bounds.embedding * size.clamp_min(1))
+        return self._recompute(
+            encoding,
+            near,
+            lambda row: embeddings[row : row + 1].cpu(),
+            lambda row: embeddings[row].cpu().numpy().tobytes(),
+        )
 
     @torch.inference_mode()
     def encode_texts(self, pieces: Sequence[WordPieces]) -> Encoding:
-        """Codes of B texts, given as word pieces; of similar length, or the padding costs.
+        """Codes of B texts, given as word pieces; of similar length, or the padding costs. Equal texts cost one.
 
         Raises:
-            ValueError: This tokenizer takes embeddings only.
+            ValueError: This tokenizer takes embeddings only, or an embedding came out not finite.
         """
         text_encoder = self._require_text_encoder()
-        encoding = self._encode_batch(text_encoder.embed(pieces).to(torch.float64))
-        near = encoding.margin <= self.bounds.text
-        return self._recompute(encoding, near, lambda row: text_encoder.embed_exactly(pieces[row]))
+        places: dict[tuple[int, ...], int] = {}
+        place = [places.setdefault(tuple(row), len(places)) for row in pieces]
+        distinct = list(places)
+        encoding = self._encode_batch(text_encoder.embed(distinct).to(torch.float64))
+        near = ~(encoding.margin > self.bounds.text)
+        encoding = self._recompute(encoding, near, lambda row: text_encoder.embed_exactly(distinct[row]))
+        return Encoding(*(tensor[place] for tensor in encoding))
 
     @torch.inference_mode()
     def embed(self, pieces: Sequence[WordPieces]) -> Tensor:
@@ -174,23 +178,46 @@ class Tokenizer:
     @torch.inference_mode()
     def latent_error(self, pieces: Sequence[WordPieces]) -> Tensor:
         """Norm (B,) of what each text's latent in this batch differs by from its canonical latent."""
-        text_encoder = self._require_text_encoder()
-        fast = self._network(text_encoder.embed(pieces).to(torch.float64)).cpu()
-        exact = torch.cat([self._exact_network(text_encoder.embed_exactly(row)) for row in pieces])
-        error: Tensor = (fast - exact).norm(dim=1)
+        fast = self._network(self._require_text_encoder().embed(pieces).to(torch.float64)).cpu()
+        error: Tensor = (fast - self.canonical_latents(pieces)).norm(dim=1)
         return error
+
+    @torch.inference_mode()
+    def canonical_latents(self, pieces: Sequence[WordPieces]) -> Tensor:
+        """Latents (B, d) float64 of texts, each alone on the canonical path."""
+        text_encoder = self._require_text_encoder()
+        return torch.cat([self._exact_network(text_encoder.embed_exactly(row)) for row in pieces])
 
     def _encode_batch(self, embeddings: Tensor) -> Encoding:
         return _encoding(self._quantizer.quantize(self._network(embeddings)))
 
-    def _recompute(self, encoding: Encoding, near: Tensor, canonical_embedding: Callable[[int], Tensor]) -> Encoding:
-        """The encoding with the rows near a tie replaced by their canonical one."""
+    def _recompute(
+        self,
+        encoding: Encoding,
+        near: Tensor,
+        canonical_embedding: Callable[[int], Tensor],
+        key: Callable[[int], Hashable] = lambda row: row,
+    ) -> Encoding:
+        """The encoding with the rows near a tie replaced by their canonical one; rows of equal keys are computed once.
+
+        Raises:
+            ValueError: A canonical row is not finite.
+        """
         codes, margin, error, _ = encoding
+        known: dict[Hashable, Encoding] = {}
         for row in near.nonzero().flatten().tolist():
-            latent = self._exact_network(canonical_embedding(row))
-            exact = _encoding(self._exact_quantizer.quantize(latent, exact=True))
+            exact = known.get(key(row))
+            if exact is None:
+                exact = known[key(row)] = self._canonical(canonical_embedding(row))
             codes[row], margin[row], error[row] = exact.codes[0], exact.margin[0], exact.quantization_error[0]
         return Encoding(codes, margin, error, near)
+
+    def _canonical(self, embedding: Tensor) -> Encoding:
+        """The encoding of one canonical embedding (1, D) float64."""
+        encoding = _encoding(self._exact_quantizer.quantize(self._exact_network(embedding), exact=True))
+        if bool(encoding.margin.isnan()) or not bool(encoding.quantization_error.isfinite()):
+            raise ValueError("the canonical latent of an item is not finite; it has no codes")
+        return encoding
 
     def _check_embeddings(self, embeddings: Tensor) -> None:
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dimension:
