@@ -7,6 +7,9 @@ from typing import Any
 
 from models.checkpoint import Manifest
 
+# What a user of such a text encoder is told.
+BELOW_FLOAT64 = "the canonical path of this text encoder computes parts in float32"
+
 
 def model_card(manifest: Manifest) -> str:
     """README.md of a checkpoint: data and terms, training, figures, limits."""
@@ -105,6 +108,10 @@ def _figures(report: Mapping[str, Any]) -> str:
 def _exactness(manifest: Manifest) -> str:
     notes = manifest.calibration
     largest, shares = notes["largest_error"], notes["recomputed_share"]
+    below = notes["canonical_below_float64"]
+    warning = (
+        f"{BELOW_FLOAT64.capitalize()} ({', '.join(below)}): another processor may place an item near a tie elsewhere."
+    )
     return "\n".join(
         [
             "## Exactness",
@@ -117,6 +124,7 @@ def _exactness(manifest: Manifest) -> str:
                 f"| {path} | {largest[path]:.2g} | {manifest.bounds[path]:.2g} | {shares[path]:.3%} |"
                 for path in ("text", "embedding")
             ),
+            *(["", warning] if below else []),
         ]
     )
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from models.errors import CheckpointError
 from models.network import DecoderNetwork, EncoderNetwork, NetworkConfig
 from models.template import TextTemplate
-from models.text_encoder import TextEncoder, TextEncoderConfig
+from models.text_encoder import CANARY_TEXTS, TextEncoder, TextEncoderConfig
 from models.tokenizer import FAMILIES, ErrorBounds, Tokenizer, TokenizerParts
 
 FORMAT = 1
@@ -46,6 +47,7 @@ class Manifest:
         text_encoder: Its source and revision; None where the tokenizer takes embeddings only.
         components: Digests and settings of everything the fingerprint covers.
         bounds: Latent errors below which a row is computed again, see `ErrorBounds`.
+        canary: Latents of known texts, measured again at every load; empty where the tokenizer takes embeddings only.
         calibration: How the bounds were measured.
         prefix_is_coarse_to_fine: Whether a shorter prefix means a coarser group.
         max_suffix: The highest suffix in the generator's vocabulary, None without bound.
@@ -62,6 +64,7 @@ class Manifest:
     text_encoder: Mapping[str, Any] | None
     components: Mapping[str, Any]
     bounds: Mapping[str, float]
+    canary: Mapping[str, Any] = field(default_factory=dict)
     calibration: Mapping[str, Any] = field(default_factory=dict)
     prefix_is_coarse_to_fine: bool = True
     max_suffix: int | None = None
@@ -98,6 +101,7 @@ def freeze(name: str, parts: TokenizerParts, bounds: ErrorBounds, **notes: Any) 
         text_encoder=asdict(parts.text_encoder.config) if parts.text_encoder else None,
         components=components,
         bounds=asdict(bounds),
+        canary=_canary(parts),
         **notes,
     )
 
@@ -116,6 +120,8 @@ def save(directory: Path, parts: TokenizerParts, manifest: Manifest) -> None:
     try:
         save_file(_state(parts), draft / WEIGHTS)
         (draft / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+        for file in draft.iterdir():
+            file.chmod(0o644)
         draft.chmod(0o755)
         draft.replace(directory)
     except BaseException:
@@ -164,7 +170,9 @@ def load(directory: Path, device: torch.device | str = "cpu", text_encoder: str 
     manifest = read_manifest(directory)
     parts = load_parts(directory, manifest, device, text_encoder)
     _verify(directory, manifest, _components(parts))
-    return Tokenizer(manifest.name, manifest.fingerprint, parts, ErrorBounds(**manifest.bounds), device)
+    tokenizer = Tokenizer(manifest.full_name, parts, _bounds(directory, manifest), device)
+    _check_canary(directory, manifest, tokenizer)
+    return tokenizer
 
 
 def load_parts(
@@ -193,6 +201,54 @@ def load_parts(
         msg = f"the checkpoint at {directory} cannot be loaded: {error}"
         raise CheckpointError(msg) from error
     return parts
+
+
+def _bounds(directory: Path, manifest: Manifest) -> ErrorBounds:
+    """The error bounds; what is no bound would switch the canonical path off."""
+    names = {field.name for field in fields(ErrorBounds)}
+    bounds = manifest.bounds
+    if not isinstance(bounds, Mapping) or set(bounds) != names or not all(map(_is_bound, bounds.values())):
+        msg = f"the bounds of the checkpoint at {directory} are {bounds!r}; expected {sorted(names)}, finite, above 0"
+        raise CheckpointError(msg)
+    return ErrorBounds(**bounds)
+
+
+def _is_bound(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _check_canary(directory: Path, manifest: Manifest, tokenizer: Tokenizer) -> None:
+    """Raise CheckpointError where known texts no longer have their latents: a library or a device computes otherwise.
+
+    The canonical latents are held against the frozen ones, and those of the fast path against the canonical ones.
+    """
+    if not tokenizer.takes_text:
+        return
+    pieces = tokenizer.split(CANARY_TEXTS)
+    canonical = tokenizer.canonical_latents(pieces)
+    try:
+        frozen = torch.tensor(manifest.canary["latents"], dtype=torch.float64).reshape(canonical.shape)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        msg = f"the manifest at {directory} does not hold the latents of the known texts: {error!r}"
+        raise CheckpointError(msg) from error
+    drift = float((canonical - frozen).norm(dim=1).max())
+    miss = float(tokenizer.latent_error(pieces).max())
+    for found, what in ((drift, "were frozen (another library release?)"), (miss, "on the canonical path")):
+        if not found <= tokenizer.bounds.text:
+            msg = (
+                f"the checkpoint {manifest.full_name} at {directory} gives known texts other latents on "
+                f"{tokenizer.device} than {what}: they differ by {found:.2g}, the bound is {tokenizer.bounds.text:.2g}"
+            )
+            raise CheckpointError(msg)
+
+
+def _canary(parts: TokenizerParts) -> dict[str, Any]:
+    """The latents of known texts on the canonical path, rounded: arithmetic may move the last digits."""
+    if parts.text_encoder is None:
+        return {}
+    tokenizer = Tokenizer("", parts, ErrorBounds())
+    latents = tokenizer.canonical_latents(tokenizer.split(CANARY_TEXTS))
+    return {"texts": list(CANARY_TEXTS), "latents": [[round(x, 7) for x in row] for row in latents.tolist()]}
 
 
 def _text_encoder(manifest: Manifest, device: torch.device | str, override: str | None) -> TextEncoder | None:

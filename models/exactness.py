@@ -42,7 +42,7 @@ def calibrate(parts: TokenizerParts, embeddings: Tensor, texts: Sequence[str]) -
         texts: A sample of the catalogue's texts; empty where the tokenizer takes embeddings only.
     """
     # Unbounded, so that the fast paths answer alone.
-    tokenizer = Tokenizer("calibration", "", parts, ErrorBounds(text=-1.0, embedding=-1.0))
+    tokenizer = Tokenizer("calibration", parts, ErrorBounds(text=-1.0, embedding=-1.0))
     scale = _latent_scale(parts, embeddings)
     embedding_error = _embedding_error(parts, embeddings)
     embedding_bound = max(SAFETY_FACTOR * embedding_error, EMBEDDING_FLOOR * scale)
@@ -61,9 +61,18 @@ def calibrate(parts: TokenizerParts, embeddings: Tensor, texts: Sequence[str]) -
             "text": float((margins <= text_bound).double().mean()),
             "embedding": float((margins <= embedding_bound).double().mean()),
         },
+        "canonical_below_float64": _below_float64(parts, texts),
         "torch": torch.__version__,
     }
     return Calibration(ErrorBounds(text=text_bound, embedding=embedding_bound), notes)
+
+
+def _below_float64(parts: TokenizerParts, texts: Sequence[str]) -> list[str]:
+    """Operations of the text encoder's canonical path that are not float64; none, for most."""
+    if parts.text_encoder is None or not texts:
+        return []
+    (pieces,) = parts.text_encoder.split(texts[:1])
+    return parts.text_encoder.operations_below_float64(pieces)
 
 
 @torch.inference_mode()

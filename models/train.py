@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from models import catalogue
-from models.card import model_card
+from models.card import BELOW_FLOAT64, model_card
 from models.checkpoint import Manifest, freeze, save
 from models.embedding_cache import embed_texts
 from models.evaluate import Report, evaluate
@@ -112,6 +112,8 @@ def train_checkpoint(
     say(str(report))
     sample = _sample(len(data.embeddings), config.fit.seed)
     calibration = calibrate(parts, data.embeddings[sample], [data.texts[row] for row in sample] if data.texts else [])
+    if below := calibration.notes["canonical_below_float64"]:
+        say(f"warning: {BELOW_FLOAT64} ({', '.join(below)}); another processor may place an item near a tie elsewhere")
     manifest = freeze(
         config.name,
         parts,

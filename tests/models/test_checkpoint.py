@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from models import CheckpointError, load, read_manifest
 from models.checkpoint import MANIFEST, WEIGHTS, freeze, save
 from models.template import TextTemplate
+from models.text_encoder import TextEncoder
 from models.tokenizer import ErrorBounds
 
 
@@ -184,6 +185,93 @@ def test_an_unknown_family_is_refused(frozen):
     edit(frozen, family="tree-of-wonders")
     with pytest.raises(CheckpointError, match="tree-of-wonders"):
         load(frozen)
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        {},
+        None,
+        {"text": 1e-4},
+        {"text": 1e-4, "embedding": 1e-9, "other": 1.0},
+        {"text": -1.0, "embedding": 1e-9},
+        {"text": 0, "embedding": 1e-9},
+        {"text": float("nan"), "embedding": 1e-9},
+        {"text": 1e-4, "embedding": float("inf")},
+        {"text": "1e-4", "embedding": 1e-9},
+        {"text": True, "embedding": 1e-9},
+    ],
+)
+def test_bounds_that_would_switch_the_canonical_path_off_are_refused(bounds, frozen):
+    edit(frozen, bounds=bounds)
+    with pytest.raises(CheckpointError, match="bounds"):
+        load(frozen)
+
+
+def test_a_checkpoint_s_files_can_be_read_by_all(frozen):
+    assert {path.name: path.stat().st_mode & 0o777 for path in frozen.iterdir()} == {MANIFEST: 0o644, WEIGHTS: 0o644}
+
+
+@pytest.fixture
+def with_encoder(text_encoder, make_parts, tmp_path):
+    """A checkpoint of texts, and a copy of its text encoder."""
+    copy = tmp_path / "encoder"
+    shutil.copytree(text_encoder._directory, copy)
+    parts = make_parts((384, 8), text_encoder)
+    save(tmp_path / "frozen", parts, freeze("frozen", parts, ErrorBounds()))
+    return tmp_path / "frozen", copy
+
+
+@pytest.mark.parametrize("setting", [{"do_lower_case": False}, {"strip_accents": False}, {"truncation_side": "left"}])
+def test_another_setting_of_the_word_pieces_is_refused_naming_the_file(setting, with_encoder):
+    directory, copy = with_encoder
+    config = json.loads((copy / "tokenizer_config.json").read_text())
+    (copy / "tokenizer_config.json").write_text(json.dumps({**config, **setting}))
+    with pytest.raises(CheckpointError, match=r"word_pieces.settings.tokenizer_config.json") as raised:
+        load(directory, text_encoder=str(copy))
+    assert "word_pieces.canary" in str(raised.value)
+
+
+def test_a_setting_that_names_a_file_or_a_release_moves_no_code(with_encoder):
+    directory, copy = with_encoder
+    config = json.loads((copy / "tokenizer_config.json").read_text())
+    others = {"name_or_path": "elsewhere", "transformers_version": "9.9", "tokenizer_class": "BertTokenizerFast"}
+    (copy / "tokenizer_config.json").write_text(json.dumps({**config, **others}))
+    load(directory, text_encoder=str(copy))
+
+
+def test_a_text_encoder_without_its_settings_is_refused(text_encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(text_encoder, "_directory", tmp_path)
+    monkeypatch.setattr("models.text_encoder._weight_files", lambda _: [tmp_path / "w"])
+    (tmp_path / "w").touch()
+    monkeypatch.delitem(text_encoder.__dict__, "components", raising=False)
+    with pytest.raises(CheckpointError, match=r"config.json"):
+        _ = text_encoder.components
+
+
+def test_known_texts_with_other_latents_than_were_frozen_are_refused(with_encoder):
+    directory, _ = with_encoder
+    canary = json.loads((directory / MANIFEST).read_text())["canary"]
+    canary["latents"][1][3] += 2e-4
+    edit(directory, canary=canary)
+    with pytest.raises(CheckpointError, match=r"known texts other latents.*were frozen"):
+        load(directory)
+
+
+@pytest.mark.parametrize("canary", [{}, {"latents": []}, {"latents": [["x"]]}, {"latents": [[float("nan")] * 8] * 2}])
+def test_a_manifest_without_latents_of_known_texts_is_refused(canary, with_encoder):
+    directory, _ = with_encoder
+    edit(directory, canary=canary)
+    with pytest.raises(CheckpointError, match="known texts"):
+        load(directory)
+
+
+def test_a_device_whose_fast_path_errs_beyond_the_bound_is_refused(with_encoder, monkeypatch):
+    directory, _ = with_encoder
+    embed = TextEncoder.embed
+    monkeypatch.setattr(TextEncoder, "embed", lambda self, pieces: embed(self, pieces) + 1e-2)
+    with pytest.raises(CheckpointError, match=r"known texts other latents on cpu.*canonical path"):
+        load(directory)
 
 
 def test_a_checkpoint_is_never_overwritten(parts, frozen):

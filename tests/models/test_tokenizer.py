@@ -104,6 +104,78 @@ def test_embeddings_have_the_same_codes_alone_and_in_any_batch(shipped):
     assert torch.equal(shipped.encode(embeddings[order]).codes, whole.codes[order])
 
 
+@pytest.mark.parametrize("exponent", [-3, 0, 3, 6, 9, 11, 13, 15])
+@pytest.mark.parametrize("widths", [(12, 8), (12, 32, 8)])
+def test_embeddings_of_any_size_have_the_same_codes_alone_and_in_any_batch(widths, exponent, make_parts):
+    # given directions that stay near many codewords' planes however long they are
+    tokenizer = Tokenizer("t", make_parts(widths), ErrorBounds(embedding=1e-10))
+    embeddings = 10.0**exponent * torch.randn(400, 12, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    # when
+    whole = tokenizer.encode(embeddings)
+    # then
+    assert torch.equal(whole.codes, torch.cat([tokenizer.encode(row[None]).codes for row in embeddings]))
+    latents = tokenizer._exact_network(embeddings)
+    exact = torch.cat([tokenizer._exact_quantizer.quantize(latents[row][None], exact=True).codes for row in range(400)])
+    if exponent <= 0:
+        assert torch.equal(whole.codes, exact)
+
+
+@pytest.mark.parametrize("exponent", [9, 13])
+def test_the_bound_of_embeddings_grows_with_them(exponent, make_parts, monkeypatch):
+    # given a fast path that errs by as much as float64 may, relative to the embedding
+    tokenizer = Tokenizer("t", make_parts(), ErrorBounds(embedding=1e-10))
+    embeddings = 10.0**exponent * torch.randn(2000, 12, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    expected = torch.cat([tokenizer._canonical(row[None]).codes for row in embeddings])
+    encode = tokenizer._encode_batch
+    monkeypatch.setattr(tokenizer, "_encode_batch", lambda rows: encode(rows * (1 + 1e-15)))
+    # when, then
+    assert torch.equal(tokenizer.encode(embeddings).codes, expected)
+
+
+def test_an_embedding_too_large_for_a_latent_is_refused(make_parts):
+    tokenizer = Tokenizer("t", make_parts(), ErrorBounds())
+    with pytest.raises(ValueError, match="not finite"):
+        tokenizer.encode(torch.full((2, 12), 1e200, dtype=torch.float64))
+
+
+def test_a_margin_that_is_no_number_is_not_final(shipped, texts, alone, monkeypatch):
+    # given a fast path that breaks down
+    embed = shipped._text_encoder.embed
+    monkeypatch.setattr(shipped._text_encoder, "embed", lambda pieces: embed(pieces) * torch.nan)
+    # when
+    encoding = shipped.encode_texts(shipped.split(texts))
+    # then
+    assert encoding.recomputed.all()
+    assert torch.equal(encoding.codes, alone)
+
+
+def test_a_canonical_embedding_that_is_not_finite_is_refused(shipped, monkeypatch):
+    monkeypatch.setattr(shipped._text_encoder, "embed", lambda pieces: torch.full((len(pieces), 384), torch.nan))
+    monkeypatch.setattr(shipped._text_encoder, "embed_exactly", lambda _: torch.full((1, 384), torch.nan).double())
+    with pytest.raises(ValueError, match="not finite"):
+        shipped.encode_texts(shipped.split(["red lipstick"]))
+
+
+def test_equal_rows_near_a_tie_are_computed_once(shipped, texts, alone, monkeypatch):
+    # given that every row is near a tie
+    monkeypatch.setattr(shipped, "bounds", ErrorBounds(text=1e9, embedding=1e9))
+    calls = []
+    canonical = shipped._canonical
+    monkeypatch.setattr(shipped, "_canonical", lambda row: calls.append(1) or canonical(row))
+    # when
+    encoding = shipped.encode_texts(shipped.split([texts[0], texts[1]] * 512))
+    # then
+    assert len(calls) == 2
+    assert torch.equal(encoding.codes, alone[[0, 1] * 512])
+    assert encoding.recomputed.all()
+    # when
+    embeddings = torch.randn(2, 384, generator=torch.Generator().manual_seed(2)).repeat(512, 1)
+    codes = shipped.encode(embeddings).codes
+    # then
+    assert len(calls) == 4
+    assert torch.equal(codes, codes[:2].repeat(512, 1))
+
+
 def test_an_embedding_between_codewords_goes_to_the_lowest_index(make_parts):
     # given a symmetric codebook, and an embedding whose latent is the centre of it
     parts = make_parts((3, 3), sizes=(8,))
@@ -111,7 +183,7 @@ def test_an_embedding_between_codewords_goes_to_the_lowest_index(make_parts):
     parts.network.layers[0].bias.data.zero_()
     corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 3)
     parts.quantizer.codebooks[0].data = corners[torch.tensor([5, 2, 7, 0, 1, 3, 6, 4])]
-    tokenizer = Tokenizer("ties", "", parts, ErrorBounds())
+    tokenizer = Tokenizer("ties", parts, ErrorBounds())
     # when
     encoding = tokenizer.encode(torch.zeros(3, 3))
     # then
@@ -122,7 +194,7 @@ def test_an_embedding_between_codewords_goes_to_the_lowest_index(make_parts):
 
 def test_the_quantization_error_is_the_squared_norm_of_what_no_level_took(make_parts):
     parts = make_parts()
-    tokenizer = Tokenizer("t", "", parts, ErrorBounds())
+    tokenizer = Tokenizer("t", parts, ErrorBounds())
     embeddings = torch.randn(50, 12, generator=torch.Generator().manual_seed(2))
     encoding = tokenizer.encode(embeddings)
     latents = parts.network(embeddings).detach()
@@ -136,11 +208,11 @@ def test_the_quantization_error_is_the_squared_norm_of_what_no_level_took(make_p
 )
 def test_embeddings_of_a_wrong_shape_or_not_finite_are_refused(embeddings, make_parts):
     with pytest.raises(ValueError, match="embedding"):
-        Tokenizer("t", "", make_parts(), ErrorBounds()).encode(embeddings)
+        Tokenizer("t", make_parts(), ErrorBounds()).encode(embeddings)
 
 
 def test_a_tokenizer_of_embeddings_refuses_texts(make_parts):
-    tokenizer = Tokenizer("t", "f", make_parts(), ErrorBounds())
+    tokenizer = Tokenizer("t@f", make_parts(), ErrorBounds())
     assert not tokenizer.takes_text
     with pytest.raises(ValueError, match="t@f has no text encoder"):
         tokenizer.split(["x"])
@@ -149,7 +221,7 @@ def test_a_tokenizer_of_embeddings_refuses_texts(make_parts):
 def test_a_tokenizer_is_frozen_whatever_becomes_of_the_parts(make_parts):
     # given
     parts = make_parts()
-    tokenizer = Tokenizer("t", "", parts, ErrorBounds())
+    tokenizer = Tokenizer("t", parts, ErrorBounds())
     embeddings = torch.randn(50, 12, generator=torch.Generator().manual_seed(2))
     before = tokenizer.encode(embeddings).codes
     # when
