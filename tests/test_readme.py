@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from models import DEFAULT_CHECKPOINT, load, read_manifest
 from service.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -34,3 +36,19 @@ def test_the_tree_names_every_module_and_nothing_that_is_gone(room: str) -> None
 def test_every_make_target_in_the_readme_exists() -> None:
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"make (\w+)", README)) <= targets
+
+
+def test_the_first_answer_is_what_the_default_tokenizer_gives() -> None:
+    text = re.search(r'"text": "([^"]+)"', README)[1]
+    answer = json.loads(README.split("```json")[1].split("```")[0])
+    tokenizer = load(DEFAULT_CHECKPOINT)
+
+    encoding = tokenizer.encode_texts(tokenizer.split([text]))
+
+    assert answer["tokenizer"] == read_manifest(DEFAULT_CHECKPOINT).full_name
+    assert answer["items"][0]["codes"] == encoding.codes[0].tolist()
+    assert answer["items"][0]["margin"] == pytest.approx(float(encoding.margin[0]), abs=1e-4)
+
+
+def test_nothing_is_left_to_be_filled_in() -> None:
+    assert "@@" not in README
