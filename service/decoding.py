@@ -14,6 +14,7 @@ from service.errors import MalformedCursor, MalformedSemanticId, TooManyItems
 from service.record import Record
 from service.records import Records
 from service.semantic_id import CodeLayout, SemanticId, parse_prefix, write_prefix
+from service.snapshot import Snapshots
 
 Codes = tuple[int, ...]
 
@@ -25,6 +26,7 @@ class Decoding:
         self._records = records
         self._max_prefixes = max_prefixes
         self._max_wait_s = max_wait_s
+        self._snapshots = Snapshots()
 
     async def prefix(self, text: str, limit: int, cursor: str | None, namespace: str, tokenizer: str | None) -> Answer:
         """Answer `GET /prefix/{prefix}`: the codes that follow it with their live counts, and a page of its items.
@@ -75,6 +77,21 @@ class Decoding:
         entries = [answers[i] for i in range(len(answers))]
         return {**self._records.origin(request.namespace), "next": entries}
 
+    async def trie(self, known: str | None, namespace: str, tokenizer: str | None) -> tuple[str, bytes | None]:
+        """Answer `GET /trie`: its ETag, and the live trie unless that ETag is known.
+
+        Args:
+            known: An `If-None-Match` header.
+            namespace: The catalogue's.
+            tokenizer: Its name.
+        """
+        record = await self._records.of(namespace, tokenizer)
+        etag = _etag(await record.changes.revision())
+        if etag in {tag.strip().removeprefix("W/") for tag in (known or "").split(",")}:
+            return etag, None
+        snapshot = await self._snapshots.of(record)
+        return _etag(snapshot.revision), snapshot.data
+
     async def changes(self, after: int, limit: int, wait_s: float, namespace: str, tokenizer: str | None) -> Answer:
         """Answer `GET /changes`: what came and went after a revision, in order.
 
@@ -94,6 +111,10 @@ class Decoding:
         if not isinstance(text, str):
             raise MalformedSemanticId("a prefix is a string")
         return parse_prefix(text, self._records.manifest.codebook_sizes)
+
+
+def _etag(revision: int) -> str:
+    return f'"{revision}"'
 
 
 def _child(prefix: Codes, code: int, count: int) -> Answer:

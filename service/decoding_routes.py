@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from service.bodies import unless_disconnected
 from service.decoding_schemas import PREFIX_EXAMPLE, ChangesResponse, NextRequest, NextResponse, PrefixListing
@@ -16,6 +16,9 @@ router = APIRouter(tags=["Decode"])
 MAX_REVISION = 2**53
 MAX_CHANGES = 10_000
 MAX_PAGE = 1000
+
+_ETAG = {"ETag": {"description": "The record's revision.", "schema": {"type": "string"}}}
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 AfterQuery = Annotated[int, Query(ge=0, le=MAX_REVISION, description="The revision up to which all is known.")]
 LimitQuery = Annotated[int, Query(ge=1, le=MAX_CHANGES, description="How many changes to answer, at most.")]
@@ -59,6 +62,30 @@ async def next_codes(request: Request) -> Response:
     async with state.gate.read(request) as body:
         work = state.decoding.next(parsed(request, body, NextRequest))
         return as_json(await unless_disconnected(request, work))
+
+
+@router.get(
+    "/trie",
+    summary="The whole live trie",
+    response_class=Response,
+    responses={
+        200: {"description": "Safetensors.", "headers": _ETAG, "content": {"application/octet-stream": _BINARY}},
+        304: {"description": "It is at the revision that is known.", "headers": _ETAG},
+        **problems(422, 503),
+    },
+)
+async def trie(
+    request: Request,
+    if_none_match: Annotated[str | None, Header(description="ETags that are known.")] = None,
+    namespace: NamespaceQuery = "default",
+    tokenizer: TokenizerQuery = None,
+) -> Response:
+    """Take the trie of all live Semantic IDs, in compressed sparse rows; from its revision on, follow `/changes`."""
+    work = State.of(request).decoding.trie(if_none_match, namespace, tokenizer)
+    etag, data = await unless_disconnected(request, work)
+    if data is None:
+        return Response(status_code=304, headers={"etag": etag})
+    return Response(data, headers={"etag": etag}, media_type="application/octet-stream")
 
 
 @router.get(

@@ -45,7 +45,7 @@ class Record:
         """Use `Registry.record`."""
         self.layout = layout = keys.layout
         self.buckets = keys.buckets
-        self.changes = ChangeLog(primary, keys, self._settle)
+        self.changes = ChangeLog(primary, keys, self.settle)
         self.tree = LiveTree(primary, keys)
         self._primary = primary
         self._keys = keys
@@ -153,6 +153,13 @@ class Record:
         """
         return int((await self._primary.read([("HGET", self._keys.meta, b"count")]))[0] or 0)
 
+    async def settle(self) -> None:
+        """Returns when all that was read before is as durable as promised, by an empty call where that needs one."""
+        if self._primary.unchecked:
+            await self._primary.call(self._primary.recheck)
+        if self._primary.waits:
+            await self._queue.submit([])
+
     @property
     def idle(self) -> bool:
         """Whether no claim waits or is on its way."""
@@ -187,11 +194,4 @@ class Record:
         if self._primary.unchecked:
             await self._primary.call(self._primary.recheck)
         if self._primary.waits and max(map(latest_time, values), default=-1) >= self._primary.durable_before:
-            await self._queue.submit([])
-
-    async def _settle(self) -> None:
-        """Returns when all that was read before is as durable as promised, by an empty call where that needs one."""
-        if self._primary.unchecked:
-            await self._primary.call(self._primary.recheck)
-        if self._primary.waits:
             await self._queue.submit([])

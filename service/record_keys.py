@@ -23,9 +23,13 @@ class RecordKeys:
         """The bucket of an item."""
         return self._forward + b"%d" % (crc32(item_id) % self.buckets)
 
+    def reverse_bucket(self, number: int) -> bytes:
+        """One of the buckets in which something stands under a prefix, by its number from 0."""
+        return self._reverse + b"%d" % number
+
     def under(self, prefix: bytes) -> bytes:
         """The bucket of what stands under a packed prefix."""
-        return self._reverse + b"%d" % (hash_prefix(prefix) % self.buckets)
+        return self.reverse_bucket(hash_prefix(prefix) % self.buckets)
 
     def reverse(self, codes: bytes) -> bytes:
         """The bucket of packed codes, and of the Semantic IDs, which begin with them."""

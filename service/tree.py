@@ -6,7 +6,7 @@ the size of the catalogue.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Codes = tuple[int, ...]
 FIELDS_PER_SCAN = 10_000
+BUCKETS_PER_READ = 64
 _SPECIAL = frozenset(b"*?[\\")  # in a pattern
 
 
@@ -72,25 +73,43 @@ class LiveTree:
             semantic_ids = [semantic_id for semantic_id in found if after is None or semantic_id > after]
         return Page(semantic_ids[:limit], truncated or len(semantic_ids) > limit)
 
+    async def scan(self) -> AsyncIterator[list[bytes]]:
+        """All packed live IDs, the buckets a few at a time; one that is live throughout is found.
+
+        Raises:
+            RegistryUnavailable: The server cannot be reached.
+        """
+        pattern = b"?" * (self._layout.width + 1) + b"*"
+        for start in range(0, self._keys.buckets, BUCKETS_PER_READ):
+            numbers = range(start, min(start + BUCKETS_PER_READ, self._keys.buckets))
+            found = await self._matching([(self._keys.reverse_bucket(number), pattern) for number in numbers])
+            yield list(chain.from_iterable(map(self._live, found)))
+
     async def _under(self, prefixes: Sequence[Codes]) -> list[dict[bytes, bytes]]:
         """The fields that stand right under each prefix: child prefixes, or from the last level on Semantic IDs."""
-        packed = [self._layout.pack_prefix(prefix) for prefix in prefixes]
-        found: list[dict[bytes, bytes]] = [{} for _ in packed]
-        cursors = dict.fromkeys(range(len(packed)), 0)
-        while cursors:  # a bucket in listpack encoding is read at once
-            commands = [self._scan(packed[i], cursor) for i, cursor in cursors.items()]
+        return await self._matching([self._place(self._layout.pack_prefix(prefix)) for prefix in prefixes])
+
+    def _place(self, packed: bytes) -> tuple[bytes, bytes]:
+        """The bucket of what stands under a packed prefix, and the pattern of its fields."""
+        inner = len(packed) < self._layout.width - self._layout.bytes_per_code
+        if inner:
+            return self._keys.under(packed), _literally(packed) + b"?" * self._layout.bytes_per_code
+        return self._keys.reverse(packed), _literally(packed) + b"?" * (self._layout.width - len(packed) + 1) + b"*"
+
+    async def _matching(self, places: Sequence[tuple[bytes, bytes]]) -> list[dict[bytes, bytes]]:
+        """The fields that match a pattern, of each bucket; one in listpack encoding is read at once."""
+        found: list[dict[bytes, bytes]] = [{} for _ in places]
+        cursors = dict.fromkeys(range(len(places)), 0)
+        while cursors:
+            commands = [
+                ("HSCAN", places[i][0], cursor, "MATCH", places[i][1], "COUNT", FIELDS_PER_SCAN)
+                for i, cursor in cursors.items()
+            ]
             answers = await self._primary.read(commands)
             for i, (_, fields) in zip(cursors, answers, strict=True):
                 found[i].update(fields)
             cursors = {i: cursor for i, (cursor, _) in zip(cursors, answers, strict=True) if cursor}
         return found
-
-    def _scan(self, packed: bytes, cursor: int) -> tuple[object, ...]:
-        inner = len(packed) < self._layout.width - self._layout.bytes_per_code
-        key = self._keys.under(packed) if inner else self._keys.reverse(packed)
-        unknown = self._layout.bytes_per_code if inner else self._layout.width - len(packed) + 1
-        pattern = _literally(packed) + b"?" * unknown + (b"" if inner else b"*")
-        return ("HSCAN", key, cursor, "MATCH", pattern, "COUNT", FIELDS_PER_SCAN)
 
     def _counts(self, depth: int, fields: dict[bytes, bytes]) -> dict[int, int]:
         """Child codes and their live counts, from the fields under an inner prefix."""
@@ -99,10 +118,12 @@ class LiveTree:
 
     def _live_ids(self, fields: dict[bytes, bytes]) -> list[SemanticId]:
         """The live Semantic IDs among fields."""
+        return [read_semantic_id(field, self._layout) for field in self._live(fields)]
+
+    def _live(self, fields: dict[bytes, bytes]) -> list[bytes]:
+        """The same, packed."""
         return [
-            read_semantic_id(field, self._layout)
-            for field, holder in fields.items()
-            if len(field) > self._layout.width and not holder.startswith(DEAD)
+            field for field, holder in fields.items() if len(field) > self._layout.width and not holder.startswith(DEAD)
         ]
 
 

@@ -10,15 +10,18 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from models import Trie
 from service.assignment import Claim, ClaimResult
 from service.embedded import EmbeddedValkey
 from service.errors import SuffixExhausted
 from service.registry import Record, Registry
 from service.semantic_id import SemanticId
+from service.snapshot import follow, take
 
 SIZES = (2, 3, 256)
 MAX_SUFFIX = 2
@@ -82,6 +85,7 @@ class LifeAgainstAModel(RuleBasedStateMachine):
         self.server = EmbeddedValkey(Path(self.directory.name))
         self.runner.run(self.open())
         self.model = Model()
+        self.followed = Trie.of(torch.empty((0, len(SIZES) + 1), dtype=torch.int64), SIZES)
 
     async def open(self) -> None:
         await self.server.start()
@@ -150,6 +154,15 @@ class LifeAgainstAModel(RuleBasedStateMachine):
             depth = len(prefix)
             assert found == Counter(numbers[depth] for numbers in live if numbers[:depth] == prefix)
         assert page.semantic_ids == sorted(self.model.live)
+
+    @invariant()
+    def a_fresh_trie_and_one_that_follows_are_that_of_the_live_ids(self) -> None:
+        fresh = self.run(take(self.record))
+        self.followed = self.run(follow(self.record, self.followed))
+
+        live = sorted((*semantic_id.codes, semantic_id.suffix) for semantic_id in self.model.live)
+        assert [tuple(row) for row in fresh.semantic_ids().tolist()] == live
+        assert self.followed.to_bytes() == fresh.to_bytes()
 
     @invariant()
     def every_change_is_told(self) -> None:

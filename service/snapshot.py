@@ -1,0 +1,119 @@
+"""The whole live trie of a record at one revision, taken while writes go on.
+
+    revision --> scan of all buckets, a few at a time --> the changes since that revision --> trie
+
+What was acknowledged before the scan began is found by it, or is told by the changes if it has moved since; what the
+changes tell is right whatever the scan saw of it. So the trie is that of the last change it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from models import Trie
+from service.changes import Change
+from service.errors import ChangesGone, RegistryUnavailable
+from service.record import Record
+from service.semantic_id import CodeLayout
+
+ATTEMPTS = 3
+CHANGES_PER_READ = 10_000
+
+
+class Snapshot(NamedTuple):
+    """A trie as it is sent, and of what."""
+
+    record: Record
+    revision: int
+    data: bytes
+
+
+class Snapshots:
+    """Takes one snapshot at a time, and keeps the last for those who ask for the same."""
+
+    def __init__(self) -> None:
+        self._last: Snapshot | None = None
+        self._taking = asyncio.Lock()
+
+    async def of(self, record: Record) -> Snapshot:
+        """The live trie of a record, with everything acknowledged before this call.
+
+        Raises:
+            RegistryUnavailable: The registry cannot be reached, or changes faster than it can be read.
+        """
+        async with self._taking:
+            last = self._last
+            if last is None or last.record is not record or last.revision != await record.changes.revision():
+                trie = await take(record)
+                last = self._last = Snapshot(record, trie.revision, await asyncio.to_thread(trie.to_bytes))
+            return last
+
+
+async def take(record: Record) -> Trie:
+    """The live trie of a record.
+
+    Raises:
+        RegistryUnavailable: The registry cannot be reached, or changes faster than it can be read.
+    """
+    for _ in range(ATTEMPTS):
+        try:
+            return await follow(record, await _scanned(record))
+        except ChangesGone:
+            continue
+    msg = "The record changes faster than it can be read: keep more changes (SID_CHANGES_KEPT)."
+    raise RegistryUnavailable(msg)
+
+
+async def follow(record: Record, trie: Trie) -> Trie:
+    """The trie after all changes since its revision.
+
+    Raises:
+        ChangesGone: They are no longer kept.
+    """
+    changes: list[Change] = []
+    revision = trie.revision
+    while True:
+        found = (await record.changes.after(revision, CHANGES_PER_READ)).changes
+        changes += found
+        revision = changes[-1].revision if changes else revision
+        if len(found) < CHANGES_PER_READ:
+            break
+    if revision:
+        await record.settle()
+    return await asyncio.to_thread(_updated, trie, changes, revision) if changes else trie
+
+
+async def _scanned(record: Record) -> Trie:
+    """All IDs that are live during a scan, and perhaps some that were for a part of it."""
+    revision = await record.changes.revision()
+    levels = len(record.layout.codebook_sizes)
+    rows = [torch.empty((0, levels + 1), dtype=torch.int64)]
+    if revision:  # else there is nothing, and no bucket to look for it in
+        rows += [await asyncio.to_thread(_rows, packed, record.layout) async for packed in record.tree.scan()]
+    return await asyncio.to_thread(lambda: Trie.of(torch.cat(rows), record.layout.codebook_sizes, revision))
+
+
+def _updated(trie: Trie, changes: Sequence[Change], revision: int) -> Trie:
+    rows: list[tuple[int, ...]] = []
+    live: list[bool] = []
+    for change in changes:
+        rows.append((*change.semantic_id.codes, change.semantic_id.suffix))
+        live.append(change.kind in {"assigned", "returned"})
+        if change.replaced_by is not None:
+            rows.append((*change.replaced_by.codes, change.replaced_by.suffix))
+            live.append(True)
+    return trie.updated(torch.tensor(rows), torch.tensor(live), revision)
+
+
+def _rows(packed: Sequence[bytes], layout: CodeLayout) -> torch.Tensor:
+    """Packed IDs as numbers, (N, L + 1) int64."""
+    kind = ">u1" if layout.bytes_per_code == 1 else ">u2"
+    codes = np.frombuffer(b"".join(field[: layout.width] for field in packed), dtype=kind)
+    codes = codes.reshape(-1, len(layout.codebook_sizes)).astype(np.int64)
+    suffixes = np.array([int(field[layout.width :]) for field in packed], dtype=np.int64)
+    return torch.from_numpy(np.column_stack([codes, suffixes]))
