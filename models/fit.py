@@ -22,6 +22,9 @@ from models.rqvae import RQVAE, LossConfig, Variances
 
 CHUNK_ROWS = 8192
 
+# Residuals below this share of the latents' root mean square are float32's rounding.
+ROUNDING = 1e-6
+
 
 @dataclass(frozen=True)
 class FitConfig:
@@ -108,7 +111,7 @@ def fit(embeddings: Tensor, config: FitConfig, weights: Tensor | None = None) ->
         weights: (N,) float, how often each row is drawn; equal where None.
 
     Raises:
-        ValueError: There are too few rows, or a loss became NaN or infinite.
+        ValueError: There are too few rows, they are all equal, or a loss became NaN or infinite.
     """
     return _Fitting(embeddings, config, weights).run()
 
@@ -122,6 +125,9 @@ class _Fitting:
             raise ValueError(msg)
         self.config = config
         self.generator = torch.Generator().manual_seed(config.seed)
+        if torch.equal(embeddings, embeddings[:1].expand_as(embeddings)):
+            msg = f"training needs items that differ: all {len(embeddings):,} have the same embedding"
+            raise ValueError(msg)
         self.embeddings = embeddings
         self.weighted = weights is not None
         self.weights = torch.ones(len(embeddings)) if weights is None else weights.float()
@@ -167,7 +173,7 @@ class _Fitting:
         if best.epoch:
             # Joint training moves the encoder network away from the codebooks; k-means on what it became uses them
             # evenly again. Kept where the measure says so.
-            self._initialise_codebooks()
+            self._cluster_codebooks()
             history.append(measure := self._measure(best.epoch, self._codes(), refitted=True))
             best, state = (measure, self.model.state_dict()) if measure.value <= best.value else (best, state)
             self.model.load_state_dict(state)
@@ -200,11 +206,21 @@ class _Fitting:
                     self._step(loss, optimiser, schedule, f"warm-up epoch {epoch}")
                 bar.set_postfix(reconstruction=f"{float(loss.detach()):.3f}")
 
-    @torch.no_grad()
     def _initialise_codebooks(self) -> None:
+        """Cluster, unless the quantizer's state says that it has codebooks already."""
+        if not bool(self.model.quantizer.initialised):
+            self._cluster_codebooks()
+
+    @torch.no_grad()
+    def _cluster_codebooks(self) -> None:
         """k-means of what each level receives, on all training rows."""
         for level, codebook in enumerate(self.model.quantizer.codebooks):
             residuals = self._residuals(level)
+            if level == 0:
+                rounding = ROUNDING * residuals.square().sum(dim=1).mean().sqrt()
+            # What rounding left of rows that the levels before took whole is nothing; clustered, it would put codewords
+            # so close together that every such row is near a tie.
+            residuals = torch.where(residuals.norm(dim=1, keepdim=True) > rounding, residuals, 0.0)
             clustering = kmeans(
                 residuals, len(codebook), self.generator, self.weights[self.training], self.config.kmeans
             )

@@ -142,7 +142,8 @@ def _means(points: Tensor, codes: Tensor, distances: Tensor, weights: Tensor, co
     mass = torch.zeros(codebook.shape[0], dtype=torch.float64, device=points.device)
     mass.index_add_(0, codes, weights.double())
     sums = torch.zeros(codebook.shape, dtype=torch.float64, device=points.device)
-    sums.index_add_(0, codes, (points * weights[:, None]).double())
+    # In float64: the mean of equal points is that point, and repeats of a codeword stay its equals.
+    sums.index_add_(0, codes, points.double() * weights.double()[:, None])
     empty = (mass <= 0).nonzero().flatten()
     means = torch.where((mass > 0)[:, None], sums / mass.clamp_min(torch.finfo(mass.dtype).tiny)[:, None], codebook)
     means = means.to(codebook.dtype)

@@ -17,8 +17,8 @@ from models.quantizer import Quantization, Quantizer, SearchTable, nearest_codew
 class ResidualQuantizer(Quantizer):
     """L codebooks, one after the other on the residual.
 
-    The codebooks and the flag that says they were initialised are state: loading a trained quantizer never clusters
-    it again.
+    The codebooks and the flag that says they were initialised are state: a trained quantizer that was loaded is not
+    clustered again at the start of a fit.
 
     Args:
         codebook_sizes: K_l for each level.

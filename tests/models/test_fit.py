@@ -175,3 +175,37 @@ def test_a_local_projection_keeps_the_direction_along_which_neighbours_differ(ge
 def test_a_projection_to_more_numbers_than_there_are_is_refused(generator):
     with pytest.raises(ValueError, match="cannot have 5"):
         projection(torch.zeros(10, 4), torch.ones(10), 5, ProjectionConfig(), generator)
+
+
+def test_items_that_are_all_equal_are_refused():
+    with pytest.raises(ValueError, match="all 40 have the same embedding"):
+        fit(torch.ones(40, 12), SMALL)
+
+
+@pytest.mark.parametrize("distinct", [2, 5])
+def test_fewer_different_items_than_codewords_can_be_fitted(distinct, clustered):
+    fitted = fit(clustered[:distinct].repeat(20, 1), replace(SMALL, hidden=(16,)))
+    assert all(codebook.isfinite().all() for codebook in fitted.model.quantizer.codebooks)
+
+
+def test_a_small_catalogue_is_not_near_a_tie_everywhere(clustered):
+    # given fewer items than codewords, so that many codewords are equal
+    fitted = fit(clustered[:120], replace(SMALL, codebook_sizes=(256, 256, 256), epochs=0))
+    # when
+    model = fitted.model.double()
+    with torch.no_grad():
+        margins = model.quantizer.quantize(model.network(clustered[:120].double())).margins
+    # then
+    assert (margins.amin(dim=1) < 1e-4).double().mean() < 0.1
+
+
+def test_codebooks_that_were_initialised_are_not_clustered_again(clustered):
+    # given
+    fitting = _Fitting(clustered, replace(SMALL, epochs=0), None)
+    trained = fit(clustered, SMALL).model.quantizer
+    fitting.model.quantizer.load_state_dict(trained.state_dict())
+    # when
+    fitted = fitting.run()
+    # then
+    for one, other in zip(fitted.model.quantizer.codebooks, trained.codebooks, strict=True):
+        assert torch.equal(one, other)
