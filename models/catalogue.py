@@ -147,14 +147,27 @@ class _Names:
         fields = {
             name: _field(row[column], f"{place}, {column}")
             for column, name in self._fields.items()
-            if row.get(column) not in (None, "")
+            if row.get(column) not in (None, "") and row[column] == row[column]  # NaN is no value
         }
         text = row.get(self._text)
         if text is not None and not isinstance(text, str):
             msg = f"{place}, {self._text}: expected a string, got {type(text).__name__}"
             raise ValueError(msg)
         kept = {column: str(row.get(column) or "") for column in self._keep}
-        return CatalogueItem(str(item_id), fields, text or None, kept)
+        item = CatalogueItem(str(item_id), fields, text or None, kept)
+        _require_unicode(item, place)
+        return item
+
+
+def _require_unicode(item: CatalogueItem, place: str) -> None:
+    """Raise ValueError where a string has half a surrogate pair, which no UTF-8 can write."""
+    lists = [[value] if isinstance(value, str) else value or () for value in item.fields.values()]
+    strings = [item.item_id, item.text or "", *item.kept.values(), *(part for parts in lists for part in parts)]
+    try:
+        "".join(strings).encode()
+    except UnicodeEncodeError as error:
+        msg = f"{place} has half a surrogate pair ({error.object[error.start]!r}), which is no character"
+        raise ValueError(msg) from error
 
 
 def _field(value: Any, place: str) -> FieldValue:

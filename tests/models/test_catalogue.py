@@ -180,3 +180,21 @@ def test_a_template_leaves_out_what_is_empty():
     assert template.render({"title": " t ", "brand": None, "categories": ["a", "", " b "], "other": "x"}) == "t. a > b"
     assert template.render({}) == ""
     assert TextTemplate(fields=("brand", "title"), separator=" | ").render({"title": "t", "brand": "b"}) == "b | t"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"title": "a\ud800"}, {"title": "a", "category": ["b", "\udc00"]}, {"text": "\ud83d"}, {"item_id": "\ud800"}],
+)
+def test_half_a_surrogate_pair_is_refused_naming_file_and_row(row, tmp_path):
+    path = tmp_path / "items.jsonl"
+    write(path, [{"item_id": "a", "title": "fine 🎧"}, {"item_id": "b", "title": "t", **row}])
+    with pytest.raises(ValueError, match=r"items\.jsonl, row 2 has half a surrogate pair"):
+        list(read_items(path))
+
+
+def test_a_number_that_is_none_is_absent(tmp_path):
+    path = tmp_path / "items.jsonl"
+    write(path, [{"item_id": "a", "title": "t", "brand": float("nan"), "description": 5}])
+    ((item,),) = read_items(path)
+    assert item.fields == {"title": "t", "description": "5"}
