@@ -51,9 +51,9 @@ DOMAINS: dict[str, tuple[list[str], list[str], str]] = {
         [INDUSTRIAL],
         ["components_kicad"],
         (
-            "industrial scientific screws? bolts? nuts? washers? drills? drill-bit hydraulic pneumatic bearings? valves? "
-            "fasteners? abrasives? welding adhesives? solder connectors? resistors? capacitors? transistors? sensors? "
-            "laborator(?:y|ies) hardware tools?"
+            "industrial scientific screws? bolts? nuts? washers? drills? drill-bit hydraulic pneumatic bearings? "
+            "valves? fasteners? abrasives? welding adhesives? solder connectors? resistors? capacitors? transistors? "
+            "sensors? laborator(?:y|ies) hardware tools?"
         ),
     ),
     "fashion": (
@@ -61,8 +61,8 @@ DOMAINS: dict[str, tuple[list[str], list[str], str]] = {
         [],
         (
             "fashion clothing clothes apparel wear footwear shoes? sneakers? boots? sandals? shirts? t-shirts? dress "
-            "dresses jeans trousers skirts? jackets? socks? lingerie swimwear jewell?ery handbags? wallets? watch watches "
-            "sunglasses eyewear"
+            "dresses jeans trousers skirts? jackets? socks? lingerie swimwear jewell?ery handbags? wallets? watch "
+            "watches sunglasses eyewear"
         ),
     ),
     "books": (
@@ -79,9 +79,9 @@ DOMAINS: dict[str, tuple[list[str], list[str], str]] = {
         ["pricerunner", "abt_buy", "wdc_cameras", "wdc_computers", "phones", "laptops"],
         ["software_amazon_google"],
         (
-            "electronics? electrical phones? smartphones? mobile laptops? computers? pc tablets? cameras? lens headphones? "
-            "earphones? speakers? chargers? usb hdmi monitors? printers? televisions? tv keyboards? processors? "
-            "appliances? fridges? refrigerators? freezers? dishwashers? microwaves? smartwatch"
+            "electronics? electrical phones? smartphones? mobile laptops? computers? pc tablets? cameras? lens "
+            "headphones? earphones? speakers? chargers? usb hdmi monitors? printers? televisions? tv keyboards? "
+            "processors? appliances? fridges? refrigerators? freezers? dishwashers? microwaves? smartwatch"
         ),
     ),
     "food": (

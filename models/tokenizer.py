@@ -26,7 +26,6 @@ M = TypeVar("M", bound=nn.Module)
 # Every family a checkpoint can hold, by the name its manifest gives.
 FAMILIES: Mapping[str, type[ResidualQuantizer]] = {
     "rqvae": ResidualQuantizer,
-    "rqkmeans": ResidualQuantizer,
 }
 
 

@@ -104,6 +104,9 @@ def train_checkpoint(
     encoder = _text_encoder(sources, text_encoder, device)
     data = read_training_data(sources, config, encoder, embedding_cache, say)
     say(f"training on {len(data.embeddings):,} items of {len(sources)} files, {data.embeddings.shape[1]} dimensions")
+    distinct, largest = len(data.embeddings.unique(dim=0)), max(config.fit.codebook_sizes)
+    if distinct < largest:
+        say(f"warning: {distinct:,} different embeddings for codebooks of up to {largest}: some codewords stay unused")
     fitted = fit(data.embeddings, config.fit, data.weights)
     parts = TokenizerParts(
         "rqvae", config.template, encoder, fitted.model.network, fitted.model.quantizer, fitted.model.decoder

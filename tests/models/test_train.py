@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 from dataclasses import replace
@@ -202,3 +203,40 @@ def test_a_tokenizer_of_embeddings_is_calibrated_without_texts(make_parts):
     calibration = calibrate(make_parts(), torch.randn(64, 12), [])
     assert calibration.notes["texts"] == 0
     assert ErrorBounds().embedding > calibration.bounds.embedding > 0
+
+
+def test_a_text_encoder_that_computes_parts_in_float32_is_told_of(make_parts, text_encoder, tmp_path, monkeypatch):
+    # given a norm as T5 has it, which leaves float64
+    from transformers.models.t5.modeling_t5 import T5LayerNorm
+
+    assert not calibrate(make_parts((384, 8), text_encoder), torch.randn(64, 384), ["x"]).notes[
+        "canonical_below_float64"
+    ]
+    exact = copy.deepcopy(text_encoder._exact_model)
+    exact.append(_Normed(T5LayerNorm(384).double()))
+    monkeypatch.setitem(text_encoder.__dict__, "_exact_model", exact)
+    monkeypatch.setattr("models.train.TextEncoder", lambda *_: text_encoder)
+    # when
+    lines = []
+    manifest = train_checkpoint([write(tmp_path / "items.csv")], tmp_path / "out", SMALL, say=lines.append)
+    # then
+    assert manifest.calibration["canonical_below_float64"]
+    assert any("computes parts in float32" in line for line in lines)
+    assert "computes parts in float32" in (tmp_path / "out" / "README.md").read_text()
+
+
+class _Normed(torch.nn.Module):
+    def __init__(self, norm):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, features):
+        embedding = features["sentence_embedding"]
+        return {**features, "sentence_embedding": embedding + 0 * self.norm(embedding)}
+
+
+def test_fewer_different_items_than_codewords_are_told_of(tmp_path):
+    np.save(tmp_path / "e.npy", np.repeat(np.random.default_rng(0).standard_normal((5, 10)).astype(np.float32), 9, 0))
+    lines = []
+    train_checkpoint([tmp_path / "e.npy"], tmp_path / "out", SMALL, say=lines.append)
+    assert any("5 different embeddings for codebooks of up to 8" in line for line in lines)
