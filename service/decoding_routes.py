@@ -46,7 +46,8 @@ async def prefix(
     tokenizer: TokenizerQuery = None,
 ) -> Response:
     """List the codes that follow, with their live counts, and the live items, page by page."""
-    return as_json(await State.of(request).decoding.prefix(prefix, limit, cursor, namespace, tokenizer))
+    work = State.of(request).decoding.prefix(prefix, limit, cursor, namespace, tokenizer)
+    return as_json(await unless_disconnected(request, work))
 
 
 @router.post(

@@ -193,5 +193,9 @@ class Record:
         """Answering an assignment acknowledges it: one that may not be synced yet is waited for."""
         if self._primary.unchecked:
             await self._primary.call(self._primary.recheck)
-        if self._primary.waits and max(map(latest_time, values), default=-1) >= self._primary.durable_before:
+        latest = max(map(latest_time, values), default=-1)
+        if self._primary.waits and 0 <= latest < self._primary.durable_before:
+            (returned,) = await self._primary.read([("HGET", self._keys.meta, b"returned")])
+            latest = max(latest, int(returned or 0))
+        if self._primary.waits and latest >= self._primary.durable_before:
             await self._queue.submit([])

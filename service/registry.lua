@@ -10,6 +10,7 @@
 --                             count           number of live assignments
 --                             revision        number of changes so far: each assignment, retirement, return and
 --                                             replacement is one
+--                             returned        when an ID last came back as it was, so that no time of its own tells
 --                             synced          time of the last barrier (see ARGV[1])
 --   ...:f:<bucket>    hash    forward; bucket = crc32(item id) mod buckets
 --                             item id -> assignment: state 1 byte | assigned_at 4 bytes, seconds | digest 8 bytes | ID
@@ -60,6 +61,7 @@ local REASSIGN = 82 -- the letter R
 local DEAD = '\255'
 local count = 0
 local changes = {}
+local returned = false
 
 local function extend(hash, codes, first, last)
     for i = first, last do
@@ -174,6 +176,7 @@ local function reassign(forward, item_id, value, was_live, content)
     local suffix, assigned_at, others = find_former(former, codes)
     local reply
     if suffix then
+        returned = true
         set_live(codes .. suffix, item_id)
         reply = '\0' .. assigned_at .. content .. suffix
         call('HSET', forward, item_id, reply)
@@ -210,6 +213,7 @@ local function claim(forward, item_id, request)
         return reassign(forward, item_id, value, was_live, content)
     end
     if not was_live then
+        returned = true
         set_live(sub(value, 14), item_id)
         note('B', sub(value, 14))
     end
@@ -246,6 +250,9 @@ if #changes > 0 then
     call('XADD', prefix .. 'c', 'MINID', '~', oldest, string.format('%d-0', revision), 'c', table.concat(changes))
     call('HINCRBY', meta, 'count', count)
     write_live_counts()
+    if returned then
+        call('HSET', meta, 'returned', now)
+    end
     replies[2] = revision
 elseif ARGV[1] == '1' then
     call('HSET', meta, 'synced', now)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from models import DeadPrefix, Trie
 
 SIZES = (3, 2, 4)
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 IDS = st.tuples(*(st.integers(0, size - 1) for size in SIZES), st.integers(0, 3))
 
 
@@ -108,13 +109,20 @@ def test_what_are_no_prefixes_is_refused(wrong):
         Trie.of(rows({(0, 0, 0, 0)}), SIZES).allowed(wrong)
 
 
-def test_a_large_trie_allows_what_it_holds():
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_large_trie_allows_what_it_holds_on_any_device(device):
     torch.manual_seed(0)
     ids = torch.cat([torch.randint(0, 256, (100_000, 3)), torch.zeros(100_000, 1, dtype=torch.int64)], dim=1)
-    trie = Trie.of(ids, (256, 256, 256))
+    trie = Trie.of(ids, (256, 256, 256)).to(device)
 
-    mask = trie.allowed(ids[:64, :2])
+    mask = trie.allowed(ids[:64, :2].to(device))
+    without = trie.updated(ids[:64], torch.zeros(64, dtype=torch.bool), 1)
 
     for row, (first, second) in enumerate(ids[:64, :2].tolist()):
         under = ids[(ids[:, 0] == first) & (ids[:, 1] == second), 2]
         assert mask[row].nonzero().flatten().tolist() == under.unique().tolist()
+    assert mask.device.type == without.numbers[0].device.type == device
+    assert (
+        without.to_bytes()
+        == Trie.of(ids[64:], (256, 256, 256)).updated(ids[:64], mask.new_zeros(64).cpu(), 1).to_bytes()
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -191,6 +192,29 @@ async def test_all_ids_of_a_retired_item_say_that_it_is_retired(record: Record) 
 
     found = await record.by_semantic_ids([old.semantic_id, new.semantic_id])
     assert [assignment and assignment.retired_at for assignment in found] == [retired.retired_at] * 2
+
+
+async def test_an_id_that_came_back_is_told_only_once_it_is_synced(
+    start_valkey: Callable[..., Valkey], connect: Connect
+) -> None:
+    server = start_valkey(appendfsync="everysec")
+    writer, reader = [await (await connect(server.url)).record("default", FINGERPRINT, SIZES) for _ in range(2)]
+
+    def waits() -> int:
+        return int(server.client().info("commandstats")["cmdstat_waitaof"]["calls"])
+
+    await claim_one(writer, "item")
+    await claim_one(writer, "item", OTHER_CODES, "new", reassign=True)
+    for change in (claim("item", CODES, "old", reassign=True), None, claim("item", CODES, "old")):
+        await asyncio.sleep(1.1)
+        await reader.claim([claim("other")])  # all before this second is synced now
+        await reader.by_item_ids(["item"])
+        await (writer.claim([change]) if change else writer.retire(["item"]))
+        before = waits()
+
+        await reader.by_item_ids(["item"])
+
+        assert waits() == before + 1
 
 
 # The suffix vocabulary -----------------------------------------------------------------------------------------------
