@@ -9,7 +9,7 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from service.bodies import unless_disconnected
 from service.decoding_schemas import PREFIX_EXAMPLE, ChangesResponse, NextRequest, NextResponse, PrefixListing
 from service.state import State
-from service.wire import NamespaceQuery, TokenizerQuery, as_json, body_of, gone, parsed, problems
+from service.wire import NamespaceQuery, TokenizerQuery, answered, as_json, body_of, gone, problems
 
 router = APIRouter(tags=["Decode"])
 
@@ -60,9 +60,7 @@ async def prefix(
 async def next_codes(request: Request) -> Response:
     """Say for each prefix, such as a beam, what may come next: as a list, and as a mask."""
     state = State.of(request)
-    async with state.gate.read(request) as body:
-        work = state.decoding.next(parsed(request, body, NextRequest))
-        return as_json(await unless_disconnected(request, work))
+    return await answered(request, state.gate, NextRequest, state.decoding.next)
 
 
 @router.get(

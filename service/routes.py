@@ -7,7 +7,6 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import FileResponse
 
-from service.bodies import unless_disconnected
 from service.content import read_item_id
 from service.errors import InvalidItemId, MalformedItemId
 from service.schemas import (
@@ -23,7 +22,7 @@ from service.schemas import (
     TokenizersResponse,
 )
 from service.state import EXPLORER, State
-from service.wire import ItemIdPath, NamespaceQuery, TokenizerQuery, as_json, body_of, gone, parsed, problems
+from service.wire import ItemIdPath, NamespaceQuery, TokenizerQuery, answered, as_json, body_of, gone, problems
 
 router = APIRouter()
 
@@ -39,9 +38,7 @@ router = APIRouter()
 async def tokenize(request: Request) -> Response:
     """Give each item its Semantic ID: the one it holds, or a new one. A faulty item fails alone, in its place."""
     state = State.of(request)
-    async with state.gate.read(request) as body:
-        work = state.tokenization.tokenize(parsed(request, body, TokenizeRequest))
-        return as_json(await unless_disconnected(request, work))
+    return await answered(request, state.gate, TokenizeRequest, state.tokenization.tokenize)
 
 
 @router.post(
@@ -55,9 +52,7 @@ async def tokenize(request: Request) -> Response:
 async def lookup(request: Request) -> Response:
     """Find the holders of many Semantic IDs at once, such as a beam search's output."""
     state = State.of(request)
-    async with state.gate.read(request) as body:
-        work = state.tokenization.lookup(parsed(request, body, LookupRequest))
-        return as_json(await unless_disconnected(request, work))
+    return await answered(request, state.gate, LookupRequest, state.tokenization.lookup)
 
 
 @router.get(

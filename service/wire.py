@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, TypeVar
 
 import orjson
@@ -9,7 +10,7 @@ from fastapi import Path, Query, Request, Response
 from pydantic import BaseModel, ValidationError
 from starlette.convertors import PathConvertor, register_url_convertor
 
-from service.bodies import parse_json, require_json
+from service.bodies import BodyGate, parse_json, require_json, unless_disconnected
 from service.content import MAX_ITEM_ID_BYTES
 from service.errors import PROBLEM_JSON, MalformedRequest
 from service.schemas import Namespace, TokenizerName, describe
@@ -82,6 +83,14 @@ def parsed(request: Request, body: bytes, model: type[R]) -> R:
         return model.model_validate(parse_json(body))
     except ValidationError as error:
         raise MalformedRequest(describe(error.errors(include_url=False, include_input=False))) from error
+
+
+async def answered(
+    request: Request, gate: BodyGate, model: type[R], use_case: Callable[[R], Coroutine[Any, Any, Any]]
+) -> Response:
+    """What a use case answers to a JSON body; a caller who leaves is not worked for any longer."""
+    async with gate.read(request) as body:
+        return as_json(await unless_disconnected(request, use_case(parsed(request, body, model))))
 
 
 def _problem(schema: str) -> dict[str, Any]:
