@@ -16,8 +16,8 @@ from pathlib import Path
 
 from redis import Redis
 
-from service.embedded import EmbeddedValkey
 from service.registry import Claim, Registry
+from service.registry.embedded import EmbeddedValkey
 
 SIZES = (256, 256, 256, 256)
 CALLERS = 2

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from service.assignment import Assignment, ClaimResult
 from service.batcher import EncodedRow
 from service.content import Item, read_item_id
 from service.errors import InvalidItemId, ItemError, NotAssigned, Retired, SemidError
+from service.registry.assignment import Assignment, ClaimResult
 from service.semantic_id import SemanticId
 
 Answer = dict[str, Any]

@@ -30,11 +30,11 @@ from service.content import ItemReader
 from service.decoding import Decoding
 from service.decoding_routes import router as decoding_router
 from service.decoding_schemas import ChangesGoneProblem, NextRequest
-from service.embedded import EmbeddedValkey
 from service.errors import PROBLEM_JSON, MalformedRequest, RegistryUnavailable, SemidError, ServiceError
 from service.metrics import Metrics
 from service.records import Records
 from service.registry import Registry
+from service.registry.embedded import EmbeddedValkey
 from service.routes import router
 from service.schemas import LookupRequest, Problem, RetiredProblem, TokenizeRequest, describe
 from service.settings import Settings

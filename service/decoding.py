@@ -7,12 +7,12 @@ import binascii
 from collections.abc import Collection, Sequence
 
 from service.answers import Answer, holder, unprefixed
-from service.assignment import read_semantic_id, write_semantic_id
-from service.changes import Change
 from service.decoding_schemas import NextRequest
 from service.errors import MalformedCursor, MalformedSemanticId, TooManyItems
-from service.record import Record
 from service.records import Records
+from service.registry.assignment import read_semantic_id, write_semantic_id
+from service.registry.changes import Change
+from service.registry.record import Record
 from service.semantic_id import CodeLayout, SemanticId, parse_prefix, write_prefix
 from service.snapshot import Snapshots
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from models import Manifest
 from service.errors import UnknownTokenizer
-from service.record import Record
 from service.registry import Registry
+from service.registry.record import Record
 
 
 class Records:

@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models import DEFAULT_CHECKPOINT
-from service.primary import Durability
+from service.registry.primary import Durability
 
 
 class Settings(BaseSettings):

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from models import Trie
-from service.changes import Change
 from service.errors import ChangesGone, RegistryUnavailable
-from service.record import Record
+from service.registry.changes import Change
+from service.registry.record import Record
 from service.semantic_id import CodeLayout
 
 ATTEMPTS = 3

@@ -27,7 +27,7 @@ from models.template import TextTemplate
 from models.text_encoder import TextEncoder, TextEncoderConfig
 from models.tokenizer import ErrorBounds, TokenizerParts
 from service.app import create_app
-from service.embedded import EmbeddedValkey
+from service.registry.embedded import EmbeddedValkey
 from service.settings import Settings
 from tests.valkey import Valkey
 

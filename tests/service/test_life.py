@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from service.assignment import Assignment, Claim, ClaimResult
 from service.errors import SuffixExhausted
 from service.registry import Record, Registry
+from service.registry.assignment import Assignment, Claim, ClaimResult
 from service.semantic_id import SemanticId
 from tests.valkey import Valkey
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from models import Trie
-from service.assignment import Claim
 from service.errors import RegistryUnavailable
-from service.record import Record
 from service.registry import Registry
+from service.registry.assignment import Claim
+from service.registry.record import Record
 from service.semantic_id import SemanticId
 from service.snapshot import Snapshots, follow, take
 from tests.service.conftest import Valkey

@@ -1,6 +1,6 @@
 """The live tree of a record: which codes lead to a live item, and the items under a prefix.
 
-What stands under a prefix lies in one bucket (see `registry.lua`), so that each step down is one small read, whatever
+What stands under a prefix lies in one bucket (see `record.lua`), so that each step down is one small read, whatever
 the size of the catalogue.
 """
 
@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
-from service.assignment import DEAD, read_semantic_id
+from service.registry.assignment import DEAD, read_semantic_id
 from service.semantic_id import SemanticId
 
 if TYPE_CHECKING:
-    from service.primary import Primary
-    from service.record_keys import RecordKeys
+    from service.registry.keys import RecordKeys
+    from service.registry.primary import Primary
 
 Codes = tuple[int, ...]
 FIELDS_PER_SCAN = 10_000

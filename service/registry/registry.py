@@ -1,25 +1,18 @@
-"""The server of the durable records, and the records in it.
-
-Redis errors end here: callers see `RegistryUnavailable` when waiting may help and `RegistryRefused` at start when a
-setting has to change.
-"""
+"""The server of the durable records, and the records in it."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import TYPE_CHECKING
 
-from service.assignment import Assignment, Claim, ClaimResult
 from service.errors import RegistryRefused
-from service.primary import Durability, Primary
-from service.record import Record
-from service.record_keys import RecordKeys
+from service.registry.keys import RecordKeys
+from service.registry.primary import Durability, Primary
+from service.registry.record import Record
 from service.semantic_id import MAX_SUFFIX, CodeLayout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-__all__ = ["Assignment", "Claim", "ClaimResult", "Durability", "Record", "Registry"]
 
 SCHEMA = 2
 DEFAULT_BUCKETS = 16_384

@@ -1,4 +1,4 @@
-"""Where a record keeps what; the schema is the head of `registry.lua`."""
+"""Where a record keeps what; the schema is the head of `record.lua`."""
 
 from __future__ import annotations
 

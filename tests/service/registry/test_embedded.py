@@ -17,10 +17,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from service import embedded
-from service.embedded import EmbeddedValkey
 from service.errors import RegistryRefused, RegistryUnavailable
-from service.registry import Assignment, Claim, Record, Registry
+from service.registry import Assignment, Claim, Record, Registry, embedded
+from service.registry.embedded import EmbeddedValkey
 from service.semantic_id import SemanticId
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ DIGEST = b"12345678"
 OWNER = """
 import asyncio, os, sys
 from pathlib import Path
-from service.embedded import EmbeddedValkey
+from service.registry.embedded import EmbeddedValkey
 async def main():
     server = await EmbeddedValkey(Path(sys.argv[1])).start()
     print(server.pid, flush=True)
@@ -63,7 +62,7 @@ async def start() -> AsyncIterator[Start]:
 @pytest.fixture
 def owner(short_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """Another service process on the same data directory, and its server's pid."""
-    root = Path(embedded.__file__).parents[1]
+    root = Path(embedded.__file__).parents[2]
     process = subprocess.Popen(
         [sys.executable, "-c", OWNER, str(short_path)], stdout=subprocess.PIPE, text=True, cwd=root
     )

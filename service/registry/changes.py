@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, NamedTuple
 
-from service.assignment import DEAD, read_semantic_id, write_semantic_id
 from service.errors import ChangesGone, Overloaded, RegistryUnavailable
+from service.registry.assignment import DEAD, read_semantic_id, write_semantic_id
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-    from service.primary import Primary
-    from service.record_keys import RecordKeys
+    from service.registry.keys import RecordKeys
+    from service.registry.primary import Primary
     from service.semantic_id import CodeLayout, SemanticId
 
 CHANGES_PER_CALL = 1024  # a call has at most so many requests, and each changes one thing

@@ -2,7 +2,7 @@
 
     claim, retire --> queue (what waits is merged) --> one script call --> [WAITAOF] --> acknowledged
 
-The key schema stands at the top of `registry.lua`.
+The key schema stands at the top of `record.lua`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from service.assignment import (
+from service.registry.assignment import (
     DEAD,
     Assignment,
     Claim,
@@ -23,19 +23,19 @@ from service.assignment import (
     read_former,
     write_semantic_id,
 )
-from service.changes import ChangeLog
-from service.primary import Primary, Script
-from service.registry_queue import Reply, Request, RequestQueue
-from service.tree import LiveTree
+from service.registry.changes import ChangeLog
+from service.registry.primary import Primary, Script
+from service.registry.request_queue import Reply, Request, RequestQueue
+from service.registry.tree import LiveTree
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from service.errors import SuffixExhausted
-    from service.record_keys import RecordKeys
+    from service.registry.keys import RecordKeys
     from service.semantic_id import SemanticId
 
-_SCRIPT = Script(Path(__file__).with_name("registry.lua").read_bytes())
+_SCRIPT = Script(Path(__file__).with_name("record.lua").read_bytes())
 
 
 class Record:

@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from service import changes
-from service.assignment import Claim
 from service.errors import ChangesGone, Overloaded
-from service.record import Record
-from service.registry import Registry
+from service.registry import Registry, changes
+from service.registry.assignment import Claim
+from service.registry.record import Record
 from service.semantic_id import SemanticId
 from tests.valkey import Valkey
 

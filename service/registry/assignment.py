@@ -1,4 +1,4 @@
-"""An assignment, the claim for one, and the bytes that the record keeps of them (see `registry.lua`)."""
+"""An assignment, the claim for one, and the bytes that the record keeps of them (see `record.lua`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from service.errors import SuffixExhausted
 from service.semantic_id import CodeLayout, SemanticId
 
 if TYPE_CHECKING:
-    from service.registry_queue import Reply
+    from service.registry.request_queue import Reply
 
 DIGEST_BYTES = 8
 DEAD = b"\xff"  # before an item id: no UTF-8 begins with it

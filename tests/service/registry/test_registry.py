@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from service import primary
 from service.errors import RegistryRefused, RegistryUnavailable
-from service.registry import Assignment, Claim, Record, Registry
+from service.registry import Assignment, Claim, Record, Registry, primary
 from service.semantic_id import SemanticId
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from service.assignment import Claim
-from service.record import Record
 from service.registry import Registry
+from service.registry.assignment import Claim
+from service.registry.record import Record
 from service.semantic_id import SemanticId
 from tests.valkey import Valkey
 
@@ -118,7 +118,7 @@ async def test_nothing_is_kept_of_a_dead_prefix(record: Record, shared_valkey: V
 async def test_a_bucket_too_large_for_a_listpack_is_read_in_parts(
     shared_valkey: Valkey, connect: Connect, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.tree.FIELDS_PER_SCAN", 10)
+    monkeypatch.setattr("service.registry.tree.FIELDS_PER_SCAN", 10)
     record = await (await connect(shared_valkey.url, buckets=1)).record(namespace, FINGERPRINT, SIZES)
     claims = claims_of(3000, SIZES)
     results = await record.claim(claims)
