@@ -89,7 +89,9 @@ class ChangeEntry(BaseModel):
     change: Literal["assigned", "returned", "retired", "replaced"]
     item_id: str
     semantic_id: str = Field(description="What came (assigned, returned) or went.", examples=[SEMANTIC_ID_EXAMPLE])
-    replaced_by: str | None = Field(description="What came instead, where it was replaced.")
+    replaced_by: str | None = Field(
+        description="What came instead, where it was replaced; that one has its own change, before this."
+    )
 
 
 class ChangesResponse(BaseModel):

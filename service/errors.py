@@ -175,6 +175,13 @@ class RegistryUnavailable(ServiceError):
     retry_after_s = 1.0
 
 
+class RegistryOlder(ServiceError):
+    """The registry lost what was acknowledged: restored from a backup, failed over to a late replica, emptied."""
+
+    status, slug, title = 503, "registry_older", "The registry is older than what was acknowledged"
+    retry_after_s = 30.0
+
+
 class RegistryRefused(ServiceError):
     """The registry cannot keep the promises asked for; at start-up this ends the service, and says why."""
 

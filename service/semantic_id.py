@@ -158,7 +158,7 @@ class CodeLayout:
 
 
 def hash_prefix(packed: bytes) -> int:
-    """The number by which the record finds what stands under a prefix; the same as in `record.lua`."""
+    """The number by which the record finds what stands under a prefix; the same as in `lib.lua`."""
     number = 0
     for byte in packed:
         number = (number * 48_271 + byte + 1) % (2**31 - 1)

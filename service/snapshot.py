@@ -103,10 +103,7 @@ def _updated(trie: Trie, changes: Sequence[Change], revision: int) -> Trie:
     live: list[bool] = []
     for change in changes:
         rows.append((*change.semantic_id.codes, change.semantic_id.suffix))
-        live.append(change.kind in {"assigned", "returned"})
-        if change.replaced_by is not None:
-            rows.append((*change.replaced_by.codes, change.replaced_by.suffix))
-            live.append(True)
+        live.append(change.live)
     return trie.updated(torch.tensor(rows), torch.tensor(live), revision)
 
 

@@ -1,10 +1,10 @@
-"""An assignment, the claim for one, and the bytes that the record keeps of them (see `record.lua`)."""
+"""An assignment, the claim for one, and the bytes that the record keeps of them (see `lib.lua`)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from service.errors import SuffixExhausted
 from service.semantic_id import CodeLayout, SemanticId
@@ -26,12 +26,15 @@ class Claim(NamedTuple):
         codes: The codes of its content, one a level.
         digest: 8 bytes of its content's digest.
         reassign: Whether an ID with other codes is replaced; else it stands.
+        alternatives: Codes of the last level, best first, one of which the item gets where its own codes have no
+            suffix left.
     """
 
     item_id: str
     codes: tuple[int, ...]
     digest: bytes
     reassign: bool = False
+    alternatives: tuple[int, ...] = ()
 
     def request(self, layout: CodeLayout) -> bytes:
         """What the script is asked.
@@ -41,7 +44,9 @@ class Claim(NamedTuple):
         """
         if len(self.digest) != DIGEST_BYTES:
             raise ValueError(f"a digest has {DIGEST_BYTES} bytes, not {len(self.digest)}")
-        return (b"R" if self.reassign else b"K") + self.digest + layout.pack(self.codes)
+        places = (layout.pack((*self.codes[:-1], code)) for code in self.alternatives)
+        alternatives = b"".join(place[-layout.bytes_per_code :] for place in places)
+        return (b"R" if self.reassign else b"K") + self.digest + layout.pack(self.codes) + alternatives
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +91,16 @@ def claimed(claim: Claim, reply: Reply, layout: CodeLayout) -> ClaimResult | Suf
         return SuffixExhausted(f"the codes {codes} have no suffix left; the tokenizer's manifest sets the highest")
     if isinstance(reply.value, bytes):
         return ClaimResult(read_assignment(claim.item_id, reply.value, layout), created=False)
-    semantic_id = SemanticId(tuple(claim.codes), reply.value)
+    semantic_id = _issued(claim, reply.value)
     return ClaimResult(Assignment(claim.item_id, semantic_id, reply.at, claim.digest, False), created=True)
+
+
+def _issued(claim: Claim, suffix: int | list[Any]) -> SemanticId:
+    """The ID with this suffix; under another last code where the script names one."""
+    if isinstance(suffix, int):
+        return SemanticId(tuple(claim.codes), suffix)
+    number, last = suffix
+    return SemanticId((*claim.codes[:-1], int.from_bytes(last)), number)
 
 
 def read_assignment(item_id: str, value: bytes, layout: CodeLayout) -> Assignment:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from service.registry.primary import Primary
     from service.semantic_id import CodeLayout, SemanticId
 
-CHANGES_PER_CALL = 1024  # a call has at most so many requests, and each changes one thing
+CHANGES_PER_CALL = 2048  # a call has at most 1024 requests, and each changes at most two IDs
 LOOK_INTERVAL_S = 0.1
 MAX_FOLLOWERS = 1024
 KINDS = {b"A": "assigned", b"B": "returned", b"D": "retired", b"R": "replaced"}
@@ -27,10 +27,10 @@ class Change(NamedTuple):
 
     Attributes:
         revision: Its number; the next change has the next one.
-        kind: `assigned`, `returned`, `retired` or `replaced`.
+        kind: `assigned` or `returned`, and the ID is live now; `retired` or `replaced`, and it is no longer.
         item_id: Whose.
         semantic_id: Which came, or went.
-        replaced_by: Which came instead, where it was replaced.
+        replaced_by: Which came instead, where it was replaced; that one has its own change, before this.
     """
 
     revision: int
@@ -38,6 +38,11 @@ class Change(NamedTuple):
     item_id: str
     semantic_id: SemanticId
     replaced_by: SemanticId | None
+
+    @property
+    def live(self) -> bool:
+        """Whether the ID came."""
+        return self.kind in {"assigned", "returned"}
 
 
 class Changes(NamedTuple):

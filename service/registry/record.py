@@ -2,16 +2,20 @@
 
     claim, retire --> queue (what waits is merged) --> one script call --> [WAITAOF] --> acknowledged
 
-The key schema stands at the top of `record.lua`.
+The key schema stands at the top of `lib.lua`.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from redis.exceptions import ResponseError
+
+from service.errors import RegistryOlder
 from service.registry.assignment import (
     DEAD,
     Assignment,
@@ -35,13 +39,13 @@ if TYPE_CHECKING:
     from service.registry.keys import RecordKeys
     from service.semantic_id import SemanticId
 
-_SCRIPT = Script(Path(__file__).with_name("record.lua").read_bytes())
+_SCRIPT = Script(b"".join(Path(__file__).with_name(name).read_bytes() for name in ("lib.lua", "record.lua")))
 
 
 class Record:
     """One namespace's assignments under one tokenizer."""
 
-    def __init__(self, primary: Primary, keys: RecordKeys, *, max_suffix: int, changes_kept: int) -> None:
+    def __init__(self, primary: Primary, keys: RecordKeys, *, max_suffix: int, changes_kept: int, epoch: bytes) -> None:
         """Use `Registry.record`."""
         self.layout = layout = keys.layout
         self.buckets = keys.buckets
@@ -49,8 +53,9 @@ class Record:
         self.tree = LiveTree(primary, keys)
         self._primary = primary
         self._keys = keys
-        facts = (keys.buckets, layout.width, layout.bytes_per_code, max_suffix, changes_kept)
-        self._facts = tuple(b"%d" % fact for fact in facts)
+        facts = (keys.partition_buckets, layout.width, layout.bytes_per_code, max_suffix, changes_kept)
+        self._facts = (*(b"%d" % fact for fact in facts), epoch)
+        self._revision = 0  # the latest that this process has seen
         self._queue = RequestQueue(self._send)
 
     async def claim(self, claims: Sequence[Claim]) -> list[ClaimResult | SuffixExhausted]:
@@ -179,15 +184,27 @@ class Record:
 
     async def _send(self, requests: Sequence[Request]) -> list[Reply]:
         keys: list[bytes] = [self._keys.meta]
-        arguments: list[bytes] = [*self._facts]
+        arguments: list[bytes] = [*self._facts, b"%d" % self._revision]
         for forward_key, item_id, request in requests:
             keys.append(forward_key)
             arguments += (item_id, request)
-        now, revision, *replies = await self._primary.call(lambda: self._primary.evaluate(_SCRIPT, keys, arguments))
+        now, revision, *replies = await self._primary.call(partial(self._evaluate, keys, arguments))
         if revision:
+            self._revision = max(self._revision, revision)
             self.changes.revised(revision)
         at = datetime.fromtimestamp(now, UTC)
         return [Reply(reply, at) for reply in replies]
+
+    async def _evaluate(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
+        try:
+            return await self._primary.evaluate(_SCRIPT, keys, arguments)
+        except ResponseError as error:
+            if str(error).startswith("OLDER"):
+                epoch, revision = str(error).split(" ")[1:]
+                found = f"revision {revision} of epoch {epoch}" if epoch else "nothing"
+                msg = f"The record {self._keys.name} was at revision {self._revision}; the registry has {found}."
+                raise RegistryOlder(msg) from error
+            raise
 
     async def _until_durable(self, values: Iterable[bytes]) -> None:
         """Answering an assignment acknowledges it: one that may not be synced yet is waited for."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from service.errors import RegistryRefused
 from service.registry.keys import RecordKeys
@@ -14,7 +15,7 @@ from service.semantic_id import MAX_SUFFIX, CodeLayout
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-SCHEMA = 2
+SCHEMA = 3
 DEFAULT_BUCKETS = 16_384
 DEFAULT_CHANGES_KEPT = 100_000
 RECORDS_KEPT = 1024
@@ -107,11 +108,18 @@ class Registry:
         name = (namespace, fingerprint, layout.codebook_sizes, highest)
         if name in self._records:
             return self._records[name]
-        prefix = _prefix(namespace, fingerprint)
-        buckets = await self._primary.call(partial(self._buckets_of, prefix, layout, create=create))
-        keys = RecordKeys(prefix, layout, buckets or self._buckets)
-        record = Record(self._primary, keys, max_suffix=highest, changes_kept=self._changes_kept)
-        if buckets is None:
+        keys = RecordKeys(_name(namespace, fingerprint), layout, self._buckets)
+        facts = await self._primary.call(partial(self._facts_of, keys, create=create))
+        if facts is not None:
+            keys = RecordKeys(keys.name, layout, facts.buckets)
+        record = Record(
+            self._primary,
+            keys,
+            max_suffix=highest,
+            changes_kept=self._changes_kept,
+            epoch=facts.epoch if facts else b"",
+        )
+        if facts is None:
             return record  # where nothing will be found
         self._forget_idle_records()
         # Another caller may have been faster, and both must share one queue to be merged.
@@ -122,14 +130,15 @@ class Registry:
         if len(self._records) >= RECORDS_KEPT:
             self._records = {name: record for name, record in self._records.items() if not record.idle}
 
-    async def _buckets_of(self, prefix: bytes, layout: CodeLayout, *, create: bool) -> int | None:
-        """The record's number of buckets, after comparing its other facts with ours; None where there is no record."""
+    async def _facts_of(self, keys: RecordKeys, *, create: bool) -> _Facts | None:
+        """What the record is known by, after comparing it with ours; None where there is no record."""
         ours = {
             "schema": str(SCHEMA),
-            "codebook_sizes": ",".join(map(str, layout.codebook_sizes)),
-            "buckets": str(self._buckets),
+            "codebook_sizes": ",".join(map(str, keys.layout.codebook_sizes)),
+            "buckets": str(keys.buckets),
+            "epoch": secrets.token_hex(8),
         }
-        key = prefix + b"meta"
+        key = keys.meta
         read = ("HMGET", key, *ours)
         theirs = await self._primary.command(*read)
         if None in theirs:
@@ -138,17 +147,22 @@ class Registry:
             # Each fact is set once; who comes second reads what the first wrote.
             set_once = [("HSETNX", key, name, value) for name, value in ours.items()]
             theirs = (await self._primary.pipelined([*set_once, read]))[-1]
-        schema, codebook_sizes, buckets = (value.decode() for value in theirs)
+        schema, codebook_sizes, buckets, epoch = (value.decode() for value in theirs)
         if (schema, codebook_sizes) != (ours["schema"], ours["codebook_sizes"]):
             raise RegistryRefused(
-                f"The record {prefix.decode()} has schema {schema} and codebooks {codebook_sizes}, this service schema "
+                f"The record {keys.name} has schema {schema} and codebooks {codebook_sizes}, this service schema "
                 f"{ours['schema']} and codebooks {ours['codebook_sizes']}: another tokenizer or version made it."
             )
-        return int(buckets)
+        return _Facts(int(buckets), epoch.encode())
 
 
-def _prefix(namespace: str, fingerprint: str) -> bytes:
+class _Facts(NamedTuple):
+    buckets: int
+    epoch: bytes
+
+
+def _name(namespace: str, fingerprint: str) -> str:
     if not namespace or not fingerprint or ":" in fingerprint or set("{}") & set(namespace + fingerprint):
         # Braces would be a hash tag; with a colon in the fingerprint two records could share keys.
         raise ValueError(f"these cannot name a record: namespace {namespace!r}, fingerprint {fingerprint!r}")
-    return f"sid:{namespace}:{fingerprint}:".encode()
+    return f"{namespace}:{fingerprint}"

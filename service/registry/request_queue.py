@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from service.errors import RegistryUnavailable
 
@@ -27,7 +27,7 @@ class Request(NamedTuple):
 class Reply(NamedTuple):
     """The script's reply to one request, and when, by the server's clock."""
 
-    value: int | bytes | None
+    value: int | bytes | list[Any] | None
     at: datetime
 
 

@@ -1,13 +1,13 @@
 """The live tree of a record: which codes lead to a live item, and the items under a prefix.
 
-What stands under a prefix lies in one bucket (see `record.lua`), so that each step down is one small read, whatever
+What stands under a prefix lies in one bucket (see `lib.lua`), so that each step down is one small read, whatever
 the size of the catalogue.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from service.registry.assignment import DEAD, read_semantic_id
@@ -80,9 +80,9 @@ class LiveTree:
             RegistryUnavailable: The server cannot be reached.
         """
         pattern = b"?" * (self._layout.width + 1) + b"*"
-        for start in range(0, self._keys.buckets, BUCKETS_PER_READ):
-            numbers = range(start, min(start + BUCKETS_PER_READ, self._keys.buckets))
-            found = await self._matching([(self._keys.reverse_bucket(number), pattern) for number in numbers])
+        remaining = self._keys.reverse_buckets()
+        while buckets := list(islice(remaining, BUCKETS_PER_READ)):
+            found = await self._matching([(bucket, pattern) for bucket in buckets])
             yield list(chain.from_iterable(map(self._live, found)))
 
     async def _under(self, prefixes: Sequence[Codes]) -> list[dict[bytes, bytes]]:

@@ -29,7 +29,8 @@ Codes = tuple[int, ...]
 
 ITEM_IDS = st.sampled_from(["a", "b", "c", "d", "e", "f", "1", "é,"])
 CODES = st.tuples(st.integers(0, 1), st.just(2), st.sampled_from([0, 44, 255]))
-CLAIMS = st.lists(st.tuples(ITEM_IDS, CODES, st.booleans()), min_size=1, max_size=6)
+ALTERNATIVES = st.lists(st.sampled_from([0, 1, 44, 255]), max_size=3, unique=True).map(tuple)
+CLAIMS = st.lists(st.tuples(ITEM_IDS, CODES, st.booleans(), ALTERNATIVES), min_size=1, max_size=6)
 
 
 class Model:
@@ -40,34 +41,48 @@ class Model:
         self.held: dict[str, SemanticId] = {}
         self.retired: set[str] = set()
         self.latest: dict[str, Codes] = {}
+        self.content_changed: dict[str, bool] = {}
         self.changes: list[tuple[str, str, SemanticId, SemanticId | None]] = []
 
     @property
     def live(self) -> dict[SemanticId, str]:
         return {semantic_id: item for item, semantic_id in self.held.items() if item not in self.retired}
 
-    def claim(self, item_id: str, codes: Codes, *, reassign: bool) -> tuple[SemanticId | None, bool]:
+    def claim(self, item_id: str, places: list[Codes], *, reassign: bool) -> tuple[SemanticId | None, bool]:
         """The ID that the item holds now, None where there is no suffix left; and whether it was issued now."""
-        if item_id in self.held and not (reassign and self.held[item_id].codes != codes):
-            if item_id in self.retired:
-                self.changes.append(("returned", item_id, self.held[item_id], None))
-            self.retired.discard(item_id)
-            self.latest[item_id] = codes
-            return self.held[item_id], False
-        earlier = [found for found, holder in self.holders.items() if (found.codes, holder) == (codes, item_id)]
-        suffix = sum(found.codes == codes for found in self.holders)
-        if not earlier and suffix > MAX_SUFFIX:
-            return None, False
-        semantic_id = earlier[0] if earlier else SemanticId(codes, suffix)
         old = self.held.get(item_id)
-        self.changes.append(
-            ("replaced", item_id, old, semantic_id) if old else ("assigned", item_id, semantic_id, None)
-        )
+        fits = old is not None and old.codes in places[: self.first_free(places) + 1]
+        if old is not None and (fits or not reassign):
+            if item_id in self.retired:
+                self.changes.append(("returned", item_id, old, None))
+            self.retired.discard(item_id)
+            if self.latest[item_id] != places[0]:
+                self.latest[item_id] = places[0]
+                self.content_changed[item_id] = not fits
+            return old, False
+        earlier = {found.codes: found for found, holder in self.holders.items() if holder == item_id}
+        place = next((codes for codes in places if codes in earlier or not self.full(codes)), None)
+        if place is None:
+            return None, False
+        semantic_id = earlier.get(place) or SemanticId(place, self.group_size(place))
+        self.changes.append(("returned" if place in earlier else "assigned", item_id, semantic_id, None))
+        if old:
+            self.changes.append(("replaced", item_id, old, semantic_id))
         self.holders[semantic_id] = item_id
         self.held[item_id] = semantic_id
         self.retired.discard(item_id)
-        self.latest[item_id] = codes
-        return semantic_id, not earlier
+        self.latest[item_id] = places[0]
+        self.content_changed[item_id] = False
+        return semantic_id, place not in earlier
+
+    def group_size(self, codes: Codes) -> int:
+        return sum(found.codes == codes for found in self.holders)
+
+    def full(self, codes: Codes) -> bool:
+        return self.group_size(codes) > MAX_SUFFIX
+
+    def first_free(self, places: list[Codes]) -> int:
+        return next((place for place, codes in enumerate(places) if not self.full(codes)), len(places))
 
     def retire(self, item_id: str) -> None:
         if item_id in self.held and item_id not in self.retired:
@@ -93,19 +108,23 @@ class LifeAgainstAModel(RuleBasedStateMachine):
         self.record: Record = await self.registry.record("default", "0123456789abcdef", SIZES, max_suffix=MAX_SUFFIX)
 
     @rule(batch=CLAIMS)
-    def claim(self, batch: list[tuple[str, Codes, bool]]) -> None:
-        claims = [Claim(item_id, codes, bytes([*codes, *bytes(5)]), reassign) for item_id, codes, reassign in batch]
+    def claim(self, batch: list[tuple[str, Codes, bool, tuple[int, ...]]]) -> None:
+        claims = [
+            Claim(item_id, codes, bytes([*codes, *bytes(5)]), reassign, alternatives)
+            for item_id, codes, reassign, alternatives in batch
+        ]
 
         results = self.runner.run(self.record.claim(claims))
 
-        for (item_id, codes, reassign), result in zip(batch, results, strict=True):
-            semantic_id, created = self.model.claim(item_id, codes, reassign=reassign)
+        for (item_id, codes, reassign, alternatives), result in zip(batch, results, strict=True):
+            places = list(dict.fromkeys([codes, *((*codes[:-1], last) for last in alternatives)]))
+            semantic_id, created = self.model.claim(item_id, places, reassign=reassign)
             if isinstance(result, SuffixExhausted):
                 assert semantic_id is None
             else:
                 assert isinstance(result, ClaimResult)
                 assert (result.assignment.semantic_id, result.created) == (semantic_id, created)
-                assert result.assignment.content_changed == (codes != result.assignment.semantic_id.codes)
+                assert result.assignment.content_changed == self.model.content_changed[item_id]
 
     @rule(item_ids=st.lists(ITEM_IDS, max_size=4))
     def retire(self, item_ids: list[str]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from service.errors import RegistryRefused, RegistryUnavailable
+from service.errors import RegistryOlder, RegistryRefused, RegistryUnavailable
 from service.registry import Assignment, Claim, Record, Registry, primary
 from service.semantic_id import SemanticId
 
@@ -257,7 +257,7 @@ async def test_looking_at_a_record_that_is_not_there_leaves_nothing_behind(
     absent = await registry.record(namespace, FINGERPRINT, SIZES, create=False)
 
     assert await absent.by_item_ids(["item"]) == [None]
-    assert shared_valkey.client().keys(f"sid:{namespace}:*") == []
+    assert shared_valkey.client().keys(f"sid:*{namespace}:*") == []
 
     present = await registry.record(namespace, FINGERPRINT, SIZES)
     assert (await claim_one(present, "item")).semantic_id.suffix == 0
@@ -281,7 +281,7 @@ async def test_small_buckets_stay_in_listpack_encoding(start_valkey: Callable[..
     await record.claim([claim(f"{number:0256d}", (number % 256, number // 256, 0)) for number in range(800)])
 
     client = server.client()
-    kinds = {client.object("encoding", key) for key in client.scan_iter("sid:default:*:[fr]:*")}
+    kinds = {client.object("encoding", key) for key in client.scan_iter("sid:*default:*:[fr]:*")}
     assert kinds == {b"listpack"}
 
 
@@ -605,3 +605,30 @@ def old_server(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_server_too_old_to_confirm_is_refused(start_valkey: Callable[..., Valkey], connect: Connect) -> None:
     with pytest.raises(RegistryRefused, match=r"7\.2 or later"):
         await connect(start_valkey(appendfsync="everysec").url)
+
+
+async def test_an_emptied_registry_issues_nothing(start_valkey: Callable[..., Valkey], connect: Connect) -> None:
+    server = start_valkey()
+    record = await (await connect(server.url)).record("default", FINGERPRINT, SIZES)
+    await record.claim([claim("a")])
+    server.client().flushall()
+
+    with pytest.raises(RegistryOlder, match=r"was at revision 1; the registry has nothing"):
+        await record.claim([claim("b")])
+
+    assert server.client().dbsize() == 0
+
+
+async def test_a_registry_that_lost_its_tail_issues_nothing(
+    start_valkey: Callable[..., Valkey], connect: Connect
+) -> None:
+    server = start_valkey()
+    record = await (await connect(server.url)).record("default", FINGERPRINT, SIZES)
+    await record.claim([claim("a"), claim("b")])
+    (meta,) = server.client().keys("*meta")
+    server.client().hset(meta, "revision", 1)
+
+    with pytest.raises(RegistryOlder, match=r"was at revision 2; the registry has revision 1 of epoch \w+"):
+        await record.claim([claim("c")])
+
+    assert await record.by_item_ids(["c"]) == [None]

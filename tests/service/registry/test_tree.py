@@ -111,7 +111,7 @@ async def test_nothing_is_kept_of_a_dead_prefix(record: Record, shared_valkey: V
     await record.retire([f"{i}" for i in range(100)])
 
     client = shared_valkey.client()
-    fields = [field for key in client.scan_iter(f"sid:{namespace}:*:r:*") for field in client.hkeys(key)]
+    fields = [field for key in client.scan_iter(f"sid:{{{namespace}:*:r:*") for field in client.hkeys(key)]
     assert len(fields) == 100  # the IDs, for good
 
 
