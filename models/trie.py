@@ -10,10 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
+
+from models.trie_levels import Levels, compressed, places, settled, updated
 
 FORMAT = 1
 
@@ -47,13 +50,14 @@ class Trie:
             ValueError: The shape does not fit the codebooks, or a number is out of range.
         """
         _check(semantic_ids, codebook_sizes)
-        live = torch.ones(len(semantic_ids), dtype=torch.bool, device=semantic_ids.device)
-        return cls(tuple(codebook_sizes), revision, *_compressed(_settled(semantic_ids, live)))
+        rows, _ = settled(semantic_ids, torch.ones_like(semantic_ids[:, 0], dtype=torch.bool))
+        return cls(tuple(codebook_sizes), revision, *compressed(rows))
 
     def updated(self, semantic_ids: Tensor, live: Tensor, revision: int) -> Trie:
         """The trie after changes, in the order they were made: the last one of an ID counts.
 
-        Costs a sort of all IDs, so apply many changes at once.
+        Costs a search for each change, and a copy of each level in which something came or went: so apply many changes
+        at once.
 
         Args:
             semantic_ids: (C, L + 1) int64, the IDs that came or went.
@@ -64,10 +68,9 @@ class Trie:
             ValueError: The shape does not fit the codebooks, or a number is out of range.
         """
         _check(semantic_ids, self.codebook_sizes)
-        before = self.semantic_ids()
-        all_live = torch.cat([torch.ones_like(before[:, 0], dtype=torch.bool), live.to(before.device)])
-        rows = torch.cat([before, semantic_ids.to(before.device)])
-        return Trie(self.codebook_sizes, revision, *_compressed(_settled(rows, all_live)))
+        device = self.numbers[0].device
+        rows, live = settled(semantic_ids.to(device), live.to(device))
+        return Trie(self.codebook_sizes, revision, *updated(self._levels, rows, live))
 
     def semantic_ids(self) -> Tensor:
         """All live IDs, (N, L + 1) int64, in order."""
@@ -77,6 +80,11 @@ class Trie:
             columns.append(numbers[nodes])
             nodes = torch.searchsorted(offsets, nodes, right=True) - 1
         return torch.stack(columns[::-1], dim=1)
+
+    def holds(self, semantic_ids: Tensor) -> Tensor:
+        """Which IDs (B, L + 1) int64, on the trie's device, are live: (B,) bool."""
+        self._check_depth(semantic_ids, len(self.numbers), len(self.numbers))
+        return places(semantic_ids, self._levels)[-1].found
 
     def allowed(self, prefixes: Tensor) -> Tensor:
         """Which numbers may follow each prefix.
@@ -91,20 +99,45 @@ class Trie:
             DeadPrefix: One leads to no live ID.
             ValueError: The shape is wrong.
         """
-        if prefixes.ndim != 2 or prefixes.shape[1] >= len(self.numbers) or prefixes.dtype != torch.int64:
-            levels = len(self.codebook_sizes)
-            msg = f"prefixes are {tuple(prefixes.shape)} {prefixes.dtype}, expected (B, 0 to {levels}) int64"
-            raise ValueError(msg)
-        nodes = self._nodes(prefixes)
+        mask = self.reachable(prefixes)
+        live = mask.any(dim=1)
+        if not bool(live.all()):
+            row = int((~live).nonzero()[0])
+            msg = f"prefix {row} of the batch, {prefixes[row].tolist()}, leads to no live Semantic ID"
+            raise DeadPrefix(msg)
+        return mask
+
+    def reachable(self, prefixes: Tensor) -> Tensor:
+        """As `allowed`, but nothing follows a dead prefix: its row has no True. For callers who raise themselves."""
+        self._check_depth(prefixes, 0, len(self.codebook_sizes))
         level = prefixes.shape[1]
-        first, end = self.offsets[level][nodes], self.offsets[level][nodes + 1]
-        self._require_live(end > first, prefixes)
-        width = int((end - first).max()) if len(nodes) else 0
-        edges = first[:, None] + torch.arange(width, device=nodes.device)
-        # Rows with fewer edges repeat their last one.
-        numbers = self.numbers[level][torch.minimum(edges, end[:, None] - 1)]
-        mask = torch.zeros(len(prefixes), self._vocabulary(level), dtype=torch.bool, device=nodes.device)
-        return mask.scatter_(1, numbers, value=True)
+        offsets, numbers = self.offsets[level], self.numbers[level]
+        mask = torch.zeros(len(prefixes), self._vocabulary(level), dtype=torch.bool, device=prefixes.device)
+        if not len(prefixes) or not len(numbers):
+            return mask
+        if level:
+            nodes, live = places(prefixes, self._levels)[-1]
+            nodes = nodes.clamp(max=len(offsets) - 2)
+        else:
+            nodes, live = torch.zeros_like(mask[:, 0], dtype=torch.int64), torch.ones_like(mask[:, 0])
+        first, end = offsets[nodes], offsets[nodes + 1]
+        # Rows with fewer edges than the widest repeat their last one.
+        edges = first[:, None] + torch.arange(int((end - first).max()), device=nodes.device)
+        edges = torch.minimum(edges, end[:, None] - 1)
+        return mask.scatter_(1, numbers[edges], value=True) & live[:, None]
+
+    @cached_property
+    def suffixes(self) -> int:
+        """One more than the highest live suffix."""
+        return int(self.numbers[-1].max()) + 1 if len(self.numbers[-1]) else 0
+
+    def with_suffixes_below(self, suffixes: int) -> Trie:
+        """The trie without the IDs that a vocabulary of so many suffixes cannot say; itself where there are none."""
+        if self.suffixes <= suffixes:
+            return self
+        semantic_ids = self.semantic_ids()
+        beyond = semantic_ids[semantic_ids[:, -1] >= suffixes]
+        return self.updated(beyond, torch.zeros_like(beyond[:, 0], dtype=torch.bool), self.revision)
 
     def to(self, device: torch.device | str) -> Trie:
         """The same trie on a device."""
@@ -139,40 +172,17 @@ class Trie:
         offsets = tuple(tensors[f"offsets.{level}"].long() for level in levels)
         return cls(sizes, facts["revision"], offsets, tuple(tensors[f"numbers.{level}"].long() for level in levels))
 
-    def _nodes(self, prefixes: Tensor) -> Tensor:
-        """The node (B,) of each prefix, a binary search a level."""
-        nodes = torch.zeros(len(prefixes), dtype=torch.int64, device=prefixes.device)
-        for level, codes in enumerate(prefixes.unbind(dim=1)):
-            nodes = self._step(level, nodes, codes, prefixes)
-        return nodes
-
-    def _step(self, level: int, nodes: Tensor, codes: Tensor, prefixes: Tensor) -> Tensor:
-        """The edge, and so the next node, by each code: the edge's number is searched for among its node's only."""
-        offsets, numbers = self.offsets[level], self.numbers[level]
-        first, end = offsets[nodes], offsets[nodes + 1]
-        last = end.clone()
-        for _ in range(self.codebook_sizes[level].bit_length()):
-            middle = (first + last) // 2
-            open_ = first < last
-            below = open_ & (numbers[middle.clamp(max=len(numbers) - 1)] < codes) if len(numbers) else open_
-            first = torch.where(below, middle + 1, first)
-            last = torch.where(open_ & ~below, middle, last)
-        found = first < end
-        if len(numbers):
-            found &= numbers[first.clamp(max=len(numbers) - 1)] == codes
-        self._require_live(found, prefixes)
-        return first
-
-    def _require_live(self, live: Tensor, prefixes: Tensor) -> None:
-        if not bool(live.all()):
-            row = int((~live).nonzero()[0])
-            msg = f"prefix {row} of the batch, {prefixes[row].tolist()}, leads to no live Semantic ID"
-            raise DeadPrefix(msg)
+    @property
+    def _levels(self) -> Levels:
+        return Levels(self.offsets, self.numbers)
 
     def _vocabulary(self, level: int) -> int:
-        if level < len(self.codebook_sizes):
-            return self.codebook_sizes[level]
-        return int(self.numbers[level].max()) + 1 if len(self.numbers[level]) else 0
+        return self.codebook_sizes[level] if level < len(self.codebook_sizes) else self.suffixes
+
+    def _check_depth(self, rows: Tensor, least: int, most: int) -> None:
+        if rows.ndim != 2 or not least <= rows.shape[1] <= most or rows.dtype != torch.int64:
+            msg = f"prefixes are {tuple(rows.shape)} {rows.dtype}, expected (B, {least} to {most}) int64"
+            raise ValueError(msg)
 
 
 def _check(semantic_ids: Tensor, codebook_sizes: Sequence[int]) -> None:
@@ -184,32 +194,3 @@ def _check(semantic_ids: Tensor, codebook_sizes: Sequence[int]) -> None:
     if bool(((semantic_ids < 0) | (semantic_ids >= highest)).any()):
         msg = f"a number is out of range; codebook sizes are {tuple(codebook_sizes)}"
         raise ValueError(msg)
-
-
-def _settled(semantic_ids: Tensor, live: Tensor) -> Tensor:
-    """The live rows, sorted, each once: of equal rows the last says whether it is live."""
-    order = torch.arange(len(semantic_ids), device=semantic_ids.device)
-    for column in reversed(range(semantic_ids.shape[1])):
-        order = order[torch.argsort(semantic_ids[order, column], stable=True)]
-    rows = semantic_ids[order]
-    last = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
-    last[:-1] = (rows[1:] != rows[:-1]).any(dim=1)
-    return rows[last & live[order]]
-
-
-def _compressed(rows: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Offsets and numbers of each level, of sorted distinct rows (N, L + 1)."""
-    begins = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-    begins[:1] = True
-    parents = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
-    offsets, numbers = [], []
-    nodes = 1
-    for column in rows.unbind(dim=1):
-        begins = begins.clone()
-        begins[1:] |= column[1:] != column[:-1]
-        ends = torch.bincount(parents[begins], minlength=nodes).cumsum(dim=0)
-        offsets.append(torch.cat([ends.new_zeros(1), ends]))
-        numbers.append(column[begins])
-        parents = begins.cumsum(dim=0) - 1
-        nodes = len(numbers[-1])
-    return tuple(offsets), tuple(numbers)

@@ -48,6 +48,46 @@ def test_changes_lead_to_the_trie_of_a_fresh_start(before, changes):
     assert updated.to_bytes() == Trie.of(rows(after), SIZES, 7).to_bytes()
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_trie_through_much_churn_is_that_of_a_fresh_start(device):
+    torch.manual_seed(3)
+    sizes = (7, 300, 5)
+    every = torch.cartesian_prod(*(torch.arange(size) for size in sizes), torch.arange(3))
+    live = torch.rand(len(every)) < 0.1
+    trie = Trie.of(every[live], sizes).to(device)
+    for turn, number in enumerate([0, 1, 7, 500, len(every), 3000, 40, 3000]):
+        changed = torch.randint(0, len(every), (number,))
+        # Now most come, now most go, in the end all of it: levels grow, shrink and empty.
+        came = torch.rand(number) < (turn % 4) / 3
+        for row, now in zip(changed.tolist(), came.tolist(), strict=True):
+            live[row] = now
+
+        trie = trie.updated(every[changed], came, turn)
+
+        assert trie.to_bytes() == Trie.of(every[live], sizes, turn).to_bytes()
+    emptied = trie.updated(every, torch.zeros(len(every), dtype=torch.bool), 9)
+    assert emptied.to_bytes() == Trie.of(every[:0], sizes, 9).to_bytes()
+    assert emptied.updated(every, torch.ones(len(every)) > 0, 9).to_bytes() == Trie.of(every, sizes, 9).to_bytes()
+
+
+def test_levels_in_which_nothing_came_or_went_are_not_copied():
+    trie = Trie.of(rows({(0, 0, 0, 0), (0, 0, 2, 1), (2, 1, 0, 0)}), SIZES)
+
+    updated = trie.updated(
+        torch.tensor([[0, 0, 2, 2], [0, 0, 2, 1], [1, 1, 1, 1]]), torch.tensor([True, False, False]), 1
+    )
+
+    assert [new is old for new, old in zip(updated.numbers, trie.numbers, strict=True)] == [True, True, True, False]
+
+
+@given(live=st.sets(IDS, max_size=20), asked=st.lists(IDS, min_size=1, max_size=10))
+@settings(deadline=None, max_examples=40)
+def test_a_trie_holds_its_ids_and_no_others(live, asked):
+    found = Trie.of(rows(live), SIZES).holds(torch.tensor(asked))
+
+    assert found.tolist() == [row in live for row in asked]
+
+
 @pytest.mark.parametrize("dead", [[1, 0, 0], [0, 1, 0], [0, 0, 3], [2, 1, 3]])
 def test_a_dead_prefix_raises_and_says_which(dead):
     trie = Trie.of(rows({(0, 0, 0, 0), (0, 0, 2, 1), (2, 1, 0, 0)}), SIZES)
