@@ -84,7 +84,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 async def compose(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> State:
     """Make the parts and put them together; what is started is stopped by the stack, in reverse."""
     manifest = read_manifest(settings.checkpoint)
-    registry = await _registry(settings, stack)
+    registry = await open_registry(settings, stack)
     records = Records(registry, manifest)
     await records.of("default", None)  # found out now, not at the first request: whether its record can be read
     tokenizer = await asyncio.to_thread(_tokenizer, settings)
@@ -132,7 +132,13 @@ def _cores() -> int:
     return cores if allowed == "max" else max(1, min(cores, round(int(allowed) / int(period))))
 
 
-async def _registry(settings: Settings, stack: AsyncExitStack) -> Registry:
+async def open_registry(settings: Settings, stack: AsyncExitStack) -> Registry:
+    """Connects to the registry that the settings name, the embedded one started or shared; the stack closes it.
+
+    Raises:
+        RegistryRefused: It cannot keep what is promised.
+        RegistryUnavailable: It cannot be reached within `registry_wait_s`.
+    """
     url = settings.redis_url
     if url is None:
         embedded = EmbeddedValkey(settings.data_dir)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
+from service.formats import Format
+
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from models.catalogue import CatalogueItem
+    from service.settings import Settings
 
 app = typer.Typer(
     name="semid",
@@ -30,17 +38,9 @@ def main() -> None:
 @app.command()
 def serve() -> None:
     """Start the service; its settings are SID_* environment variables (see the README's table)."""
-    from pydantic import ValidationError
-
-    from service.schemas import describe
     from service.serve import serve as run
-    from service.settings import Settings
 
-    try:
-        settings = Settings()
-    except ValidationError as error:
-        raise typer.BadParameter(describe(error.errors()).replace("; ", "\n"), param_hint="SID_* settings") from error
-    if refusal := run(settings):
+    if refusal := run(_settings()):
         raise _failure(f"cannot start: {refusal}")
 
 
@@ -139,6 +139,87 @@ def tokenize(
         path = out.with_suffix(".rejected.jsonl")
         path.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in rejected), encoding="utf-8")
         raise _failure(f"{len(rejected)} items were rejected; the reasons are in {path}")
+
+
+@app.command()
+def export(
+    file: Annotated[Path, typer.Argument(dir_okay=False, help="The new file; it appears when it is whole.")],
+    format_: Annotated[
+        Format, typer.Option("--format", help="The whole table, or what a generator reads of the live items.")
+    ] = Format.PARQUET,
+    namespace: Annotated[str, typer.Option(help="The catalogue's namespace.")] = "default",
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="The tokenizer's checkpoint; the service's own (SID_CHECKPOINT) if not given.")
+    ] = None,
+    token_base: Annotated[int, typer.Option(min=0, help="jsonl: the number of the token <a_0>.")] = 0,
+) -> None:
+    """Copy the record of a namespace to a file, at one revision, while the service goes on.
+
+    Reads the registry of the SID_* settings. The table has every Semantic ID ever assigned: a backup (semid import
+    reads it), and what a generator is trained on.
+    """
+    from service.backup import export as run
+
+    settings = _settings(checkpoint)
+    with _failures(), _Bar(file.name, " items") as bar:
+        description, suffixes = asyncio.run(
+            run(settings, file, format_, namespace=namespace, token_base=token_base, progress=bar.show)
+        )
+    typer.echo(f"{file}: namespace {namespace} under {description.origin.tokenizer} at revision {description.revision}")
+    if suffixes is not None:
+        sizes = ", ".join(map(str, (*description.origin.codebook_sizes, suffixes)))
+        typer.echo(f"tokens by level, the suffixes last: {sizes}")
+
+
+def _settings(checkpoint: Path | None = None) -> Settings:
+    """The SID_* settings, with another checkpoint where one is given."""
+    from pydantic import ValidationError
+
+    from service.schemas import describe
+    from service.settings import Settings
+
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        raise typer.BadParameter(describe(error.errors()).replace("; ", "\n"), param_hint="SID_* settings") from error
+    return settings.model_copy(update={"checkpoint": checkpoint}) if checkpoint else settings
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """What goes wrong, in words."""
+    from models import CheckpointError
+    from service.errors import SemidError
+
+    try:
+        yield
+    except (CheckpointError, SemidError, ValueError, OSError) as error:
+        raise _failure(str(error)) from error
+
+
+class _Bar:
+    """A progress bar of something whose number is only estimated; there is none before there is progress."""
+
+    def __init__(self, name: str, unit: str) -> None:
+        self._name = name
+        self._unit = unit
+        self._bar: tqdm | None = None
+
+    def show(self, done: int, total: int) -> None:
+        """So many of so many are done."""
+        from tqdm import tqdm
+
+        if self._bar is None:
+            self._bar = tqdm(desc=self._name, unit=self._unit)
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
 
 
 def _entry(item: CatalogueItem) -> dict[str, Any]:

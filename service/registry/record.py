@@ -28,6 +28,7 @@ from service.registry.assignment import (
     write_semantic_id,
 )
 from service.registry.changes import ChangeLog
+from service.registry.contents import Contents
 from service.registry.primary import Primary, Script
 from service.registry.request_queue import Reply, Request, RequestQueue
 from service.registry.tree import LiveTree
@@ -51,6 +52,7 @@ class Record:
         self.buckets = keys.buckets
         self.changes = ChangeLog(primary, keys, self.settle)
         self.tree = LiveTree(primary, keys)
+        self.contents = Contents(primary, keys)
         self._primary = primary
         self._keys = keys
         facts = (keys.partition_buckets, layout.width, layout.bytes_per_code, max_suffix, changes_kept)
