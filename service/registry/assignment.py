@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 DIGEST_BYTES = 8
 DEAD = b"\xff"  # before an item id: no UTF-8 begins with it
+CONTROL = b"\xfe"  # the same
 CONTENT_CHANGED = 0b01
 RETIRED = 0b10
 
@@ -116,6 +117,15 @@ def read_assignment(item_id: str, value: bytes, layout: CodeLayout) -> Assignmen
         bool(value[0] & CONTENT_CHANGED),
         retired_at,
     )
+
+
+def read_holder(holder: bytes) -> tuple[bytes, bool]:
+    """Whose a Semantic ID is, and whether it is live, from what stands for it in the record."""
+    if holder.startswith(DEAD):
+        return holder[1:], False
+    if holder.startswith(CONTROL):
+        return holder[6:], holder[1:2] == b"1"
+    return holder, True
 
 
 def read_former(value: bytes, layout: CodeLayout) -> dict[SemanticId, datetime]:

@@ -7,7 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING, NamedTuple
 
 from service.errors import ChangesGone, Overloaded, RegistryUnavailable
-from service.registry.assignment import DEAD, read_semantic_id, write_semantic_id
+from service.registry.assignment import read_holder, read_semantic_id, write_semantic_id
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -114,7 +114,7 @@ class ChangeLog:
         fields = [write_semantic_id(row.semantic_id, self._keys.layout) for row in rows]
         holders = await self._primary.read([("HGET", self._keys.reverse(field), field) for field in fields])
         return [
-            Change(row.revision, row.kind, holder.removeprefix(DEAD).decode(), row.semantic_id, row.replaced_by)
+            Change(row.revision, row.kind, read_holder(holder)[0].decode(), row.semantic_id, row.replaced_by)
             for row, holder in zip(rows, holders, strict=True)
         ]
 

@@ -8,29 +8,24 @@ The key schema stands at the top of `lib.lua`.
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from redis.exceptions import ResponseError
+from typing import TYPE_CHECKING
 
 from service.errors import RegistryOlder
 from service.registry.assignment import (
-    DEAD,
     Assignment,
     Claim,
     ClaimResult,
     claimed,
-    latest_time,
     read_assignment,
     read_former,
+    read_holder,
     write_semantic_id,
 )
+from service.registry.atomic import AtomicRecord
 from service.registry.changes import ChangeLog
 from service.registry.contents import Contents
-from service.registry.primary import Primary, Script
-from service.registry.request_queue import Reply, Request, RequestQueue
+from service.registry.primary import Primary
+from service.registry.request_queue import Reply, Request
 from service.registry.tree import LiveTree
 
 if TYPE_CHECKING:
@@ -40,25 +35,27 @@ if TYPE_CHECKING:
     from service.registry.keys import RecordKeys
     from service.semantic_id import SemanticId
 
-_SCRIPT = Script(b"".join(Path(__file__).with_name(name).read_bytes() for name in ("lib.lua", "record.lua")))
-
 
 class Record:
     """One namespace's assignments under one tokenizer."""
 
     def __init__(self, primary: Primary, keys: RecordKeys, *, max_suffix: int, changes_kept: int, epoch: bytes) -> None:
         """Use `Registry.record`."""
-        self.layout = layout = keys.layout
+        self.layout = keys.layout
         self.buckets = keys.buckets
         self.changes = ChangeLog(primary, keys, self.settle)
         self.tree = LiveTree(primary, keys)
         self.contents = Contents(primary, keys)
         self._primary = primary
         self._keys = keys
-        facts = (keys.partition_buckets, layout.width, layout.bytes_per_code, max_suffix, changes_kept)
-        self._facts = (*(b"%d" % fact for fact in facts), epoch)
-        self._revision = 0  # the latest that this process has seen
-        self._queue = RequestQueue(self._send)
+        self._items = AtomicRecord(
+            primary,
+            keys,
+            max_suffix=max_suffix,
+            changes_kept=changes_kept,
+            epoch=epoch,
+            revised=self.changes.revised,
+        )
 
     async def claim(self, claims: Sequence[Claim]) -> list[ClaimResult | SuffixExhausted]:
         """Gives each item its one Semantic ID: the one it holds, or the next free suffix of its codes.
@@ -102,14 +99,11 @@ class Record:
         Raises:
             RegistryUnavailable: The server cannot be reached, or cannot confirm that what it answered is durable.
         """
-        fields = [item_id.encode() for item_id in item_ids]
-        values = await self._primary.read([("HGET", self._keys.forward(field), field) for field in fields])
-        found = [
+        held = await self._items.held([item_id.encode() for item_id in item_ids])
+        return [
             read_assignment(item_id, value, self.layout) if value else None
-            for item_id, value in zip(item_ids, values, strict=True)
+            for item_id, (value, _) in zip(item_ids, held, strict=True)
         ]
-        await self._until_durable(value for value in values if value)
-        return found
 
     async def by_semantic_ids(self, semantic_ids: Sequence[SemanticId]) -> list[Assignment | None]:
         """The assignments of these Semantic IDs, in order, retired and replaced ones too; None for one never issued.
@@ -121,18 +115,20 @@ class Record:
         fields = [write_semantic_id(semantic_id, self.layout) for semantic_id in semantic_ids]
         holders = await self._primary.read([("HGET", self._keys.reverse(field), field) for field in fields])
         asked = [
-            (semantic_id, holder.removeprefix(DEAD))
+            (semantic_id, read_holder(holder)[0])
             for semantic_id, holder in zip(semantic_ids, holders, strict=True)
             if holder
         ]
-        # Former IDs lie beside the assignment: one round trip answers both.
-        values = await self._primary.read([("HMGET", self._keys.forward(item), item, DEAD + item) for _, item in asked])
-        held = iter([self._held(*pair, *value) for pair, value in zip(asked, values, strict=True)])
-        await self._until_durable(value for value, _ in values)
-        return [next(held) if holder else None for holder in holders]
+        held = await self._items.held([item_id for _, item_id in asked])
+        found = iter([self._assignment(*pair, *values) for pair, values in zip(asked, held, strict=True)])
+        return [next(found) if holder else None for holder in holders]
 
-    def _held(self, semantic_id: SemanticId, item_id: bytes, value: bytes, former: bytes | None) -> Assignment:
+    def _assignment(
+        self, semantic_id: SemanticId, item_id: bytes, value: bytes | None, former: bytes | None
+    ) -> Assignment:
         """The assignment of an ID, from what the record keeps of its item."""
+        if value is None:
+            raise RegistryOlder(f"The record {self._keys.name} names an item for {semantic_id}, which holds nothing.")
         current = read_assignment(item_id.decode(), value, self.layout)
         if current.semantic_id == semantic_id:
             return current
@@ -161,60 +157,22 @@ class Record:
         return int((await self._primary.read([("HGET", self._keys.meta, b"count")]))[0] or 0)
 
     async def settle(self) -> None:
-        """Returns when all that was read before is as durable as promised, by an empty call where that needs one."""
-        if self._primary.unchecked:
-            await self._primary.call(self._primary.recheck)
-        if self._primary.waits:
-            await self._queue.submit([])
+        """Returns when all that was read before is as durable as promised."""
+        await self._items.settle()
+
+    async def flush(self) -> None:
+        """Returns when the log has every change that could be seen."""
+        await self._items.flush()
 
     @property
     def idle(self) -> bool:
         """Whether no claim waits or is on its way."""
-        return self._queue.idle
+        return self._items.idle
 
     async def drain(self) -> None:
         """Returns when no claim waits or is on its way."""
-        await self._queue.drain()
+        await self._items.drain()
 
     async def _submit(self, requests: Iterable[tuple[str, bytes]]) -> list[Reply]:
-        encoded = [(item_id.encode(), request) for item_id, request in requests]
-        if not encoded:
-            return []
-        return await self._queue.submit(
-            [Request(self._keys.forward(item_id), item_id, request) for item_id, request in encoded]
-        )
-
-    async def _send(self, requests: Sequence[Request]) -> list[Reply]:
-        keys: list[bytes] = [self._keys.meta]
-        arguments: list[bytes] = [*self._facts, b"%d" % self._revision]
-        for forward_key, item_id, request in requests:
-            keys.append(forward_key)
-            arguments += (item_id, request)
-        now, revision, *replies = await self._primary.call(partial(self._evaluate, keys, arguments))
-        if revision:
-            self._revision = max(self._revision, revision)
-            self.changes.revised(revision)
-        at = datetime.fromtimestamp(now, UTC)
-        return [Reply(reply, at) for reply in replies]
-
-    async def _evaluate(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
-        try:
-            return await self._primary.evaluate(_SCRIPT, keys, arguments)
-        except ResponseError as error:
-            if str(error).startswith("OLDER"):
-                epoch, revision = str(error).split(" ")[1:]
-                found = f"revision {revision} of epoch {epoch}" if epoch else "nothing"
-                msg = f"The record {self._keys.name} was at revision {self._revision}; the registry has {found}."
-                raise RegistryOlder(msg) from error
-            raise
-
-    async def _until_durable(self, values: Iterable[bytes]) -> None:
-        """Answering an assignment acknowledges it: one that may not be synced yet is waited for."""
-        if self._primary.unchecked:
-            await self._primary.call(self._primary.recheck)
-        latest = max(map(latest_time, values), default=-1)
-        if self._primary.waits and 0 <= latest < self._primary.durable_before:
-            (returned,) = await self._primary.read([("HGET", self._keys.meta, b"returned")])
-            latest = max(latest, int(returned or 0))
-        if self._primary.waits and latest >= self._primary.durable_before:
-            await self._queue.submit([])
+        encoded = [Request(item_id.encode(), request) for item_id, request in requests]
+        return await self._items.submit(encoded) if encoded else []

@@ -17,9 +17,8 @@ CALLS_IN_FLIGHT = 2  # one is on the server while the next is put together
 
 
 class Request(NamedTuple):
-    """One item's request to the script: its forward bucket, its id, and what is asked."""
+    """One item's request to the script: its id, and what is asked."""
 
-    forward_key: bytes
     item_id: bytes
     request: bytes
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, NamedTuple
 
-from service.registry.assignment import DEAD, read_semantic_id
+from service.registry.assignment import read_holder, read_semantic_id
 from service.semantic_id import SemanticId
 
 if TYPE_CHECKING:
@@ -122,9 +122,7 @@ class LiveTree:
 
     def _live(self, fields: dict[bytes, bytes]) -> list[bytes]:
         """The same, packed."""
-        return [
-            field for field, holder in fields.items() if len(field) > self._layout.width and not holder.startswith(DEAD)
-        ]
+        return [field for field, holder in fields.items() if len(field) > self._layout.width and read_holder(holder)[1]]
 
 
 def _count_ids(depth: int, semantic_ids: Sequence[SemanticId]) -> dict[int, int]:

@@ -1,0 +1,124 @@
+"""A record on a single primary: a micro-batch is one call of one script, which runs alone on the server."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import ResponseError
+
+from service.registry.assignment import DEAD, latest_time
+from service.registry.history import older
+from service.registry.primary import Primary, Script
+from service.registry.request_queue import Reply, Request, RequestQueue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from service.registry.keys import RecordKeys
+
+_SCRIPT = Script(b"".join(Path(__file__).with_name(name).read_bytes() for name in ("lib.lua", "record.lua")))
+
+
+class AtomicRecord:
+    """Changes a record by atomic calls, and reads what items hold."""
+
+    def __init__(
+        self,
+        primary: Primary,
+        keys: RecordKeys,
+        *,
+        max_suffix: int,
+        changes_kept: int,
+        epoch: bytes,
+        revised: Callable[[int], None],
+    ) -> None:
+        """Of the record with these keys.
+
+        Args:
+            primary: Where it lies.
+            keys: Its keys.
+            max_suffix: The highest suffix that it may issue.
+            changes_kept: How many changes of the record are kept, at least.
+            epoch: Which history of the record is known.
+            revised: Is told each revision that was made here.
+        """
+        self._primary = primary
+        self._keys = keys
+        layout = keys.layout
+        facts = (keys.partition_buckets, layout.width, layout.bytes_per_code, max_suffix, changes_kept)
+        self._facts = (*(b"%d" % fact for fact in facts), epoch)
+        self._revised = revised
+        self._revision = 0  # the latest that this process has seen
+        self._queue = RequestQueue(self._send)
+
+    async def submit(self, requests: Sequence[Request]) -> list[Reply]:
+        """The replies to these requests, in order, durable; what others ask at the same time is sent together.
+
+        Raises:
+            RegistryUnavailable: Nothing is acknowledged, though some may be done: ask again.
+            RegistryOlder: The registry has lost what was acknowledged; nothing was done.
+        """
+        return await self._queue.submit(requests)
+
+    async def held(self, item_ids: Sequence[bytes]) -> list[tuple[bytes | None, bytes | None]]:
+        """What each item holds and what it held before, as the record has it, durable.
+
+        Raises:
+            RegistryUnavailable: The server cannot be reached, or cannot confirm that what it answered is durable.
+        """
+        # Former IDs lie beside the assignment: one round trip answers both.
+        found = await self._primary.read([("HMGET", self._keys.forward(item), item, DEAD + item) for item in item_ids])
+        await self._until_durable(value for value, _ in found if value)
+        return [(value, former) for value, former in found]
+
+    async def settle(self) -> None:
+        """Returns when all that was read before is as durable as promised, by an empty call where that needs one."""
+        if self._primary.unchecked:
+            await self._primary.call(self._primary.recheck)
+        if self._primary.waits:
+            await self._queue.submit([])
+
+    async def flush(self) -> None:
+        """Returns when the log has every change that could be seen: at once, as each call writes both."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request waits or is on its way."""
+        return self._queue.idle
+
+    async def drain(self) -> None:
+        """Returns when no request waits or is on its way."""
+        await self._queue.drain()
+
+    async def _send(self, requests: Sequence[Request]) -> list[Reply]:
+        keys: list[bytes] = [self._keys.meta]
+        arguments: list[bytes] = [*self._facts, b"%d" % self._revision]
+        for item_id, request in requests:
+            keys.append(self._keys.forward(item_id))
+            arguments += (item_id, request)
+        now, revision, *replies = await self._primary.call(partial(self._evaluate, keys, arguments))
+        if revision:
+            self._revision = max(self._revision, revision)
+            self._revised(revision)
+        at = datetime.fromtimestamp(now, UTC)
+        return [Reply(reply, at) for reply in replies]
+
+    async def _evaluate(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
+        try:
+            return await self._primary.evaluate(_SCRIPT, keys, arguments)
+        except ResponseError as error:
+            raise older(error, self._keys.name, self._revision) or error from error
+
+    async def _until_durable(self, values: Iterable[bytes]) -> None:
+        """Answering an assignment acknowledges it: one that may not be synced yet is waited for."""
+        if self._primary.unchecked:
+            await self._primary.call(self._primary.recheck)
+        latest = max(map(latest_time, values), default=-1)
+        if self._primary.waits and 0 <= latest < self._primary.durable_before:
+            (returned,) = await self._primary.read([("HGET", self._keys.meta, b"returned")])
+            latest = max(latest, int(returned or 0))
+        if self._primary.waits and latest >= self._primary.durable_before:
+            await self._queue.submit([])
