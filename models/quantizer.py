@@ -36,6 +36,20 @@ class NearestCodeword(NamedTuple):
     margin: Tensor
 
 
+class Ranking(NamedTuple):
+    """The nearest codewords of each residual, in order.
+
+    Attributes:
+        codes: (B, n) int64, the nearest first; of equally near ones the lowest index first.
+        margin: (B,) float, the residual's distance to the nearest plane midway between two codewords of which one
+            follows the other, or between the last one and any that is left out; 0 where such two are equal. A latent
+            error of norm e changes neither which these are nor their order while the margin exceeds e.
+    """
+
+    codes: Tensor
+    margin: Tensor
+
+
 class SearchTable(NamedTuple):
     """What the search needs of a codebook (K, d), whatever the residuals.
 
@@ -101,6 +115,20 @@ class Quantizer(nn.Module, ABC):
                 path's choice.
         """
 
+    def rank(self, quantization: Quantization, count: int, *, exact: bool = False) -> Ranking:  # noqa: ARG002
+        """What the last level could say in place of its code, the nearest first: alternatives for a full group.
+
+        Optional: a family that does not rank keeps this, which knows the chosen codes alone. One that does takes
+        float64, as only then its margins can be held against a tokenizer's bounds.
+
+        Args:
+            quantization: Of B latents.
+            count: n, how many codes at most, with the chosen one, which is the first.
+            exact: As in `quantize`.
+        """
+        codes = quantization.codes[:, -1:]
+        return Ranking(codes, torch.full_like(quantization.margins[:, -1], torch.inf))
+
     @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:
         """The quantized latent of codes (B, L) int64, shape (B, d).
@@ -161,6 +189,50 @@ def nearest_codeword(
     if len(doubtful):
         code[doubtful], margin[doubtful] = _by_differences(residuals[doubtful], codebook)
     return NearestCodeword(code, margin)
+
+
+def rank_codewords(residuals: Tensor, codebook: Tensor, count: int, *, exact: bool = False) -> Ranking:
+    """The nearest codewords in order of their Euclidean distance; ties go to the lowest index.
+
+    Args:
+        residuals: (B, d) float64.
+        codebook: (K, d), same dtype and device.
+        count: How many at most.
+        exact: Find each as the nearest of those that are left, as `nearest_codeword` does in its exact form.
+    """
+    count = min(count, len(codebook))
+    ranked = []
+    for rows in residuals.split(max(1, DIFFERENCES // codebook.numel())):
+        if exact:
+            codes = torch.stack([_rank_exactly(row, codebook, count) for row in rows.split(1)])
+        else:
+            nearest = codebook[nearest_codeword(rows, codebook).code]
+            codes = _distance_differences(rows, nearest, codebook).argsort(dim=1, stable=True)[:, :count]
+        ranked.append(Ranking(codes, _order_margin(rows, codebook, codes)))
+    return Ranking(torch.cat([part.codes for part in ranked]), torch.cat([part.margin for part in ranked]))
+
+
+def _rank_exactly(residual: Tensor, codebook: Tensor, count: int) -> Tensor:
+    """The nearest codewords (count,) of one residual (1, d), one after the other."""
+    left = torch.arange(len(codebook), device=codebook.device)
+    codes = []
+    for _ in range(count):
+        nearest = _by_differences(residual, codebook[left]).code
+        codes.append(left[nearest])
+        left = torch.cat([left[: int(nearest)], left[int(nearest) + 1 :]])
+    return torch.cat(codes)
+
+
+def _order_margin(residuals: Tensor, codebook: Tensor, codes: Tensor) -> Tensor:
+    """The margin (B,) of ranked codes (B, n), see `Ranking.margin`."""
+    before, after = codebook[codes[:, :-1]], codebook[codes[:, 1:]]
+    offsets = (residuals[:, None] - before) + (residuals[:, None] - after)
+    gaps = (before - after).norm(dim=2)
+    following = (((before - after) * offsets).sum(dim=2) / gaps / 2).masked_fill(gaps == 0, 0)
+    last = codebook[codes[:, -1]]
+    left_out = _plane_distances(residuals, last, codebook)
+    left_out = left_out.masked_fill((last[:, None] == codebook).all(dim=2), 0).scatter(1, codes, torch.inf)
+    return torch.cat([following, left_out], dim=1).amin(dim=1).clamp_min(0)
 
 
 def _by_expansion(residuals: Tensor, table: SearchTable) -> NearestCodeword:

@@ -11,7 +11,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.quantizer import Quantization, Quantizer, SearchTable, nearest_codeword, search_table
+from models.quantizer import (
+    Quantization,
+    Quantizer,
+    Ranking,
+    SearchTable,
+    nearest_codeword,
+    rank_codewords,
+    search_table,
+)
 
 
 class ResidualQuantizer(Quantizer):
@@ -66,6 +74,11 @@ class ResidualQuantizer(Quantizer):
             # Detached: with a straight-through codeword here the encoder's gradient would cancel beyond level 1.
             residuals.append(residuals[-1] - codewords[nearest.code])
         return Quantization(torch.stack(codes, 1), torch.stack(margins, 1), torch.stack(residuals, 1))
+
+    def rank(self, quantization: Quantization, count: int, *, exact: bool = False) -> Ranking:
+        """The last level's codewords by their distance to what it received, see `Quantizer.rank`."""
+        received = quantization.residuals[:, -2].detach()
+        return rank_codewords(received, self.codebooks[-1].detach(), count, exact=exact)
 
     def codewords(self, codes: Tensor) -> Tensor:
         """The chosen codeword of each level, (B, L, d), with gradient to the codebooks.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from models.network import DecoderNetwork, EncoderNetwork
-from models.quantizer import Quantization, Quantizer
+from models.quantizer import Quantizer, Ranking
 from models.residual import ResidualQuantizer
 from models.template import TextTemplate
 from models.text_encoder import TextEncoder, WordPieces
@@ -37,12 +37,15 @@ class Encoding(NamedTuple):
         margin: (B,) float64, the smallest margin over the levels, in units of the latent.
         quantization_error: (B,) float64, squared norm of the residual that no level took.
         recomputed: (B,) bool, rows that were near a tie and went to the canonical path.
+        alternatives: (B, n) int64, codes of the last level by their distance, the chosen one first; n is 0 where none
+            were asked for.
     """
 
     codes: Tensor
     margin: Tensor
     quantization_error: Tensor
     recomputed: Tensor
+    alternatives: Tensor
 
 
 @dataclass(frozen=True)
@@ -125,17 +128,21 @@ class Tokenizer:
         return self._require_text_encoder().split(texts)
 
     @torch.inference_mode()
-    def encode(self, embeddings: Tensor) -> Encoding:
+    def encode(self, embeddings: Tensor, *, alternatives: int = 0) -> Encoding:
         """Codes of embeddings (B, D), float.
+
+        Args:
+            embeddings: (B, D) float.
+            alternatives: How many codes of the last level to rank for each row, at most.
 
         Raises:
             ValueError: The shape is wrong, or a number is not finite or too large to have a finite latent.
         """
         self._check_embeddings(embeddings)
         embeddings = embeddings.to(torch.float64)
-        encoding = self._encode_batch(embeddings.to(self.device))
+        encoding, certain = self._encode_batch(embeddings.to(self.device), alternatives)
         size = (embeddings.cpu() - self._exact_network.centre).norm(dim=1) * self._latents_per_norm
-        near = ~(encoding.margin > self.bounds.embedding * size.clamp_min(1))
+        near = ~(certain > self.bounds.embedding * size.clamp_min(1))
         return self._recompute(
             encoding,
             near,
@@ -144,8 +151,12 @@ class Tokenizer:
         )
 
     @torch.inference_mode()
-    def encode_texts(self, pieces: Sequence[WordPieces]) -> Encoding:
+    def encode_texts(self, pieces: Sequence[WordPieces], *, alternatives: int = 0) -> Encoding:
         """Codes of B texts, given as word pieces; of similar length, or the padding costs. Equal texts cost one.
+
+        Args:
+            pieces: Of `split`.
+            alternatives: As in `encode`.
 
         Raises:
             ValueError: This tokenizer takes embeddings only, or an embedding came out not finite.
@@ -154,8 +165,8 @@ class Tokenizer:
         places: dict[tuple[int, ...], int] = {}
         place = [places.setdefault(tuple(row), len(places)) for row in pieces]
         distinct = list(places)
-        encoding = self._encode_batch(text_encoder.embed(distinct).to(torch.float64))
-        near = ~(encoding.margin > self.bounds.text)
+        encoding, certain = self._encode_batch(text_encoder.embed(distinct).to(torch.float64), alternatives)
+        near = ~(certain > self.bounds.text)
         encoding = self._recompute(encoding, near, lambda row: text_encoder.embed_exactly(distinct[row]))
         return Encoding(*(tensor[place] for tensor in encoding))
 
@@ -187,8 +198,10 @@ class Tokenizer:
         text_encoder = self._require_text_encoder()
         return torch.cat([self._exact_network(text_encoder.embed_exactly(row)) for row in pieces])
 
-    def _encode_batch(self, embeddings: Tensor) -> Encoding:
-        return _encoding(self._quantizer.quantize(self._network(embeddings)))
+    def _encode_batch(self, embeddings: Tensor, alternatives: int) -> tuple[Encoding, Tensor]:
+        """The encoding, and what (B,) each latent may be off by before its codes or its alternatives change."""
+        encoding, ranking = _encoding(self._quantizer, self._network(embeddings), alternatives)
+        return encoding, encoding.margin if ranking is None else encoding.margin.minimum(ranking.margin.cpu())
 
     def _recompute(
         self,
@@ -202,18 +215,19 @@ class Tokenizer:
         Raises:
             ValueError: A canonical row is not finite.
         """
-        codes, margin, error, _ = encoding
+        codes, margin, error, _, alternatives = encoding
         known: dict[Hashable, Encoding] = {}
         for row in near.nonzero().flatten().tolist():
             exact = known.get(key(row))
             if exact is None:
-                exact = known[key(row)] = self._canonical(canonical_embedding(row))
+                exact = known[key(row)] = self._canonical(canonical_embedding(row), alternatives.shape[1])
             codes[row], margin[row], error[row] = exact.codes[0], exact.margin[0], exact.quantization_error[0]
-        return Encoding(codes, margin, error, near)
+            alternatives[row] = exact.alternatives[0]
+        return Encoding(codes, margin, error, near, alternatives)
 
-    def _canonical(self, embedding: Tensor) -> Encoding:
+    def _canonical(self, embedding: Tensor, alternatives: int = 0) -> Encoding:
         """The encoding of one canonical embedding (1, D) float64."""
-        encoding = _encoding(self._exact_quantizer.quantize(self._exact_network(embedding), exact=True))
+        encoding, _ = _encoding(self._exact_quantizer, self._exact_network(embedding), alternatives, exact=True)
         if bool(encoding.margin.isnan()) or not bool(encoding.quantization_error.isfinite()):
             raise ValueError("the canonical latent of an item is not finite; it has no codes")
         return encoding
@@ -240,8 +254,14 @@ def _frozen(module: M, device: torch.device) -> M:
     return frozen
 
 
-def _encoding(quantization: Quantization) -> Encoding:
+def _encoding(
+    quantizer: Quantizer, latents: Tensor, alternatives: int, *, exact: bool = False
+) -> tuple[Encoding, Ranking | None]:
+    """The encoding of latents (B, d), and the ranking of its alternatives where any are asked for."""
+    quantization = quantizer.quantize(latents, exact=exact)
+    ranking = quantizer.rank(quantization, alternatives, exact=exact) if alternatives else None
     codes, margins, residuals = (tensor.cpu() for tensor in quantization)
     margin = margins.amin(dim=1)
     error = residuals[:, -1].square().sum(dim=1)
-    return Encoding(codes, margin, error, torch.zeros_like(margin, dtype=torch.bool))
+    ranked = codes[:, :0] if ranking is None else ranking.codes.cpu()
+    return Encoding(codes, margin, error, torch.zeros_like(margin, dtype=torch.bool), ranked), ranking

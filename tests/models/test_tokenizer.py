@@ -127,7 +127,7 @@ def test_the_bound_of_embeddings_grows_with_them(exponent, make_parts, monkeypat
     embeddings = 10.0**exponent * torch.randn(2000, 12, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     expected = torch.cat([tokenizer._canonical(row[None]).codes for row in embeddings])
     encode = tokenizer._encode_batch
-    monkeypatch.setattr(tokenizer, "_encode_batch", lambda rows: encode(rows * (1 + 1e-15)))
+    monkeypatch.setattr(tokenizer, "_encode_batch", lambda rows, *rest: encode(rows * (1 + 1e-15), *rest))
     # when, then
     assert torch.equal(tokenizer.encode(embeddings).codes, expected)
 
@@ -161,7 +161,7 @@ def test_equal_rows_near_a_tie_are_computed_once(shipped, texts, alone, monkeypa
     monkeypatch.setattr(shipped, "bounds", ErrorBounds(text=1e9, embedding=1e9))
     calls = []
     canonical = shipped._canonical
-    monkeypatch.setattr(shipped, "_canonical", lambda row: calls.append(1) or canonical(row))
+    monkeypatch.setattr(shipped, "_canonical", lambda *row: calls.append(1) or canonical(*row))
     # when
     encoding = shipped.encode_texts(shipped.split([texts[0], texts[1]] * 512))
     # then
