@@ -57,6 +57,7 @@ def assigned(
             "created": created,
             "content_changed": assignment.content_changed,
             **_measures(encoded.get(i)),
+            **({"overflow": True} if created and assignment.semantic_id.codes != encoded[i].codes else {}),
         }
     return answers
 

@@ -1,19 +1,15 @@
-"""Composition: settings -> tokenizer, batcher, registry -> use case -> app."""
+"""Composition: settings -> registry, tokenizers -> use cases -> app."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
-import torch
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
@@ -23,15 +19,15 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from models import CheckpointError, Tokenizer, load, read_manifest
-from service.batcher import Batcher
+from models import CheckpointError, read_manifest
 from service.bodies import BodyGate
-from service.content import ItemReader
 from service.decoding import Decoding
 from service.decoding_routes import router as decoding_router
 from service.decoding_schemas import ChangesGoneProblem, NextRequest
 from service.errors import PROBLEM_JSON, MalformedRequest, RegistryUnavailable, SemidError, ServiceError
+from service.loading import Loader
 from service.metrics import Metrics
+from service.overflow import OverflowPolicy
 from service.records import Records
 from service.registry import Registry
 from service.registry.embedded import EmbeddedValkey
@@ -40,6 +36,7 @@ from service.schemas import LookupRequest, Problem, RetiredProblem, TokenizeRequ
 from service.settings import Settings
 from service.state import State
 from service.tokenization import Limits, Tokenization
+from service.tokenizers import LoadedTokenizer, Tokenizers, TokenizerSet, require_distinct
 
 log = logging.getLogger(__name__)
 
@@ -83,28 +80,27 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 async def compose(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> State:
     """Make the parts and put them together; what is started is stopped by the stack, in reverse."""
-    manifest = read_manifest(settings.checkpoint)
-    registry = await open_registry(settings, stack)
-    records = Records(registry, manifest)
-    await records.of("default", None)  # found out now, not at the first request: whether its record can be read
-    tokenizer = await asyncio.to_thread(_tokenizer, settings)
-    batcher = Batcher(
-        tokenizer, batch_tokens=settings.batch_tokens, queue_tokens=settings.queue_tokens, metrics=metrics
-    )
-    batcher.start()
-    stack.push_async_callback(batcher.stop)
-    await batcher.encode(["warm" if tokenizer.takes_text else np.ones(tokenizer.dimension, dtype=np.float32)])
-    reader = ItemReader(tokenizer, max_text_bytes=settings.max_text_bytes)
+    manifests = [read_manifest(directory) for directory in settings.checkpoints]
+    require_distinct(manifests)
+    records = Records(registry := await open_registry(settings, stack))
+    for manifest in manifests:  # found out now, not at the first request: whether its record can be read
+        await records.of("default", manifest)
+    loader = Loader(settings, metrics)
+    loaded: list[LoadedTokenizer] = []
+    for directory, manifest in zip(settings.checkpoints, manifests, strict=True):
+        loaded.append(await loader.load(directory, manifest))
+        stack.push_async_callback(loaded[-1].batcher.stop)
+    tokenizers = Tokenizers(TokenizerSet(tuple(loaded)))
     return State(
         tokenization=Tokenization(
+            tokenizers=tokenizers,
             records=records,
-            reader=reader,
-            batcher=batcher,
             limits=Limits(settings.max_items, settings.max_lookups),
+            overflow=OverflowPolicy(settings.overflow),
             metrics=metrics,
         ),
-        decoding=Decoding(records, max_prefixes=settings.max_lookups, max_wait_s=settings.max_wait_s),
-        batcher=batcher,
+        decoding=Decoding(tokenizers, records, max_prefixes=settings.max_lookups, max_wait_s=settings.max_wait_s),
+        tokenizers=tokenizers,
         registry=registry,
         gate=BodyGate(
             max_body_bytes=settings.max_body_bytes,
@@ -112,24 +108,7 @@ async def compose(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -
             timeout_s=settings.body_timeout_s,
         ),
         metrics=metrics,
-        manifest=manifest,
     )
-
-
-def _tokenizer(settings: Settings) -> Tokenizer:
-    torch.set_num_threads(settings.threads or _cores())
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return load(settings.checkpoint, device, settings.text_encoder)
-
-
-def _cores() -> int:
-    """Cores that this process may use: its affinity, and a container's quota where there is one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    allowed, _, period = quota.read_text().partition(" ") if quota.is_file() else ("max", "", "")
-    return cores if allowed == "max" else max(1, min(cores, round(int(allowed) / int(period))))
 
 
 async def open_registry(settings: Settings, stack: AsyncExitStack) -> Registry:

@@ -22,8 +22,9 @@ import torch
 from numpy.typing import NDArray
 
 from models import Encoding
-from service.errors import EncoderStopped, EncodingFailed, Overloaded
-from service.metrics import Metrics
+from service.capacity import Capacity
+from service.errors import EncoderStopped, EncodingFailed
+from service.metrics import ModelMetrics
 
 log = logging.getLogger(__name__)
 
@@ -32,24 +33,28 @@ Content = str | NDArray[np.float32]
 
 
 class Encoder(Protocol):
-    """What the batcher needs of a tokenizer."""
+    """What the batcher needs of a tokenizer; `alternatives` is how many codes of the last level to rank for a row."""
 
     def split(self, texts: Sequence[str]) -> list[list[int]]:
         """Word pieces of texts; called from another thread than the model's."""
 
-    def encode(self, embeddings: torch.Tensor) -> Encoding:
+    def encode(self, embeddings: torch.Tensor, *, alternatives: int = 0) -> Encoding:
         """Codes of embeddings (B, D)."""
 
-    def encode_texts(self, pieces: Sequence[Sequence[int]]) -> Encoding:
+    def encode_texts(self, pieces: Sequence[Sequence[int]], *, alternatives: int = 0) -> Encoding:
         """Codes of texts, given as word pieces."""
 
 
 class EncodedRow(NamedTuple):
-    """One content's codes, its smallest margin and its quantization error."""
+    """One content's codes, its smallest margin and its quantization error.
+
+    `alternatives` are codes of the last level by their distance, its own first; none where none were asked for.
+    """
 
     codes: tuple[int, ...]
     margin: float
     quantization_error: float
+    alternatives: tuple[int, ...] = ()
 
 
 Outcome = EncodedRow | EncodingFailed
@@ -74,6 +79,12 @@ class _Row(NamedTuple):
     job: _Job
     place: int
     content: list[int] | NDArray[np.float32]
+    alternatives: int
+
+    @property
+    def kind(self) -> tuple[bool, int]:
+        """What the rows of a batch have in common."""
+        return self.is_text, self.alternatives
 
     @property
     def is_text(self) -> bool:
@@ -90,18 +101,17 @@ class Batcher:
     Args:
         encoder: The tokenizer; only the worker thread runs its model.
         batch_tokens: Padded tokens of one forward pass, at most (a longer single row runs alone).
-        queue_tokens: Tokens queued, beyond which callers are refused.
+        capacity: Bounds what is queued, here and for the other models, and gives them turns.
         metrics: Where depth, sizes and durations go.
     """
 
-    def __init__(self, encoder: Encoder, *, batch_tokens: int, queue_tokens: int, metrics: Metrics) -> None:
+    def __init__(self, encoder: Encoder, *, batch_tokens: int, capacity: Capacity, metrics: ModelMetrics) -> None:
         self._encoder = encoder
         self._batch_tokens = batch_tokens
-        self._queue_tokens = queue_tokens
+        self._capacity = capacity
         self._metrics = metrics
         self._rows: deque[_Row] = deque()
         self._queued_tokens = 0
-        self._tokens_per_s = 5_000.0
         self._changed = threading.Condition(threading.RLock())
         self._refusal: str | None = None  # why new work is refused, once it is
         self._proven: _Row | None = None  # a row that the model could encode: where it no longer can, it is lost
@@ -111,6 +121,7 @@ class Batcher:
 
     def start(self) -> None:
         """Start the worker thread."""
+        self._capacity.share(self._forget_leavers)
         self._worker.start()
 
     @property
@@ -118,8 +129,12 @@ class Batcher:
         """Whether the worker thread runs."""
         return self._worker.is_alive()
 
-    async def encode(self, contents: Sequence[Content]) -> list[Outcome]:
+    async def encode(self, contents: Sequence[Content], *, alternatives: int = 0) -> list[Outcome]:
         """The codes of each content, in order; or the error of the one that the model fails on.
+
+        Args:
+            contents: Texts and embeddings.
+            alternatives: How many codes of the last level to rank for each, at most.
 
         Raises:
             Overloaded: The queue is full.
@@ -128,12 +143,13 @@ class Batcher:
         if not contents:
             return []
         self._check_running()
-        self._check_room()
+        self._capacity.check_room()
         rows = await self._prepare(contents)
         loop = asyncio.get_running_loop()
         job = _Job(loop.create_future(), [None] * len(contents), len(contents))
         # Rows of like length side by side: the padding of a batch is what its longest row exceeds the others by.
-        self._enqueue(sorted((_Row(job, i, row) for i, row in enumerate(rows)), key=lambda row: row.tokens))
+        queued = [_Row(job, i, row, alternatives) for i, row in enumerate(rows)]
+        self._enqueue(sorted(queued, key=lambda row: row.tokens))
         try:
             return await job.future
         except asyncio.CancelledError:
@@ -147,6 +163,7 @@ class Batcher:
             self._changed.notify()
         if self.alive:
             await asyncio.to_thread(self._worker.join)
+        self._capacity.leave(self._forget_leavers)
         self._splitter.shutdown()
 
     async def _prepare(self, contents: Sequence[Content]) -> list[list[int] | NDArray[np.float32]]:
@@ -162,17 +179,10 @@ class Batcher:
         if self._refusal is not None:
             raise EncoderStopped(self._refusal)
 
-    def _check_room(self) -> None:
-        """Refuse more while the queue is full. What room is left takes any one request, so none starves by its size."""
-        if self._queued_tokens >= self._queue_tokens and self._left:
-            self._forget_leavers()
-        if self._queued_tokens >= self._queue_tokens:
-            wait_s = self._queued_tokens / self._tokens_per_s
-            msg = f"{self._queued_tokens} tokens are queued of at most {self._queue_tokens}"
-            raise Overloaded(msg, retry_after_s=min(wait_s, 60.0))
-
     def _forget_leavers(self) -> None:
         """Take the rows of callers who left out of the queue: they hold no place that others wait for."""
+        if not self._left:
+            return
         with self._changed:
             self._left = False
             stay = [row for row in self._rows if not row.job.left]
@@ -183,23 +193,27 @@ class Batcher:
         tokens = sum(row.tokens for row in rows)
         with self._changed:
             self._check_running()
-            self._check_room()
+            self._capacity.check_room()
             self._rows.extend(rows)
             self._count(tokens)
             self._changed.notify()
 
     def _count(self, tokens: int) -> None:
         self._queued_tokens += tokens
+        self._capacity.queue(tokens)
         self._metrics.queue_tokens.set(self._queued_tokens)
 
     def _run(self) -> None:
         """The worker thread: batch after batch until told to stop; however it ends, nobody is left waiting."""
         batch: list[_Row] = []
         try:
-            while batch := self._next_batch():
-                for job in {row.job for row in batch}:
-                    self._metrics.queue_seconds.observe(time.perf_counter() - job.queued_at)
-                _distribute(batch, self._encode(batch))
+            while self._wait():
+                with self._capacity.turn():
+                    batch = self._take()  # only now: what gathered while the others had their turns comes along
+                    for job in {row.job for row in batch}:
+                        self._metrics.queue_seconds.observe(time.perf_counter() - job.queued_at)
+                    outcomes = self._encode(batch) if batch else []
+                _distribute(batch, outcomes)
         finally:
             with self._changed:
                 self._refusal = self._refusal or "the model's thread has ended; the process needs a restart"
@@ -209,30 +223,27 @@ class Batcher:
             for job in orphans:
                 _settle(job, EncoderStopped(self._refusal))
 
-    def _next_batch(self) -> list[_Row]:
-        """Rows of one kind within the token budget; empty when stopping with nothing left."""
+    def _wait(self) -> bool:
+        """Wait for rows; False when stopping with none left."""
         with self._changed:
-            while True:
-                batch = self._take()
-                if batch or self._refusal is not None:
-                    return batch
-                self._changed.wait()
+            self._changed.wait_for(lambda: self._rows or self._refusal is not None)
+            return bool(self._rows)
 
     def _take(self) -> list[_Row]:
+        """Rows of one kind within the token budget; empty where all callers have left."""
         batch: list[_Row] = []
         longest = 0
-        while self._rows:
-            row = self._rows[0]
-            if not row.job.left:
-                longest = max(longest, row.tokens)
-                fits = not batch or (
-                    row.is_text == batch[0].is_text and longest * (len(batch) + 1) <= self._batch_tokens
-                )
-                if not fits:
-                    break
-                batch.append(row)
-            self._rows.popleft()
-            self._count(-row.tokens)
+        with self._changed:
+            while self._rows:
+                row = self._rows[0]
+                if not row.job.left:
+                    longest = max(longest, row.tokens)
+                    padded = longest * (len(batch) + 1)
+                    if batch and (row.kind != batch[0].kind or padded > self._batch_tokens):
+                        break
+                    batch.append(row)
+                self._rows.popleft()
+                self._count(-row.tokens)
         return batch
 
     def _encode(self, batch: list[_Row]) -> list[Outcome]:
@@ -261,24 +272,27 @@ class Batcher:
 
     def _measure(self, batch: list[_Row], encoding: Encoding, elapsed_s: float) -> None:
         tokens = sum(row.tokens for row in batch)
-        self._tokens_per_s += 0.1 * (tokens / elapsed_s - self._tokens_per_s)
+        self._capacity.measure(tokens, elapsed_s)
         self._metrics.batch(
             rows=len(batch), tokens=tokens, seconds=elapsed_s, recomputed=int(encoding.recomputed.sum())
         )
 
     def _forward(self, batch: list[_Row]) -> Encoding:
-        if batch[0].is_text:
-            return self._encoder.encode_texts([row.content for row in batch])  # type: ignore[misc]
-        return self._encoder.encode(torch.from_numpy(np.stack([row.content for row in batch])))
+        is_text, alternatives = batch[0].kind
+        if is_text:
+            return self._encoder.encode_texts([row.content for row in batch], alternatives=alternatives)  # type: ignore[misc]
+        embeddings = torch.from_numpy(np.stack([row.content for row in batch]))
+        return self._encoder.encode(embeddings, alternatives=alternatives)
 
 
 def _outcomes(encoding: Encoding, rows: int) -> list[Outcome]:
     """An encoding row by row."""
-    columns = (encoding.codes.tolist(), encoding.margin.tolist(), encoding.quantization_error.tolist())
-    outcomes = [EncodedRow(tuple(codes), *measures) for codes, *measures in zip(*columns, strict=True)]
+    codes, alternatives = (map(tuple, tensor.tolist()) for tensor in (encoding.codes, encoding.alternatives))
+    columns = (codes, encoding.margin.tolist(), encoding.quantization_error.tolist(), alternatives)
+    outcomes = list(map(EncodedRow, *columns))
     if len(outcomes) != rows:
         raise RuntimeError(f"{len(outcomes)} rows came back of {rows}")
-    return list(outcomes)
+    return [*outcomes]
 
 
 def _distribute(batch: Sequence[_Row], outcomes: Sequence[Outcome]) -> None:

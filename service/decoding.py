@@ -6,6 +6,7 @@ import base64
 import binascii
 from collections.abc import Collection, Sequence
 
+from models import Manifest
 from service.answers import Answer, holder, unprefixed
 from service.decoding_schemas import NextRequest
 from service.errors import MalformedCursor, MalformedSemanticId, TooManyItems
@@ -15,6 +16,7 @@ from service.registry.changes import Change
 from service.registry.record import Record
 from service.semantic_id import CodeLayout, SemanticId, parse_prefix, write_prefix
 from service.snapshot import Snapshots
+from service.tokenizers import Tokenizers
 
 Codes = tuple[int, ...]
 
@@ -22,28 +24,30 @@ Codes = tuple[int, ...]
 class Decoding:
     """Answers those who constrain a decoder by the record."""
 
-    def __init__(self, records: Records, *, max_prefixes: int, max_wait_s: float) -> None:
+    def __init__(self, tokenizers: Tokenizers, records: Records, *, max_prefixes: int, max_wait_s: float) -> None:
+        self._tokenizers = tokenizers
         self._records = records
         self._max_prefixes = max_prefixes
         self._max_wait_s = max_wait_s
         self._snapshots = Snapshots()
 
-    async def prefix(self, text: str, limit: int, cursor: str | None, namespace: str, tokenizer: str | None) -> Answer:
+    async def prefix(self, text: str, limit: int, cursor: str | None, namespace: str, name: str | None) -> Answer:
         """Answer `GET /prefix/{prefix}`: the codes that follow it with their live counts, and a page of its items.
 
         Raises:
             MalformedSemanticId: It is no prefix of this tokenizer.
             MalformedCursor: The cursor is of another listing.
         """
-        record = await self._records.of(namespace, tokenizer)
-        prefix = self._parse(text)
+        tokenizer = self._tokenizers.named(name)
+        record = await self._records.of(namespace, tokenizer.manifest)
+        prefix = _parse(text, record.layout)
         after = None if cursor is None else _read_cursor(cursor, prefix, record.layout)
         (children,) = await record.tree.children([prefix])
         page = await record.tree.page(prefix, limit, after)
         found = await record.by_semantic_ids(page.semantic_ids)
         whole = len(prefix) == len(record.layout.codebook_sizes)
         return {
-            **self._records.origin(namespace),
+            **tokenizer.origin(namespace),
             "prefix": write_prefix(prefix),
             "count": sum(children.values()),
             "children": [] if whole else [_child(prefix, code, count) for code, count in children.items()],
@@ -60,12 +64,13 @@ class Decoding:
         if len(request.prefixes) > self._max_prefixes:
             msg = f"{len(request.prefixes)} prefixes, at most {self._max_prefixes} are taken in one request"
             raise TooManyItems(msg)
-        record = await self._records.of(request.namespace, request.tokenizer)
+        tokenizer = self._tokenizers.named(request.tokenizer)
+        record = await self._records.of(request.namespace, tokenizer.manifest)
         answers: dict[int, Answer] = {}
         parsed: dict[int, Codes] = {}
         for i, text in enumerate(request.prefixes):
             try:
-                parsed[i] = self._parse(text)
+                parsed[i] = _parse(text, record.layout)
             except MalformedSemanticId as error:
                 answers[i] = unprefixed(text, error)
         distinct = list(dict.fromkeys(parsed.values()))
@@ -75,46 +80,50 @@ class Decoding:
             mask = _mask(allowed, _width(prefix, allowed, record))
             answers[i] = {"prefix": request.prefixes[i], "allowed": allowed, "mask": mask}
         entries = [answers[i] for i in range(len(answers))]
-        return {**self._records.origin(request.namespace), "next": entries}
+        return {**tokenizer.origin(request.namespace), "next": entries}
 
-    async def trie(self, known: str | None, namespace: str, tokenizer: str | None) -> tuple[str, bytes | None]:
+    async def trie(self, known: str | None, namespace: str, name: str | None) -> tuple[str, bytes | None]:
         """Answer `GET /trie`: its ETag, and the live trie unless that ETag is known.
 
         Args:
             known: An `If-None-Match` header.
             namespace: The catalogue's.
-            tokenizer: Its name.
+            name: The tokenizer's.
         """
+        tokenizer = self._tokenizers.named(name).manifest
         record = await self._records.of(namespace, tokenizer)
-        etag = _etag(await record.changes.revision())
+        etag = _etag(tokenizer, await record.changes.revision())
         if etag in {tag.strip().removeprefix("W/") for tag in (known or "").split(",")}:
             return etag, None
         snapshot = await self._snapshots.of(record)
-        return _etag(snapshot.revision), snapshot.data
+        return _etag(tokenizer, snapshot.revision), snapshot.data
 
-    async def changes(self, after: int, limit: int, wait_s: float, namespace: str, tokenizer: str | None) -> Answer:
+    async def changes(self, after: int, limit: int, wait_s: float, namespace: str, name: str | None) -> Answer:
         """Answer `GET /changes`: what came and went after a revision, in order.
 
         Raises:
             ChangesGone: Those are no longer kept.
         """
-        record = await self._records.of(namespace, tokenizer)
+        tokenizer = self._tokenizers.named(name)
+        record = await self._records.of(namespace, tokenizer.manifest)
         found = await record.changes.after(after, limit, min(wait_s, self._max_wait_s))
         return {
-            **self._records.origin(namespace),
+            **tokenizer.origin(namespace),
             "revision": found.revision,
             "next_after": found.changes[-1].revision if found.changes else after,
             "changes": [_change(change) for change in found.changes],
         }
 
-    def _parse(self, text: object) -> Codes:
-        if not isinstance(text, str):
-            raise MalformedSemanticId("a prefix is a string")
-        return parse_prefix(text, self._records.manifest.codebook_sizes)
+
+def _parse(text: object, layout: CodeLayout) -> Codes:
+    if not isinstance(text, str):
+        raise MalformedSemanticId("a prefix is a string")
+    return parse_prefix(text, layout.codebook_sizes)
 
 
-def _etag(revision: int) -> str:
-    return f'"{revision}"'
+def _etag(tokenizer: Manifest, revision: int) -> str:
+    """With the fingerprint: another tokenizer may become the default, and its record be at the same revision."""
+    return f'"{tokenizer.fingerprint}-{revision}"'
 
 
 def _child(prefix: Codes, code: int, count: int) -> Answer:

@@ -17,7 +17,9 @@ MAX_REVISION = 2**53
 MAX_CHANGES = 10_000
 MAX_PAGE = 1000
 
-_ETAG = {"ETag": {"description": "The record's revision.", "schema": {"type": "string"}}}
+_ETAG = {
+    "ETag": {"description": "The tokenizer's fingerprint and the record's revision.", "schema": {"type": "string"}}
+}
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 AfterQuery = Annotated[int, Query(ge=0, le=MAX_REVISION, description="The revision up to which all is known.")]

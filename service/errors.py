@@ -99,6 +99,18 @@ class UnknownTokenizer(ServiceError):
     status, slug, title = 422, "unknown_tokenizer", "That tokenizer is not loaded"
 
 
+class AmbiguousTokenizer(ServiceError):
+    """The request names a tokenizer by a name that several loaded ones have."""
+
+    status, slug, title = 422, "ambiguous_tokenizer", "Several loaded tokenizers have that name"
+
+
+class TokenizerLoadedTwice(ServiceError):
+    """The same tokenizer would be loaded beside itself; at start-up this ends the service."""
+
+    status, slug, title = 409, "tokenizer_loaded_twice", "That tokenizer is loaded already"
+
+
 class MalformedSemanticId(ServiceError):
     """A Semantic ID has the wrong form, number of parts, or a code out of range."""
 

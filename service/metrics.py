@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -24,32 +26,71 @@ class Metrics:
         self.items = Counter(
             "semid_items",
             "Items by outcome: created, known (answered without the model), existing, dry_run, failed",
-            ["outcome"],
+            ["tokenizer", "outcome"],
             registry=collectors,
         )
-        self.queue_tokens = Gauge("semid_queue_tokens", "Word pieces queued for the model", registry=collectors)
-        self.queue_seconds = Histogram(
-            "semid_queue_seconds", "Time from the queue to a batch", buckets=_SECONDS, registry=collectors
+        self.overflows = Counter(
+            "semid_overflows", "Items placed at a next-nearest codeword", ["tokenizer"], registry=collectors
         )
-        self.batch_rows = Histogram("semid_batch_rows", "Rows of a batch", buckets=_SIZES, registry=collectors)
-        self.batch_tokens = Histogram("semid_batch_tokens", "Tokens of a batch", buckets=_SIZES, registry=collectors)
-        self.model_seconds = Histogram(
-            "semid_model_seconds", "Time of the model for a batch", buckets=_SECONDS, registry=collectors
+        self._queue_tokens = Gauge(
+            "semid_queue_tokens", "Word pieces queued for the model", ["tokenizer"], registry=collectors
         )
-        self.recomputed = Counter(
-            "semid_rows_recomputed", "Rows near a tie, computed again on the canonical path", registry=collectors
+        self._queue_seconds = Histogram(
+            "semid_queue_seconds",
+            "Time from the queue to a batch",
+            ["tokenizer"],
+            buckets=_SECONDS,
+            registry=collectors,
+        )
+        self._batch_rows = Histogram(
+            "semid_batch_rows", "Rows of a batch", ["tokenizer"], buckets=_SIZES, registry=collectors
+        )
+        self._batch_tokens = Histogram(
+            "semid_batch_tokens", "Tokens of a batch", ["tokenizer"], buckets=_SIZES, registry=collectors
+        )
+        self._model_seconds = Histogram(
+            "semid_model_seconds", "Time of the model for a batch", ["tokenizer"], buckets=_SECONDS, registry=collectors
+        )
+        self._recomputed = Counter(
+            "semid_rows_recomputed",
+            "Rows near a tie, computed again on the canonical path",
+            ["tokenizer"],
+            registry=collectors,
         )
         self.registry_seconds = Histogram(
             "semid_registry_seconds", "Time of a registry call", ["call"], buckets=_SECONDS, registry=collectors
         )
 
-    def batch(self, *, rows: int, tokens: int, seconds: float, recomputed: int) -> None:
-        """Count one batch of the model."""
-        self.batch_rows.observe(rows)
-        self.batch_tokens.observe(tokens)
-        self.model_seconds.observe(seconds)
-        self.recomputed.inc(recomputed)
+    def of_model(self, tokenizer: str) -> ModelMetrics:
+        """What is counted of one tokenizer's model, by its full name."""
+        return ModelMetrics(
+            queue_tokens=self._queue_tokens.labels(tokenizer),
+            queue_seconds=self._queue_seconds.labels(tokenizer),
+            batch_rows=self._batch_rows.labels(tokenizer),
+            batch_tokens=self._batch_tokens.labels(tokenizer),
+            model_seconds=self._model_seconds.labels(tokenizer),
+            recomputed=self._recomputed.labels(tokenizer),
+        )
 
     def render(self) -> bytes:
         """The exposition in Prometheus' text format."""
         return generate_latest(self._collectors)
+
+
+@dataclass(frozen=True)
+class ModelMetrics:
+    """What is counted of one model."""
+
+    queue_tokens: Gauge
+    queue_seconds: Histogram
+    batch_rows: Histogram
+    batch_tokens: Histogram
+    model_seconds: Histogram
+    recomputed: Counter
+
+    def batch(self, *, rows: int, tokens: int, seconds: float, recomputed: int) -> None:
+        """Count one batch."""
+        self.batch_rows.observe(rows)
+        self.batch_tokens.observe(tokens)
+        self.model_seconds.observe(seconds)
+        self.recomputed.inc(recomputed)

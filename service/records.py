@@ -1,40 +1,29 @@
-"""The records of the loaded tokenizer, by namespace."""
+"""The records of the loaded tokenizers, by namespace."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from models import Manifest
-from service.errors import UnknownTokenizer
 from service.registry import Registry
 from service.registry.record import Record
 
 
 class Records:
-    """Finds a request's record."""
+    """Finds a tokenizer's record of a namespace."""
 
-    def __init__(self, registry: Registry, manifest: Manifest) -> None:
-        """Of the tokenizer that this manifest describes."""
-        self.manifest = manifest
+    def __init__(self, registry: Registry) -> None:
+        """In this registry."""
         self._registry = registry
 
-    async def of(self, namespace: str, tokenizer: str | None, *, create: bool = False) -> Record:
-        """The namespace's record; only an assignment makes a new one.
+    async def of(self, namespace: str, tokenizer: Manifest, *, create: bool = False) -> Record:
+        """The record; only an assignment makes a new one.
 
         Raises:
-            UnknownTokenizer: It is not the one that is loaded.
             RegistryUnavailable: The registry cannot be reached.
         """
-        if tokenizer not in {None, self.manifest.name, self.manifest.full_name}:
-            raise UnknownTokenizer(f"loaded is {self.manifest.full_name}")
         return await self._registry.record(
             namespace,
-            self.manifest.fingerprint,
-            self.manifest.codebook_sizes,
-            max_suffix=self.manifest.max_suffix,
+            tokenizer.fingerprint,
+            tokenizer.codebook_sizes,
+            max_suffix=tokenizer.max_suffix,
             create=create,
         )
-
-    def origin(self, namespace: str) -> Mapping[str, str]:
-        """What every answer begins with."""
-        return {"tokenizer": self.manifest.full_name, "namespace": namespace}

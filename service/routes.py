@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import FileResponse
 
 from service.content import read_item_id
@@ -25,6 +25,8 @@ from service.state import EXPLORER, State
 from service.wire import ItemIdPath, NamespaceQuery, TokenizerQuery, answered, as_json, body_of, gone, problems
 
 router = APIRouter()
+
+TokenizerOfManyQuery = Annotated[str | None, Query(description="Of this one alone; of all where absent.")]
 
 
 @router.post(
@@ -104,21 +106,21 @@ async def retire(
 
 @router.get("/tokenizers", tags=["Operate"], summary="What is loaded", response_model=TokenizersResponse)
 async def tokenizers(request: Request) -> Response:
-    """The loaded tokenizer's manifest: fingerprint, components, measures."""
-    return as_json(State.of(request).tokenizers())
+    """The manifests of the loaded tokenizers, the default first: fingerprint, components, measures."""
+    return as_json(State.of(request).manifests())
 
 
-@router.get("/healthz", tags=["Operate"], summary="Liveness", response_model=Health, responses=problems(503))
-async def healthz(request: Request) -> Response:
-    """Whether the model's thread runs; where it does not, the process needs a restart."""
-    State.of(request).check_alive()
+@router.get("/healthz", tags=["Operate"], summary="Liveness", response_model=Health, responses=problems(422, 503))
+async def healthz(request: Request, tokenizer: TokenizerOfManyQuery = None) -> Response:
+    """Whether the thread of each model runs; where one does not, the process needs a restart."""
+    State.of(request).check_alive(tokenizer)
     return as_json({"alive": True})
 
 
-@router.get("/readyz", tags=["Operate"], summary="Readiness", response_model=Readiness, responses=problems(503))
-async def readyz(request: Request) -> Response:
-    """Whether the model is warm and the registry answers."""
-    await State.of(request).check_ready()
+@router.get("/readyz", tags=["Operate"], summary="Readiness", response_model=Readiness, responses=problems(422, 503))
+async def readyz(request: Request, tokenizer: TokenizerOfManyQuery = None) -> Response:
+    """Whether all models are warm and the registry answers."""
+    await State.of(request).check_ready(tokenizer)
     return as_json({"ready": True})
 
 

@@ -17,7 +17,7 @@ Namespace = Annotated[
     ),
 ]
 TokenizerName = Annotated[
-    str | None, Field(description="`name` or `name@fingerprint`; the loaded one where absent.", examples=[None])
+    str | None, Field(description="`name` or `name@fingerprint`; the default one where absent.", examples=[None])
 ]
 SEMANTIC_ID_EXAMPLE = "12-200-7-41-0"
 
@@ -153,6 +153,11 @@ class TokenizedItem(BaseModel):
     quantization_error: float | None = Field(description="Squared norm of the last residual; null if not computed.")
     margin: float | None = Field(description="Latent distance to the nearest other codes; null if not computed.")
     group_size: int | None = Field(default=None, description="Dry run only: suffixes issued to these codes so far.")
+    overflow: bool = Field(
+        default=False,
+        description="There, and true, where this request assigned an ID of a next-nearest codeword, the nearest having "
+        "no suffix left.",
+    )
 
 
 class FailedItem(BaseModel):
@@ -212,18 +217,18 @@ class LookupResponse(BaseModel):
 class TokenizersResponse(BaseModel):
     """What is loaded: manifests with their measures."""
 
-    default: str
-    tokenizers: list[dict[str, Any]]
+    default: str = Field(description="The tokenizer that answers where none is named.")
+    tokenizers: list[dict[str, Any]] = Field(description="The default first.")
 
 
 class Health(BaseModel):
-    """Liveness: whether the model's thread runs."""
+    """Liveness: whether the models' threads run."""
 
     alive: bool
 
 
 class Readiness(BaseModel):
-    """Readiness: model warm and registry reachable."""
+    """Readiness: models warm and registry reachable."""
 
     ready: bool
 

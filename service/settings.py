@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models import DEFAULT_CHECKPOINT
+from service.overflow import ANY_OTHER, Overflow
 from service.registry.primary import Durability
+
+NamespaceOrAny = Annotated[str, Field(pattern=rf"^(\{ANY_OTHER}|[A-Za-z0-9_.-]{{1,64}})$")]
 
 
 class Settings(BaseSettings):
@@ -28,7 +33,12 @@ class Settings(BaseSettings):
     )
     registry_timeout_ms: int = Field(default=2000, ge=1, description="After which a registry call fails with 503.")
     registry_wait_s: float = Field(default=30.0, ge=0, description="How long start-up waits for the registry.")
-    checkpoint: Path = Field(default=DEFAULT_CHECKPOINT, description="Directory of the tokenizer's checkpoint.")
+    checkpoint: Path = Field(
+        default=DEFAULT_CHECKPOINT, description="Directory of the checkpoint of the default tokenizer."
+    )
+    further_checkpoints: Annotated[tuple[Path, ...], NoDecode] = Field(
+        default=(), description="Directories of further checkpoints, loaded beside it; comma separated."
+    )
     text_encoder: str | None = Field(
         default=None, description="Where the text encoder's files lie, if not where the manifest says."
     )
@@ -50,9 +60,37 @@ class Settings(BaseSettings):
         default=4096, ge=1, description="Semantic IDs of one `POST /lookup`, prefixes of one `POST /next`."
     )
     max_text_bytes: int = Field(default=65_536, ge=1, description="UTF-8 bytes of one item's text.")
+    overflow: Annotated[dict[NamespaceOrAny, Overflow], NoDecode] = Field(
+        default={},
+        description="What becomes of an item whose codes have no suffix left, by namespace, as JSON such as "
+        '`{"shop": "next_nearest", "*": "error"}`; `error` where nothing is said.',
+    )
     changes_kept: int = Field(
         default=100_000, ge=0, description="Changes of a record that `GET /changes` can still tell, at least."
     )
     max_wait_s: float = Field(default=30.0, ge=0, description="Longest wait of one `GET /changes` for something new.")
     drain_s: int = Field(default=30, ge=0, description="How long a shutdown waits for requests under way.")
     log_level: str = Field(default="info", pattern="^(critical|error|warning|info|debug)$", description="Log level.")
+
+    @field_validator("further_checkpoints", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        """Directories of a comma-separated list."""
+        if not isinstance(value, str):
+            return value
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+
+    @field_validator("overflow", mode="before")
+    @classmethod
+    def _parse(cls, value: Any) -> Any:
+        """An object of JSON text."""
+        try:
+            return json.loads(value) if isinstance(value, str) else value
+        except json.JSONDecodeError as error:
+            msg = f"it is not JSON: {error}"
+            raise ValueError(msg) from error
+
+    @property
+    def checkpoints(self) -> tuple[Path, ...]:
+        """All that are loaded, the default's first."""
+        return (self.checkpoint, *self.further_checkpoints)

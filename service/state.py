@@ -11,13 +11,12 @@ from service.errors import EncoderStopped
 if TYPE_CHECKING:
     from starlette.requests import HTTPConnection
 
-    from models import Manifest
-    from service.batcher import Batcher
     from service.bodies import BodyGate
     from service.decoding import Decoding
     from service.metrics import Metrics
     from service.registry import Registry
     from service.tokenization import Tokenization
+    from service.tokenizers import Tokenizers
 
 EXPLORER = Path(__file__).parent / "explorer"
 
@@ -28,29 +27,37 @@ class State:
 
     tokenization: Tokenization
     decoding: Decoding
-    batcher: Batcher
+    tokenizers: Tokenizers
     registry: Registry
     gate: BodyGate
     metrics: Metrics
-    manifest: Manifest
 
     @classmethod
     def of(cls, connection: HTTPConnection) -> State:
         """The state of the app that serves this request."""
         return cast("State", connection.app.state.semid)
 
-    def tokenizers(self) -> dict[str, Any]:
-        """The manifests of what is loaded."""
-        name = self.manifest.full_name
-        return {"default": name, "tokenizers": [{"tokenizer": name, **asdict(self.manifest)}]}
+    def manifests(self) -> dict[str, Any]:
+        """What is loaded: the default's name, and all manifests, its own first."""
+        loaded = self.tokenizers.current
+        return {
+            "default": loaded.default.full_name,
+            "tokenizers": [{"tokenizer": each.full_name, **asdict(each.manifest)} for each in loaded.loaded],
+        }
 
-    def check_alive(self) -> None:
-        """Raise EncoderStopped when the model's thread has ended."""
-        if not self.batcher.alive:
-            msg = "the model's thread has ended; the process needs a restart"
-            raise EncoderStopped(msg)
+    def check_alive(self, tokenizer: str | None = None) -> None:
+        """Raise EncoderStopped when a model's thread has ended: that of the tokenizer named, or of any.
 
-    async def check_ready(self) -> None:
-        """Raise ServiceError unless the model runs and the registry answers."""
-        self.check_alive()
+        Raises:
+            UnknownTokenizer: It is not loaded.
+        """
+        loaded = self.tokenizers.current
+        for each in loaded.loaded if tokenizer is None else (loaded.named(tokenizer),):
+            if not each.batcher.alive:
+                msg = f"the thread of the model of {each.full_name} has ended; the process needs a restart"
+                raise EncoderStopped(msg)
+
+    async def check_ready(self, tokenizer: str | None = None) -> None:
+        """Raise ServiceError unless the model runs, or all do, and the registry answers."""
+        self.check_alive(tokenizer)
         await self.registry.ping()

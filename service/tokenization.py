@@ -22,7 +22,7 @@ from service.answers import (
     unanswered,
     unknown_item,
 )
-from service.batcher import Batcher, EncodedRow
+from service.batcher import EncodedRow
 from service.content import Item, ItemReader
 from service.errors import (
     ConflictingDuplicate,
@@ -34,10 +34,12 @@ from service.errors import (
     TooManyItems,
 )
 from service.metrics import Metrics
+from service.overflow import OverflowPolicy
 from service.records import Records
 from service.registry import Assignment, Claim, ClaimResult, Record
 from service.schemas import LookupRequest, TokenizeRequest
 from service.semantic_id import SemanticId
+from service.tokenizers import LoadedTokenizer, Tokenizers
 
 T = TypeVar("T")
 
@@ -56,16 +58,16 @@ class Tokenization:
     def __init__(
         self,
         *,
+        tokenizers: Tokenizers,
         records: Records,
-        reader: ItemReader,
-        batcher: Batcher,
         limits: Limits,
+        overflow: OverflowPolicy,
         metrics: Metrics,
     ) -> None:
+        self._tokenizers = tokenizers
         self._records = records
-        self._reader = reader
-        self._batcher = batcher
         self._limits = limits
+        self._overflow = overflow
         self._metrics = metrics
 
     async def tokenize(self, request: TokenizeRequest) -> Answer:
@@ -77,26 +79,29 @@ class Tokenization:
         if len(request.items) > self._limits.max_items:
             msg = f"{len(request.items)} items, at most {self._limits.max_items} are taken in one request"
             raise TooManyItems(msg)
-        record = await self._records.of(request.namespace, request.tokenizer)
-        items, failures = self._read(request.items)
+        tokenizer = self._tokenizers.named(request.tokenizer)
+        record = await self._records.of(request.namespace, tokenizer.manifest)
+        items, failures = _read(request.items, tokenizer.reader)
         known = await self._recall(record, items)
         # Content that changed is encoded again where its own codes are asked for: to be reassigned, or in a dry run.
         afresh = request.on_change == "reassign" or not request.assign
-        encoded, unencodable = await self._encode(
-            {i: item for i, item in items.items() if i not in known or not _stands(item, known[i], afresh=afresh)}
+        encoded, unencodable = await _encode(
+            tokenizer,
+            {i: item for i, item in items.items() if i not in known or not _stands(item, known[i], afresh=afresh)},
+            self._overflow.candidates(request.namespace) if request.assign else 0,
         )
         failures.update(unencodable)
         items = {i: item for i, item in items.items() if i not in unencodable}
         if request.assign:
-            claimed, exhausted = await self._claim(request, items, encoded)
+            claimed, exhausted = await self._claim(request, tokenizer, items, encoded)
             failures.update(exhausted)
             answers = assigned({i: item for i, item in items.items() if i not in exhausted}, known, encoded, claimed)
         else:
             answers = await self._dry_run(record, items, known, encoded)
-        self._count(answers, failures, encoded, dry_run=not request.assign)
-        return self._envelope(request.namespace, in_order(request.items, answers, failures))
+        self._count(tokenizer.full_name, answers, failures, encoded, dry_run=not request.assign)
+        return {**tokenizer.origin(request.namespace), "items": in_order(request.items, answers, failures)}
 
-    async def by_semantic_id(self, text: str, namespace: str, tokenizer: str | None) -> Answer:
+    async def by_semantic_id(self, text: str, namespace: str, name: str | None) -> Answer:
         """Answer `GET /item/{semantic_id}`.
 
         Raises:
@@ -104,42 +109,45 @@ class Tokenization:
             NotAssigned: It was never issued.
             Retired: Its item was retired.
         """
-        record = await self._records.of(namespace, tokenizer)
-        semantic_id = self._parse(text)
+        tokenizer = self._tokenizers.named(name)
+        semantic_id = _parse(text, tokenizer)
+        record = await self._records.of(namespace, tokenizer.manifest)
         (assignment,) = await self._timed("find", record.by_semantic_ids([semantic_id]))
         if assignment is None:
             msg = f"no item holds {semantic_id} in the namespace {namespace}"
             raise NotAssigned(msg)
         require_not_retired(assignment)
-        return {**holder(assignment), **self._records.origin(namespace)}
+        return {**holder(assignment), **tokenizer.origin(namespace)}
 
-    async def by_item_id(self, item_id: str, namespace: str, tokenizer: str | None) -> Answer:
+    async def by_item_id(self, item_id: str, namespace: str, name: str | None) -> Answer:
         """Answer `GET /assignment/{item_id}`.
 
         Raises:
             NotAssigned: The item has no Semantic ID.
             Retired: It was retired.
         """
-        record = await self._records.of(namespace, tokenizer)
+        tokenizer = self._tokenizers.named(name)
+        record = await self._records.of(namespace, tokenizer.manifest)
         (assignment,) = await self._timed("find", record.by_item_ids([item_id]))
         if assignment is None:
             raise unknown_item(namespace)
         require_not_retired(assignment)
-        return {**holder(assignment), **self._records.origin(namespace)}
+        return {**holder(assignment), **tokenizer.origin(namespace)}
 
-    async def retire(self, item_id: str, namespace: str, tokenizer: str | None) -> Answer:
+    async def retire(self, item_id: str, namespace: str, name: str | None) -> Answer:
         """Answer `DELETE /assignment/{item_id}`: what it held, and since when it is retired.
 
         Raises:
             NotAssigned: The item has no Semantic ID.
         """
-        record = await self._records.of(namespace, tokenizer)
+        tokenizer = self._tokenizers.named(name)
+        record = await self._records.of(namespace, tokenizer.manifest)
         (assignment,) = await self._timed("find", record.by_item_ids([item_id]))
         if assignment is not None and assignment.retired_at is None:
             (assignment,) = await self._timed("retire", record.retire([item_id]))
         if assignment is None:
             raise unknown_item(namespace)
-        return {**holder(assignment), "retired_at": assignment.retired_at, **self._records.origin(namespace)}
+        return {**holder(assignment), "retired_at": assignment.retired_at, **tokenizer.origin(namespace)}
 
     async def lookup(self, request: LookupRequest) -> Answer:
         """Answer `POST /lookup`: an entry per Semantic ID, in order; each fails alone."""
@@ -148,54 +156,38 @@ class Tokenization:
                 f"{len(request.semantic_ids)} Semantic IDs, at most {self._limits.max_lookups} are taken in one request"
             )
             raise TooManyItems(msg)
-        record = await self._records.of(request.namespace, request.tokenizer)
+        tokenizer = self._tokenizers.named(request.tokenizer)
+        record = await self._records.of(request.namespace, tokenizer.manifest)
         answers: dict[int, Answer] = {}
         parsed: dict[int, SemanticId] = {}
         for i, text in enumerate(request.semantic_ids):
             try:
-                parsed[i] = self._parse(text)
+                parsed[i] = _parse(text, tokenizer)
             except MalformedSemanticId as error:
                 answers[i] = unanswered(text, error)
         found = await self._timed("find", record.by_semantic_ids(list(parsed.values())))
         for (i, semantic_id), assignment in zip(parsed.items(), found, strict=True):
             answers[i] = looked_up(request.semantic_ids[i], semantic_id, assignment)
-        return self._envelope(request.namespace, [answers[i] for i in range(len(answers))])
-
-    def _read(self, entries: Sequence[object]) -> tuple[dict[int, Item], dict[int, ItemError]]:
-        """Valid items and failures by their place; an item id with two contents fails at each of its places."""
-        items: dict[int, Item] = {}
-        failures: dict[int, ItemError] = {}
-        digests: dict[str, set[bytes]] = {}
-        for i, entry in enumerate(entries):
-            try:
-                items[i] = item = self._reader.read(entry)
-                digests.setdefault(item.item_id, set()).add(item.digest)
-            except ItemError as error:
-                failures[i] = error
-        for i in [i for i, item in items.items() if len(digests[item.item_id]) > 1]:
-            failures[i] = ConflictingDuplicate(f"{len(digests[items.pop(i).item_id])} contents are given for it")
-        return items, failures
+        return {**tokenizer.origin(request.namespace), "items": [answers[i] for i in range(len(answers))]}
 
     async def _recall(self, record: Record, items: Mapping[int, Item]) -> dict[int, Assignment]:
         """Assignments of the items that hold one now; one that was retired has to claim its own again."""
         found = await self._timed("recall", record.by_item_ids([item.item_id for item in items.values()]))
         return {i: assignment for i, assignment in zip(items, found, strict=True) if assignment and assignment.live}
 
-    async def _encode(self, items: Mapping[int, Item]) -> tuple[dict[int, EncodedRow], dict[int, EncodingFailed]]:
-        """What was encoded, and what the model failed on."""
-        rows = dict(zip(items, await self._batcher.encode([item.content for item in items.values()]), strict=True))
-        encoded = {i: row for i, row in rows.items() if isinstance(row, EncodedRow)}
-        return encoded, {i: row for i, row in rows.items() if isinstance(row, EncodingFailed)}
-
     async def _claim(
-        self, request: TokenizeRequest, items: Mapping[int, Item], encoded: Mapping[int, EncodedRow]
+        self,
+        request: TokenizeRequest,
+        tokenizer: LoadedTokenizer,
+        items: Mapping[int, Item],
+        encoded: Mapping[int, EncodedRow],
     ) -> tuple[dict[int, ClaimResult], dict[int, SuffixExhausted]]:
         """What was claimed, and what has no suffix left. Only now a new namespace leaves anything behind."""
         if not encoded:
             return {}, {}
-        record = await self._records.of(request.namespace, request.tokenizer, create=True)
+        record = await self._records.of(request.namespace, tokenizer.manifest, create=True)
         reassign = request.on_change == "reassign"
-        claims = [Claim(items[i].item_id, row.codes, items[i].digest, reassign) for i, row in encoded.items()]
+        claims = [_claim_of(items[i], row, reassign=reassign) for i, row in encoded.items()]
         results = dict(zip(encoded, await self._timed("claim", record.claim(claims)), strict=True))
         claimed = {i: result for i, result in results.items() if isinstance(result, ClaimResult)}
         return claimed, {i: result for i, result in results.items() if isinstance(result, SuffixExhausted)}
@@ -214,15 +206,6 @@ class Tokenization:
             for i, size in zip(items, sizes, strict=True)
         }
 
-    def _parse(self, text: object) -> SemanticId:
-        if not isinstance(text, str):
-            msg = "a Semantic ID is a string"
-            raise MalformedSemanticId(msg)
-        return SemanticId.parse(text, self._records.manifest.codebook_sizes)
-
-    def _envelope(self, namespace: str, items: list[Answer]) -> Answer:
-        return {**self._records.origin(namespace), "items": items}
-
     async def _timed(self, call: str, work: Awaitable[T]) -> T:
         started = time.perf_counter()
         try:
@@ -231,7 +214,13 @@ class Tokenization:
             self._metrics.registry_seconds.labels(call).observe(time.perf_counter() - started)
 
     def _count(
-        self, answers: Mapping[int, Answer], failures: Mapping[int, ItemError], encoded: Iterable[int], *, dry_run: bool
+        self,
+        tokenizer: str,
+        answers: Mapping[int, Answer],
+        failures: Mapping[int, ItemError],
+        encoded: Iterable[int],
+        *,
+        dry_run: bool,
     ) -> None:
         created = sum(answer["created"] for answer in answers.values())
         computed = len(answers.keys() & set(encoded))
@@ -242,9 +231,48 @@ class Tokenization:
             "failed": len(failures),
         }
         for outcome, count in outcomes.items():
-            self._metrics.items.labels(outcome).inc(count)
+            self._metrics.items.labels(tokenizer, outcome).inc(count)
+        self._metrics.overflows.labels(tokenizer).inc(sum("overflow" in answer for answer in answers.values()))
 
 
 def _stands(item: Item, assignment: Assignment, *, afresh: bool) -> bool:
     """Whether the assignment is the answer without the model; `afresh` where the codes of changed content count."""
     return item.digest == assignment.digest and not (afresh and assignment.content_changed)
+
+
+def _read(entries: Sequence[object], reader: ItemReader) -> tuple[dict[int, Item], dict[int, ItemError]]:
+    """Valid items and failures by their place; an item id with two contents fails at each of its places."""
+    items: dict[int, Item] = {}
+    failures: dict[int, ItemError] = {}
+    digests: dict[str, set[bytes]] = {}
+    for i, entry in enumerate(entries):
+        try:
+            items[i] = item = reader.read(entry)
+            digests.setdefault(item.item_id, set()).add(item.digest)
+        except ItemError as error:
+            failures[i] = error
+    for i in [i for i, item in items.items() if len(digests[item.item_id]) > 1]:
+        failures[i] = ConflictingDuplicate(f"{len(digests[items.pop(i).item_id])} contents are given for it")
+    return items, failures
+
+
+async def _encode(
+    tokenizer: LoadedTokenizer, items: Mapping[int, Item], alternatives: int
+) -> tuple[dict[int, EncodedRow], dict[int, EncodingFailed]]:
+    """What was encoded, and what the model failed on."""
+    contents = [item.content for item in items.values()]
+    rows = dict(zip(items, await tokenizer.batcher.encode(contents, alternatives=alternatives), strict=True))
+    encoded = {i: row for i, row in rows.items() if isinstance(row, EncodedRow)}
+    return encoded, {i: row for i, row in rows.items() if isinstance(row, EncodingFailed)}
+
+
+def _claim_of(item: Item, row: EncodedRow, *, reassign: bool) -> Claim:
+    """The claim of an encoded item; its own last code, which is tried first, is no alternative."""
+    return Claim(item.item_id, row.codes, item.digest, reassign, row.alternatives[1:])
+
+
+def _parse(text: object, tokenizer: LoadedTokenizer) -> SemanticId:
+    if not isinstance(text, str):
+        msg = "a Semantic ID is a string"
+        raise MalformedSemanticId(msg)
+    return SemanticId.parse(text, tokenizer.manifest.codebook_sizes)

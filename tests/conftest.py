@@ -43,26 +43,48 @@ def _no_settings_from_outside() -> None:
         del os.environ[name]
 
 
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def build_checkpoint(
+    directory: Path,
+    name: str = "small",
+    codebook_sizes: tuple[int, ...] = CODEBOOK_SIZES,
+    *,
+    seed: int = 20240229,
+    max_suffix: int | None = None,
+    takes_text: bool = True,
+) -> Path:
     """A frozen checkpoint with the real text encoder and small random codebooks, so that codes collide often."""
-    directory = tmp_path_factory.mktemp("checkpoints") / "small"
-    torch.manual_seed(20240229)
+    torch.manual_seed(seed)
     config = NetworkConfig((DIMENSION, 16))
-    quantizer = ResidualQuantizer(CODEBOOK_SIZES, 16)
+    quantizer = ResidualQuantizer(codebook_sizes, 16)
     for level, codebook in enumerate(quantizer.codebooks):
         torch.nn.init.normal_(codebook, std=0.04 / 2**level)
     quantizer.initialised.fill_(True)
     parts = TokenizerParts(
         family="rqvae",
         template=TextTemplate(),
-        text_encoder=TextEncoder(TextEncoderConfig()),
+        text_encoder=TextEncoder(TextEncoderConfig()) if takes_text else None,
         network=EncoderNetwork(config),
         quantizer=quantizer,
         decoder=DecoderNetwork(config),
     )
-    save(directory, parts, freeze("small", parts, ErrorBounds()))
+    save(directory, parts, freeze(name, parts, ErrorBounds(), max_suffix=max_suffix))
     return directory
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small checkpoint."""
+    return build_checkpoint(tmp_path_factory.mktemp("checkpoints") / "small")
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes others, see `build_checkpoint`."""
+
+    def make(name: str, *sizes: int, **options: Any) -> Path:
+        return build_checkpoint(tmp_path_factory.mktemp("checkpoints") / name, name, sizes, **options)
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -120,6 +142,11 @@ class ServiceThread:
     def state(self) -> Any:
         """What the app holds, see `service.state.State`."""
         return self.app.state.semid
+
+    @property
+    def batcher(self) -> Any:
+        """That of the default tokenizer."""
+        return self.state.tokenizers.current.default.batcher
 
     @property
     def redis_url(self) -> str:
@@ -188,7 +215,7 @@ def start_service(checkpoint: Path) -> Callable[..., ServiceThread]:
     """Starts a service on the small checkpoint with these settings; whoever starts it stops it."""
 
     def start(**settings: Any) -> ServiceThread:
-        return ServiceThread(Settings(checkpoint=checkpoint, device="cpu", **settings))
+        return ServiceThread(Settings(**{"checkpoint": checkpoint, "device": "cpu", **settings}))
 
     return start
 

@@ -57,9 +57,9 @@ class ServiceProcess:
         return self
 
     def metric(self, name: str) -> float:
-        """A metric without labels."""
-        found = re.search(rf"^{name} (\S+)$", self.http.get("/metrics").text, re.MULTILINE)
-        return float(found[1]) if found else 0.0
+        """The sum of a metric over its labels."""
+        found = re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", self.http.get("/metrics").text, re.MULTILINE)
+        return sum(map(float, found))
 
     def terminate(self) -> None:
         """SIGTERM, without waiting."""

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from models import Encoding
 from service.batcher import Batcher, Content, EncodedRow
+from service.capacity import Capacity
 from service.errors import EncoderStopped, EncodingFailed, Overloaded
 from service.metrics import Metrics
 
@@ -43,14 +44,14 @@ class LetterEncoder:
     def split(self, texts: Sequence[str]) -> list[list[int]]:
         return [[ord(letter) for letter in text] for text in texts]
 
-    def encode_texts(self, pieces: Sequence[Sequence[int]]) -> Encoding:
-        return self._encode([list(row) for row in pieces], [(len(row), sum(row)) for row in pieces])
+    def encode_texts(self, pieces: Sequence[Sequence[int]], *, alternatives: int = 0) -> Encoding:
+        return self._encode([list(row) for row in pieces], [(len(row), sum(row)) for row in pieces], alternatives)
 
-    def encode(self, embeddings: torch.Tensor) -> Encoding:
+    def encode(self, embeddings: torch.Tensor, *, alternatives: int = 0) -> Encoding:
         rows = embeddings.tolist()
-        return self._encode(rows, [(len(row), int(sum(row))) for row in rows])
+        return self._encode(rows, [(len(row), int(sum(row))) for row in rows], alternatives)
 
-    def _encode(self, contents: list[list[object]], codes: list[tuple[int, int]]) -> Encoding:
+    def _encode(self, contents: list[list[object]], codes: list[tuple[int, int]], alternatives: int) -> Encoding:
         self.batches.append(contents)
         self.entered.release()
         assert self.free.wait(30)
@@ -60,7 +61,8 @@ class LetterEncoder:
             raise RuntimeError("poison")
         rows = torch.tensor(codes[self.lost_rows :])
         measure = rows[:, 1].to(torch.float64)
-        return Encoding(rows, measure, measure / 2, torch.zeros(len(rows), dtype=torch.bool))
+        ranked = rows[:, 1:] + torch.arange(alternatives)
+        return Encoding(rows, measure, measure / 2, torch.zeros(len(rows), dtype=torch.bool), ranked)
 
 
 def row_of(content: Content) -> EncodedRow:
@@ -73,6 +75,13 @@ def vector(*numbers: float) -> np.ndarray:
     return np.array(numbers, dtype=np.float32)
 
 
+def batcher_of(
+    encoder: LetterEncoder, batch_tokens: int, capacity: Capacity, metrics: Metrics | None = None
+) -> Batcher:
+    measured = (metrics or Metrics()).of_model("letters@0")
+    return Batcher(encoder, batch_tokens=batch_tokens, capacity=capacity, metrics=measured)
+
+
 Make = Callable[..., tuple[Batcher, LetterEncoder]]
 
 
@@ -82,7 +91,7 @@ async def make() -> AsyncIterator[Make]:
 
     def make(batch_tokens: int = 100, queue_tokens: int = 1000) -> tuple[Batcher, LetterEncoder]:
         encoder = LetterEncoder()
-        batcher = Batcher(encoder, batch_tokens=batch_tokens, queue_tokens=queue_tokens, metrics=Metrics())
+        batcher = batcher_of(encoder, batch_tokens, Capacity(queue_tokens))
         batcher.start()
         made.append((batcher, encoder))
         return batcher, encoder
@@ -190,6 +199,88 @@ async def test_texts_and_embeddings_are_batches_of_their_own(make: Make) -> None
     assert [len(batch) for batch in encoder.batches] == [1, 1, 1, 1]
 
 
+async def test_alternatives_are_ranked_only_for_those_who_ask_in_batches_of_their_own(make: Make) -> None:
+    batcher, encoder = make()
+    busy = await hold(batcher, encoder)
+    plain = asyncio.create_task(batcher.encode(["a", vector(1, 2)]))
+    ranked = asyncio.create_task(batcher.encode(["b", vector(3, 4)], alternatives=3))
+    while len(batcher._rows) < 4:  # noqa: ASYNC110 - a thread counts
+        await asyncio.sleep(0.001)
+
+    encoder.free.set()
+    await busy
+
+    assert await plain == [row_of("a"), row_of(vector(1, 2))]
+    assert [row.alternatives for row in await ranked] == [(98, 99, 100), (7, 8, 9)]
+    assert len(encoder.batches) == 5
+
+
+async def test_one_bound_holds_for_the_queues_of_all_models() -> None:
+    capacity = Capacity(10)
+    encoders = [LetterEncoder(), LetterEncoder()]
+    first, second = (batcher_of(encoder, 100, capacity) for encoder in encoders)
+    for batcher in (first, second):
+        batcher.start()
+    busy = await hold(first, encoders[0])
+    stays, leaves = await queued(first, ["s" * 5], ["l" * 50])
+
+    with pytest.raises(Overloaded):
+        await second.encode(["x"])
+    leaves.cancel()
+    await asyncio.wait({leaves})
+    comes = asyncio.create_task(second.encode(["c" * 4]))  # the leaver's room, in the other model's queue
+    await asyncio.sleep(STEP_S)
+    full = capacity.queued_tokens
+    encoders[0].free.set()
+
+    assert await asyncio.gather(busy, stays, comes) == [[row_of("busy")], [row_of("s" * 5)], [row_of("c" * 4)]]
+    assert (full, capacity.queued_tokens) == (9, 0)
+    for batcher in (first, second):
+        await batcher.stop()
+
+
+async def test_models_take_turns_and_a_busy_one_does_not_keep_the_others_out() -> None:
+    capacity = Capacity(1000)
+    busy_encoder, other_encoder = LetterEncoder(), LetterEncoder()
+    order: list[str] = []
+    for name, encoder in (("busy", busy_encoder), ("other", other_encoder)):
+        work = encoder._encode
+        encoder._encode = lambda *rows, name=name, work=work: order.append(name) or work(*rows)
+    busy, other = batcher_of(busy_encoder, 1, capacity), batcher_of(other_encoder, 1, capacity)
+    for batcher in (busy, other):
+        batcher.start()
+    held = await hold(busy, busy_encoder)
+    (waiting,) = await queued(busy, ["a"] * 10)
+    (late,) = await queued(other, ["b"])
+    await asyncio.sleep(STEP_S)
+    side_by_side = len(other_encoder.batches)
+    busy_encoder.free.set()
+    await asyncio.gather(held, waiting, late)
+
+    assert side_by_side == 0
+    assert order[:3] == ["busy", "other", "busy"]
+    assert len(order) == 12
+    for batcher in (busy, other):
+        await batcher.stop()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_model_that_dies_in_its_turn_ends_it() -> None:
+    capacity = Capacity(1000)
+    dying, healthy = LetterEncoder(), LetterEncoder()
+    dying.fault = SystemExit("a dying thread")
+    first, second = batcher_of(dying, 100, capacity), batcher_of(healthy, 100, capacity)
+    for batcher in (first, second):
+        batcher.start()
+
+    with pytest.raises(EncoderStopped):
+        await asyncio.wait_for(first.encode(["a"]), 10)
+
+    assert await asyncio.wait_for(second.encode(["b"]), 10) == [row_of("b")]
+    for batcher in (first, second):
+        await batcher.stop()
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     requests=st.lists(
@@ -210,7 +301,7 @@ def test_every_caller_gets_its_own_rows_whatever_the_load(
 ) -> None:
     async def load() -> None:
         encoder = LetterEncoder()
-        batcher = Batcher(encoder, batch_tokens=batch_tokens, queue_tokens=10_000, metrics=Metrics())
+        batcher = batcher_of(encoder, batch_tokens, Capacity(10_000))
         batcher.start()
         tasks = [asyncio.create_task(batcher.encode(request)) for request in requests]
         await asyncio.sleep(0)
@@ -394,13 +485,13 @@ async def test_stop_finishes_what_is_queued_and_refuses_what_is_new(make: Make) 
 
 async def test_the_metrics_count_what_reached_the_model() -> None:
     encoder, metrics = LetterEncoder(), Metrics()
-    batcher = Batcher(encoder, batch_tokens=100, queue_tokens=100, metrics=metrics)
+    batcher = batcher_of(encoder, 100, Capacity(100), metrics)
     batcher.start()
 
     await batcher.encode(["aa", "b"])
     await batcher.stop()
 
     exposition = metrics.render().decode()
-    assert "semid_batch_rows_sum 2.0" in exposition
-    assert "semid_batch_tokens_sum 3.0" in exposition
-    assert "semid_queue_tokens 0.0" in exposition
+    assert 'semid_batch_rows_sum{tokenizer="letters@0"} 2.0' in exposition
+    assert 'semid_batch_tokens_sum{tokenizer="letters@0"} 3.0' in exposition
+    assert 'semid_queue_tokens{tokenizer="letters@0"} 0.0' in exposition

@@ -14,6 +14,7 @@ from service.errors import SuffixExhausted
 from service.registry import Record, Registry
 from service.registry.assignment import Assignment, Claim, ClaimResult
 from service.semantic_id import SemanticId
+from service.tokenizers import TokenizerSet
 from tests.valkey import Valkey
 
 Connect = Callable[..., Awaitable[Registry]]
@@ -337,8 +338,9 @@ def test_a_reassigned_item_gets_a_new_id_and_the_old_one_answers_with_it(
 def test_an_item_without_a_suffix_left_fails_alone(
     service: Any, namespace: str, make_embedding: MakeEmbedding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    records = service.state.tokenization._records
-    monkeypatch.setattr(records, "manifest", replace(records.manifest, max_suffix=1))
+    loaded = service.state.tokenizers.current.default
+    small = replace(loaded, manifest=replace(loaded.manifest, max_suffix=1))
+    monkeypatch.setattr(service.state.tokenizers, "current", TokenizerSet((small,)))
     failed = service.metric("semid_items_total", outcome="failed")
 
     entries = service.tokenize(

@@ -147,13 +147,13 @@ def test_the_services_own_registry_is_started_again_and_has_lost_nothing(
 def test_a_dead_model_is_not_called_alive(embedded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (known,) = embedded.tokenize({"item_id": "known", "text": "kettle"})
 
-    def lost(_pieces: object) -> None:
+    def lost(*_: object, **_options: object) -> None:
         raise SystemExit("the model's thread dies")
 
-    monkeypatch.setattr(embedded.state.batcher._encoder, "encode_texts", lost)
+    monkeypatch.setattr(embedded.batcher._encoder, "encode_texts", lost)
 
     dying = embedded.post({"item_id": "new", "text": "kettle"})
-    embedded.until(lambda: not embedded.state.batcher.alive, "the thread does not end")
+    embedded.until(lambda: not embedded.batcher.alive, "the thread does not end")
     late = embedded.post({"item_id": "new", "text": "kettle"})
 
     for response in (dying, late, embedded.http.get("/healthz"), embedded.http.get("/readyz")):

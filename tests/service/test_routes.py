@@ -28,22 +28,22 @@ class HeldModel:
         self.working = threading.Semaphore(0)
         self.split = tokenizer.split
 
-    def encode(self, embeddings: Any) -> Any:
+    def encode(self, embeddings: Any, **options: Any) -> Any:
         self.working.release()
         assert self.free.wait(60)
-        return self._tokenizer.encode(embeddings)
+        return self._tokenizer.encode(embeddings, **options)
 
-    def encode_texts(self, pieces: Any) -> Any:
+    def encode_texts(self, pieces: Any, **options: Any) -> Any:
         self.working.release()
         assert self.free.wait(60)
-        return self._tokenizer.encode_texts(pieces)
+        return self._tokenizer.encode_texts(pieces, **options)
 
 
 @pytest.fixture
 def held_model(service: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldModel]:
     """The shared service's model, held until set free."""
-    held = HeldModel(service.state.batcher._encoder)
-    monkeypatch.setattr(service.state.batcher, "_encoder", held)
+    held = HeldModel(service.batcher._encoder)
+    monkeypatch.setattr(service.batcher, "_encoder", held)
     yield held
     held.free.set()
 
@@ -450,7 +450,7 @@ def test_concurrent_callers_share_a_batch(
     others = [
         callers.submit(service.tokenize, {"item_id": f"{i}", "text": "kettle"}, namespace=namespace) for i in range(8)
     ]
-    service.until(lambda: len(service.state.batcher._rows) == 8, "the callers do not queue")
+    service.until(lambda: len(service.batcher._rows) == 8, "the callers do not queue")
 
     held_model.free.set()
 
@@ -467,7 +467,7 @@ def test_beyond_the_queue_callers_are_refused_and_may_come_again(
     callers: ThreadPoolExecutor,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(service.state.batcher, "_queue_tokens", 20)
+    monkeypatch.setattr(service.batcher._capacity, "_queue_tokens", 20)
     accepted = [callers.submit(service.post, {"item_id": "first", "text": "kettle"}, namespace=namespace)]
     assert held_model.working.acquire(timeout=30)
     accepted.append(callers.submit(service.post, {"item_id": "long", "text": "kettle " * 50}, namespace=namespace))
@@ -515,7 +515,7 @@ def test_the_work_of_a_caller_who_left_never_reaches_the_model(
     items = [{"item_id": f"leaver {i}", "text": "kettle"} for i in range(10)]
     with socket.create_connection(service.address) as connection:
         connection.sendall(written(items, namespace))
-        service.until(lambda: len(service.state.batcher._rows) == 10, "the leaver's rows do not queue")
+        service.until(lambda: len(service.batcher._rows) == 10, "the leaver's rows do not queue")
 
     service.until(lambda: service.metric("semid_http_requests_total", status="499") > gone, "its leave was not seen")
     held_model.free.set()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from service.overflow import Overflow
 from service.registry import Durability
 from service.settings import Settings
 
@@ -23,6 +24,8 @@ def test_the_defaults_serve_a_newcomer() -> None:
     assert settings.durability is Durability.FSYNC
     assert settings.device == "auto"
     assert (settings.checkpoint / "manifest.json").is_file()
+    assert settings.checkpoints == (settings.checkpoint,)
+    assert settings.overflow == {}
 
 
 def test_every_setting_can_be_set_by_its_name_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,6 +35,9 @@ def test_every_setting_can_be_set_by_its_name_in_the_environment(monkeypatch: py
     monkeypatch.setenv("SID_DURABILITY", "memory")
     monkeypatch.setenv("SID_DEVICE", "cuda:1")
     monkeypatch.setenv("SID_MAX_ITEMS", "7")
+    monkeypatch.setenv("SID_CHECKPOINT", "first")
+    monkeypatch.setenv("SID_FURTHER_CHECKPOINTS", "/second, third,")
+    monkeypatch.setenv("SID_OVERFLOW", '{"shop": "next_nearest", "*": "error"}')
 
     settings = Settings()
 
@@ -41,6 +47,8 @@ def test_every_setting_can_be_set_by_its_name_in_the_environment(monkeypatch: py
     assert settings.durability is Durability.MEMORY
     assert settings.device == "cuda:1"
     assert settings.max_items == 7
+    assert settings.checkpoints == (Path("first"), Path("/second"), Path("third"))
+    assert settings.overflow == {"shop": Overflow.NEXT_NEAREST, "*": Overflow.ERROR}
 
 
 @pytest.mark.parametrize(
@@ -60,6 +68,11 @@ def test_every_setting_can_be_set_by_its_name_in_the_environment(monkeypatch: py
         ("SID_MAX_TEXT_BYTES", "many"),
         ("SID_REGISTRY_TIMEOUT_MS", "0"),
         ("SID_LOG_LEVEL", "loud"),
+        ("SID_OVERFLOW", "next_nearest"),
+        ("SID_OVERFLOW", '["shop"]'),
+        ("SID_OVERFLOW", '{"shop": "nearest"}'),
+        ("SID_OVERFLOW", '{"no namespace": "error"}'),
+        ("SID_OVERFLOW", '{"**": "error"}'),
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:

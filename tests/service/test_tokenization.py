@@ -13,6 +13,7 @@ import pytest
 
 from models import Tokenizer, read_manifest
 from service.batcher import Batcher
+from service.capacity import Capacity
 from service.content import ItemReader
 from service.errors import (
     MalformedSemanticId,
@@ -22,10 +23,12 @@ from service.errors import (
     UnknownTokenizer,
 )
 from service.metrics import Metrics
+from service.overflow import OverflowPolicy
 from service.records import Records
 from service.registry import Registry
 from service.schemas import LookupRequest, TokenizeRequest
 from service.tokenization import Limits, Tokenization
+from service.tokenizers import LoadedTokenizer, Tokenizers, TokenizerSet
 
 MakeEmbedding = Callable[[int], list[float]]
 Connect = Callable[..., Awaitable[Registry]]
@@ -35,15 +38,19 @@ Compose = Callable[..., Awaitable[Tokenization]]
 @pytest.fixture
 async def compose(tokenizer: Tokenizer, checkpoint: Path, connect: Connect) -> AsyncIterator[Compose]:
     """The use case on a registry's URL: as many replicas as a test asks for, one model."""
-    batcher = Batcher(tokenizer, batch_tokens=4096, queue_tokens=100_000, metrics=Metrics())
+    manifest = read_manifest(checkpoint)
+    batcher = Batcher(
+        tokenizer, batch_tokens=4096, capacity=Capacity(100_000), metrics=Metrics().of_model(manifest.full_name)
+    )
     batcher.start()
+    loaded = LoadedTokenizer(manifest, ItemReader(tokenizer, max_text_bytes=1000), batcher)
 
     async def compose(url: str, **limits: int) -> Tokenization:
         return Tokenization(
-            records=Records(await connect(url, timeout_ms=2000), read_manifest(checkpoint)),
-            reader=ItemReader(tokenizer, max_text_bytes=1000),
-            batcher=batcher,
+            tokenizers=Tokenizers(TokenizerSet((loaded,))),
+            records=Records(await connect(url, timeout_ms=2000)),
             limits=Limits(**{"max_items": 100, "max_lookups": 1000, **limits}),
+            overflow=OverflowPolicy({}),
             metrics=Metrics(),
         )
 
@@ -141,14 +148,15 @@ async def test_the_limits_of_a_request_are_kept(compose: Compose, shared_valkey:
 
 async def test_only_the_loaded_tokenizer_answers(compose: Compose, shared_valkey: Any, namespace: str) -> None:
     tokenization = await compose(shared_valkey.url)
+    manifest = tokenization._tokenizers.current.default.manifest
     item = {"item_id": "a", "text": "kettle"}
 
     for other in ("other", "small@0000000000000000", "", "Small"):
-        with pytest.raises(UnknownTokenizer, match=tokenization._records.manifest.full_name):
+        with pytest.raises(UnknownTokenizer, match=manifest.full_name):
             await tokenization.tokenize(request(namespace, item, tokenizer=other))
         with pytest.raises(UnknownTokenizer):
             await tokenization.by_item_id("a", namespace, other)
     with pytest.raises(NotAssigned):
-        await tokenization.by_item_id("a", namespace, tokenization._records.manifest.full_name)
+        await tokenization.by_item_id("a", namespace, manifest.full_name)
     with pytest.raises(MalformedSemanticId):
-        await tokenization.by_semantic_id("1-2-3", namespace, tokenization._records.manifest.name)
+        await tokenization.by_semantic_id("1-2-3", namespace, manifest.name)

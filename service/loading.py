@@ -1,0 +1,64 @@
+"""A checkpoint -> a tokenizer at work: read, verified, on its device, warm."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models import Manifest, load
+from service.batcher import Batcher
+from service.capacity import Capacity
+from service.content import ItemReader
+from service.metrics import Metrics
+from service.settings import Settings
+from service.tokenizers import LoadedTokenizer
+
+
+class Loader:
+    """Loads checkpoints as the settings say, onto one shared capacity."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._capacity = Capacity(settings.queue_tokens)
+        torch.set_num_threads(settings.threads or _cores())
+
+    async def load(self, directory: Path, manifest: Manifest) -> LoadedTokenizer:
+        """The tokenizer of a checkpoint, whose model runs in a thread of its own until its batcher is stopped.
+
+        Raises:
+            CheckpointError: It is not what was frozen.
+        """
+        settings = self._settings
+        tokenizer = await asyncio.to_thread(load, directory, _device(settings), settings.text_encoder)
+        batcher = Batcher(
+            tokenizer,
+            batch_tokens=settings.batch_tokens,
+            capacity=self._capacity,
+            metrics=self._metrics.of_model(manifest.full_name),
+        )
+        batcher.start()
+        try:
+            await batcher.encode(["warm" if tokenizer.takes_text else np.ones(tokenizer.dimension, dtype=np.float32)])
+        except BaseException:
+            await batcher.stop()
+            raise
+        return LoadedTokenizer(manifest, ItemReader(tokenizer, max_text_bytes=settings.max_text_bytes), batcher)
+
+
+def _device(settings: Settings) -> str:
+    if settings.device != "auto":
+        return settings.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _cores() -> int:
+    """Cores that this process may use: its affinity, and a container's quota where there is one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    allowed, _, period = quota.read_text().partition(" ") if quota.is_file() else ("max", "", "")
+    return cores if allowed == "max" else max(1, min(cores, round(int(allowed) / int(period))))
