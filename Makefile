@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: serve test check bench clean
+.PHONY: serve test check bench churn clean
 
 serve: $(VENV)/.serve         ## install and start the service on 127.0.0.1:8000
 	@exec $(BIN)/semid serve
@@ -19,6 +19,9 @@ check: $(VENV)/.check         ## format, lint, types, import contracts
 
 bench: $(VENV)/.serve         ## items/s through HTTP beside SentenceTransformer.encode
 	$(BIN)/python benchmarks/throughput.py
+
+churn: $(VENV)/.test          ## follow an hour of churn (SID_CHURN_S): the trie is that of a fresh snapshot
+	SID_CHURN_S=$${SID_CHURN_S:-3600} $(BIN)/python -m pytest tests/service/test_follower.py -k churn $(ARGS)
 
 clean:                        ## remove the environment; the data directory stays
 	rm -rf $(VENV)

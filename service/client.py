@@ -103,7 +103,7 @@ class TokenizerClient:
                 trouble = describe(response)
                 if response.status_code not in RETRIED_STATUSES:
                     raise TokenizerError(trouble)
-                wanted_s = _seconds(response.headers.get("retry-after"))
+                wanted_s = retry_after_s(response)
             pause_s = min(max(2 * pause_s, wanted_s), MAX_PAUSE_S)
             if time.monotonic() + pause_s > give_up:
                 raise TokenizerError(f"gave up on {self._http.base_url}: {trouble}")
@@ -116,14 +116,6 @@ def _encoded(request: Mapping[str, Any]) -> bytes:
         return orjson.dumps(request)
     except TypeError:
         return json.dumps(request).encode()
-
-
-def _seconds(retry_after: str | None) -> float:
-    """`Retry-After` where it is a number; a date is not waited for."""
-    try:
-        return float(retry_after or 0)
-    except ValueError:
-        return 0.0
 
 
 def batched(values: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -140,3 +132,11 @@ def describe(response: httpx.Response) -> str:
         return f"{response.status_code} {problem['title']}: {problem['detail']}"
     except (ValueError, KeyError, TypeError):
         return f"{response.status_code} {response.reason_phrase}"
+
+
+def retry_after_s(response: httpx.Response) -> float:
+    """Its `Retry-After` where that is a number; a date is not waited for."""
+    try:
+        return float(response.headers.get("retry-after") or 0)
+    except ValueError:
+        return 0.0
