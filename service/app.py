@@ -132,6 +132,7 @@ async def open_registry(settings: Settings, stack: AsyncExitStack) -> Registry:
                 durability=settings.durability,
                 timeout_ms=settings.registry_timeout_ms,
                 changes_kept=settings.changes_kept,
+                replicas=settings.replicas,
             )
         except RegistryUnavailable as error:
             if time.monotonic() >= deadline:

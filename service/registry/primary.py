@@ -5,37 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import logging
-from enum import StrEnum
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from redis import exceptions as redis_errors
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio import Redis
+from redis.asyncio.sentinel import MasterNotFoundError
 
 from service.errors import RegistryRefused, RegistryUnavailable
+from service.registry.connections import NotPrimary, open_connections
+from service.registry.durability import Durability, Promise, Wait
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-CONNECTIONS = 16
 COMMANDS_PER_ROUND_TRIP = 1024
 FIRST_RETRY_DELAY_S = 0.02
-
-
-class Durability(StrEnum):
-    """What has to have happened before an assignment is acknowledged."""
-
-    MEMORY = "memory"
-    """The server has it in memory; a crash of the server may lose it."""
-    FSYNC = "fsync"
-    """It is synced to the server's disk."""
 
 
 class Script:
@@ -47,47 +34,72 @@ class Script:
         self.sha1 = hashlib.sha1(source, usedforsecurity=False).hexdigest()
 
 
+class ScriptCall(NamedTuple):
+    """A script's keys and arguments.
+
+    Each script takes one argument more, before these: "1" where it has to write even if nothing is new, so that a wait
+    behind it covers what it read. Its reply begins with the server's time in seconds.
+    """
+
+    script: Script
+    keys: Sequence[bytes]
+    arguments: Sequence[bytes]
+
+    def command(self, *, in_full: bool, waits: bool) -> tuple[Any, ...]:
+        """The command that runs it."""
+        name = ("EVAL", self.script.source) if in_full else ("EVALSHA", self.script.sha1)
+        return (*name, len(self.keys), *self.keys, b"1" if waits else b"0", *self.arguments)
+
+
 class Primary:
     """The server: its calls bounded in time, shielded and translated; its durability checked.
 
     Attributes:
-        waits: Whether an acknowledgement needs a WAITAOF, as the server's own policy syncs later.
-        durable_before: Where `waits`, all that was assigned before this second of the server's clock is synced.
+        address: Where it is, for messages: nothing secret.
+        durable_before: Where it `waits`, all that was assigned before this second of the server's clock is durable.
     """
 
-    def __init__(self, url: str, durability: Durability | str, timeout_ms: int, retry_ms: int) -> None:
-        self.address = _address(url)
-        self.waits = False
+    def __init__(
+        self,
+        url: str,
+        durability: Durability | str,
+        timeout_ms: int,
+        retry_ms: int,
+        *,
+        replicas: int = 1,
+        cluster_node: bool = False,
+    ) -> None:
+        """Describes the server; nothing is sent yet.
+
+        Args:
+            url: See `connections`.
+            durability: What an acknowledgement waits for.
+            timeout_ms: How long one round trip may take; a wait behind it may take as long again.
+            retry_ms: How long a dropped or refused connection is tried again.
+            replicas: How many replicas have to have received what is acknowledged, under `replicated`.
+            cluster_node: Whether the server may be a cluster's.
+
+        Raises:
+            RegistryRefused: The URL cannot be read.
+        """
         self.durable_before = 0
-        self._durability = Durability(durability)
+        self._promise = Promise(Durability(durability), replicas, timeout_ms, cluster_node)
+        self._wait = Wait()
         self._timeout_ms = timeout_ms
         self._retry_s = retry_ms / 1000
         self._checking = asyncio.Lock()
         self._connections_made = 0
         self._connections_checked = -1
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._client: Redis = Redis.from_pool(self._pool(url))
+        pool, self.address = open_connections(url, timeout_ms, self._on_connect)
+        self._client: Redis = Redis.from_pool(pool)
 
-    def _pool(self, url: str) -> BlockingConnectionPool:
-        timeout_s = self._timeout_ms / 1000
-        options: dict[str, Any] = {
-            "max_connections": CONNECTIONS,
-            "timeout": timeout_s,
-            "socket_connect_timeout": timeout_s,
-            "socket_timeout": timeout_s + 0.5,  # WAITAOF answers within timeout_ms
-            "retry": Retry(NoBackoff(), 0),  # `call` retries, within one bound
-            "redis_connect_func": self._on_connect,
-            "protocol": 2,
-        }
-        try:
-            pool = BlockingConnectionPool.from_url(url, **options)
-        except (ValueError, TypeError) as error:
-            raise RegistryRefused(f"SID_REDIS_URL is not a redis://, rediss:// or unix:// URL: {error}") from error
-        pool.connection_kwargs["decode_responses"] = False  # keys and values are bytes, whatever the URL asks for
-        return pool
+    @property
+    def waits(self) -> bool:
+        """Whether an acknowledgement needs a wait behind the write: for the server's sync, or for replicas."""
+        return self._wait.needed
 
-    async def _on_connect(self, connection: Any) -> None:
-        await connection.on_connect()
+    async def _on_connect(self, _connection: Any) -> None:
         self._connections_made += 1  # another server may answer at this address now
 
     async def close(self) -> None:
@@ -95,7 +107,7 @@ class Primary:
         if self._tasks:
             await asyncio.wait(self._tasks)
         with contextlib.suppress(redis_errors.RedisError, OSError):
-            await self._client.connection_pool.disconnect()
+            await self._client.connection_pool.aclose()
 
     async def call(self, operation: Callable[[], Awaitable[T]], *, retried: bool = True) -> T:
         """Runs an idempotent operation; its caller's cancellation does not reach it.
@@ -124,8 +136,15 @@ class Primary:
             except (redis_errors.RedisError, OSError) as error:
                 if not _may_pass(error) or loop.time() + delay_s > deadline:
                     raise RegistryUnavailable(self._plainly(error)) from error
+                if _demoted(error):
+                    await self._disconnect()
             await asyncio.sleep(delay_s)
             delay_s *= 2
+
+    async def _disconnect(self) -> None:
+        """Drops all connections: those that only read would be answered by the demoted primary for ever."""
+        with contextlib.suppress(redis_errors.RedisError, OSError):
+            await self._client.connection_pool.disconnect()
 
     def _plainly(self, error: Exception) -> str:
         error = _cause(error)
@@ -133,6 +152,8 @@ class Primary:
             redis_errors.BusyLoadingError: "is loading its data",
             redis_errors.AuthenticationError: f"does not accept the credentials ({error})",
             redis_errors.TimeoutError: f"did not answer within {self._timeout_ms} ms",
+            NotPrimary: "is a read-only replica",
+            MasterNotFoundError: "has no primary that its sentinels agree on",
             redis_errors.ConnectionError: f"cannot be reached ({error})",
             redis_errors.OutOfMemoryError: "has no memory left (maxmemory)",
             redis_errors.ReadOnlyError: "is a read-only replica",
@@ -148,17 +169,20 @@ class Primary:
 
     async def pipelined(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         """These commands' answers, in one round trip; inside `call` only."""
+        return _none_failed(await self._round_trip(commands))
+
+    async def _round_trip(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """These commands' answers, on one connection, the server's errors in their places."""
         if len(commands) == 1:
-            return [await self.command(*commands[0])]
+            try:
+                return [await self.command(*commands[0])]
+            except redis_errors.ResponseError as error:
+                return [error]
         pipeline = self._client.pipeline(transaction=False)
         for command in commands:
             pipeline.execute_command(*command)
-        # Raised below: redis-py's own raising writes whole commands, contents and all, into the message.
-        answers = await pipeline.execute(raise_on_error=False)
-        for answer in answers:
-            if isinstance(answer, Exception):
-                raise answer
-        return answers
+        # Not raised there: redis-py's own raising writes whole commands, contents and all, into the message.
+        return await pipeline.execute(raise_on_error=False)
 
     async def read(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         """The answers of commands that write nothing, however many, in order.
@@ -173,35 +197,65 @@ class Primary:
         return answers
 
     async def evaluate(self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
-        """The script's reply, once what it wrote and read is as durable as promised; inside `call` only.
-
-        The reply's first element is the server's time in seconds.
-        """
-        waited = self.waits
-        reply = await self._evaluate_once(script, keys, arguments)
-        await self.recheck()
-        if self.waits and not waited:  # the server that answered is a weaker one than we knew
-            await self._evaluate_once(script, keys[:1], ())
-        return reply
-
-    async def _evaluate_once(self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
-        waits = self.waits
-        rest = (len(keys), *keys, b"1" if waits else b"0", *arguments)
-        try:
-            return await self._synced("EVALSHA", script.sha1, *rest, waits=waits)
-        except redis_errors.NoScriptError:  # a fresh server, or SCRIPT FLUSH
-            return await self._synced("EVAL", script.source, *rest, waits=waits)
-
-    async def _synced(self, *command: Any, waits: bool) -> list[Any]:
-        if not waits:
-            return cast("list[Any]", await self.command(*command))
-        reply, synced = await self.pipelined([command, ("WAITAOF", 1, 0, self._timeout_ms)])
-        if synced[0] < 1:
-            raise RegistryUnavailable(
-                f"The registry at {self.address} did not confirm the sync to disk within {self._timeout_ms} ms."
-            )
-        self.durable_before = max(self.durable_before, reply[0])
+        """A script's reply, once what it wrote and read is as durable as promised; inside `call` only."""
+        (reply,) = await self.written([ScriptCall(script, keys, arguments)])
         return cast("list[Any]", reply)
+
+    async def written(self, commands: Sequence[ScriptCall | tuple[Any, ...]]) -> list[Any]:
+        """The replies to these, in one round trip, once all of them are as durable as promised; inside `call` only.
+
+        They must be idempotent and independent of each other: a script that the server does not know is sent again, in
+        full, after the others. A plain command has to write, or nothing is waited for.
+
+        Raises:
+            RegistryUnavailable: They may have been written, but this was not confirmed.
+        """
+        waited = self._wait
+        replies = await self._written_once(commands)
+        await self.recheck()
+        if self.waits and self._wait != waited:  # the server that answered is a weaker one than we knew
+            await self._written_once(commands)
+        return replies
+
+    async def _written_once(self, commands: Sequence[ScriptCall | tuple[Any, ...]]) -> list[Any]:
+        wait, made = self._wait, self._connections_made
+        replies = await self._waited(commands, wait)
+        unknown = [place for place, reply in enumerate(replies) if isinstance(reply, redis_errors.NoScriptError)]
+        if unknown:  # a fresh server, or SCRIPT FLUSH
+            if len(unknown) < len(commands) and self._connections_made != made:
+                raise redis_errors.ConnectionError("another server may answer now")  # and have only a part of them
+            again = await self._waited([commands[place] for place in unknown], wait, in_full=True)
+            for place, reply in zip(unknown, again, strict=True):
+                replies[place] = reply
+        _none_failed(replies)
+        if self._connections_made == made:  # else another server may answer by now, of which this says nothing
+            for command, reply in zip(commands, replies, strict=True):
+                if wait.needed and isinstance(command, ScriptCall):
+                    self.durable_before = max(self.durable_before, reply[0])
+        return replies
+
+    async def _waited(
+        self, commands: Sequence[ScriptCall | tuple[Any, ...]], wait: Wait, *, in_full: bool = False
+    ) -> list[Any]:
+        """The replies after one wait for all that was written; in the place of an unknown script's, its error."""
+        sent: list[tuple[Any, ...]] = []
+        known: set[Script] = set()
+        for command in commands:
+            if isinstance(command, ScriptCall):
+                full = in_full and command.script not in known  # those that follow find it known
+                known.add(command.script)
+                sent.append(command.command(in_full=full, waits=wait.needed))
+            else:
+                sent.append(command)
+        answers = await self._round_trip([*sent, *wait.commands(self._timeout_ms)])
+        replies, confirmed = answers[: len(sent)], answers[len(sent) :]
+        _none_failed([reply for reply in replies if not isinstance(reply, redis_errors.NoScriptError)])
+        if all(isinstance(reply, redis_errors.NoScriptError) for reply in replies):
+            return replies  # nothing was written
+        shortfall = wait.shortfall(_none_failed(confirmed))
+        if shortfall is not None:
+            raise RegistryUnavailable(f"The registry at {self.address} {shortfall} within {self._timeout_ms} ms.")
+        return replies
 
     @property
     def unchecked(self) -> bool:
@@ -238,58 +292,16 @@ class Primary:
                 raise
 
     async def _check(self) -> None:
-        config = await self._config()
-        if config.get("maxmemory", "0") != "0" and config.get("maxmemory-policy", "").startswith("allkeys"):
-            raise RegistryRefused(
-                f"The registry at {self.address} evicts keys when its memory is full, and with them acknowledged "
-                f"Semantic IDs: set its maxmemory-policy ({config['maxmemory-policy']}) to noeviction."
-            )
-        server = await self._information()
-        if server.get("redis_mode") == "cluster":
-            raise RegistryRefused(f"The registry at {self.address} is a cluster; this version needs a single primary.")
-        if self._durability is Durability.FSYNC:
-            await self._check_sync(config, server)
-
-    async def _check_sync(self, config: dict[str, str], server: dict[str, Any]) -> None:
-        if config.get("appendonly") == "no":
-            raise RegistryRefused(
-                f"The registry at {self.address} has no append-only file: turn it on (appendonly yes), or weaken "
-                "the promise with SID_DURABILITY=memory."
-            )
-        if config.get("appendfsync") == "no":
-            raise RegistryRefused(
-                f"The registry at {self.address} never syncs (appendfsync no): set it to always or everysec, or weaken "
-                "the promise with SID_DURABILITY=memory."
-            )
-        # Under no-appendfsync-on-rewrite even "always" answers before the sync while a rewrite runs.
-        waits = config.get("appendfsync") != "always" or config.get("no-appendfsync-on-rewrite") == "yes"
-        if waits:
-            try:
-                await self.command("WAITAOF", 1, 0, self._timeout_ms)
-            except redis_errors.ResponseError as error:
-                raise RegistryRefused(
-                    f"The registry at {self.address} (version {server.get('redis_version', 'unknown')}) cannot confirm "
-                    f"that a write is on disk ({error}): set its appendonly yes and appendfsync always, use Valkey or "
-                    "Redis 7.2 or later, or weaken the promise with SID_DURABILITY=memory."
-                ) from error
-        self.waits = waits
+        self._wait = await self._promise.examine(self.address, self.command)
         self.durable_before = 0
 
-    async def _config(self) -> dict[str, str]:
-        """The settings that matter; empty where CONFIG is forbidden, as with hosted servers."""
-        names = ("appendonly", "appendfsync", "no-appendfsync-on-rewrite", "maxmemory", "maxmemory-policy")
-        try:
-            answer = await self.command("CONFIG GET", *names)
-        except redis_errors.ResponseError as error:
-            logger.info("CONFIG is not open to us (%s): each write is confirmed by WAITAOF", error)
-            return {}
-        return {_text(name): _text(value) for name, value in answer.items()}
 
-    async def _information(self) -> dict[str, Any]:
-        try:
-            return await self._client.info("server")
-        except redis_errors.ResponseError:
-            return {}
+def _none_failed(answers: list[Any]) -> list[Any]:
+    """The answers; the first error among them is raised."""
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+    return answers
 
 
 def _cause(error: Exception) -> Exception:
@@ -298,18 +310,15 @@ def _cause(error: Exception) -> Exception:
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether a short wait may help: the connection was dropped or refused, or the server loads its data."""
+    """Whether a short wait may help: the connection was dropped or refused, the server loads, or was demoted."""
     error = _cause(error)
     if isinstance(error, redis_errors.AuthenticationError | TimeoutError):
         return False
-    return isinstance(error, redis_errors.ConnectionError | OSError)
+    return isinstance(error, redis_errors.ConnectionError | OSError) or _demoted(error)
 
 
-def _address(url: str) -> str:
-    """The URL without what may be secret."""
-    parts = urlsplit(url)
-    return parts.path if parts.scheme == "unix" else parts.netloc.rpartition("@")[2]
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+def _demoted(error: Exception) -> bool:
+    """Whether another server is the primary now: the next connection may find it."""
+    if isinstance(error, redis_errors.ReadOnlyError | redis_errors.MasterDownError):
+        return True
+    return isinstance(error, redis_errors.ResponseError) and str(error).startswith("UNBLOCKED")  # while it waited

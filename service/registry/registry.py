@@ -7,8 +7,9 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from service.errors import RegistryRefused
+from service.registry.durability import Durability
 from service.registry.keys import RecordKeys
-from service.registry.primary import Durability, Primary
+from service.registry.primary import Primary
 from service.registry.record import Record
 from service.semantic_id import MAX_SUFFIX, CodeLayout
 
@@ -41,16 +42,18 @@ class Registry:
         retry_ms: int = 1000,
         buckets: int = DEFAULT_BUCKETS,
         changes_kept: int = DEFAULT_CHANGES_KEPT,
+        replicas: int = 1,
     ) -> Registry:
         """Connects, and checks that the server can keep what `durability` promises.
 
         Args:
-            url: `redis://`, `rediss://` or `unix://`.
+            url: `redis://`, `rediss://`, `unix://`, or of sentinels: see `connections`.
             durability: What an acknowledgement waits for.
             timeout_ms: How long one call may take.
             retry_ms: How long a dropped or refused connection is tried again, as after a restart of the server.
             buckets: The number of buckets of a new record; one that exists keeps its own.
             changes_kept: How many changes of a record are kept for its followers, at least.
+            replicas: How many replicas have to have received what is acknowledged; only under `replicated`.
 
         Raises:
             RegistryRefused: The server cannot keep the promise; the message names the setting to change.
@@ -58,7 +61,7 @@ class Registry:
         """
         if not 1 <= buckets <= 2**32:
             raise RegistryRefused(f"A record has 1 to 2**32 buckets, not {buckets}.")
-        primary = Primary(url, durability, timeout_ms, retry_ms)
+        primary = Primary(url, durability, timeout_ms, retry_ms, replicas=replicas)
         try:
             await primary.call(primary.check)
         except BaseException:
