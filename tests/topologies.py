@@ -88,7 +88,9 @@ class Embedded(Topology):
 class Single(Topology):
     """One Valkey over TCP, and an ACL user with just the rights that operations.md gives it."""
 
-    rights = "~sid:* +@read +@write +@scripting +@connection +time +role +wait +waitaof +info +config|get"
+    rights = (
+        "~sid:* +@read +@write +@connection -@dangerous +eval +evalsha +time +role +wait +waitaof +info +config|get"
+    )
 
     async def start(self) -> None:
         (port,) = free_ports(1)

@@ -62,9 +62,7 @@ async def assert_all_agree(record: Record, held: dict[str, SemanticId]) -> None:
     trie = await take(record)
     live: set[SemanticId] = set()
     for change in (await record.changes.after(0, 100_000)).changes:
-        (live.add if change.kind in {"assigned", "returned"} else live.remove)(change.semantic_id)
-        if change.replaced_by is not None:
-            live.add(change.replaced_by)
+        (live.add if change.live else live.remove)(change.semantic_id)
     assert live == set(held.values())
     assert trie.semantic_ids().tolist() == [list(row) for row in rows]
 
