@@ -88,14 +88,13 @@ class Tokenization:
         encoded, unencodable = await _encode(
             tokenizer,
             {i: item for i, item in items.items() if i not in known or not _stands(item, known[i], afresh=afresh)},
-            self._overflow.candidates(request.namespace) if request.assign else 0,
         )
         failures.update(unencodable)
         items = {i: item for i, item in items.items() if i not in unencodable}
         if request.assign:
-            claimed, exhausted = await self._claim(request, tokenizer, items, encoded)
-            failures.update(exhausted)
-            answers = assigned({i: item for i, item in items.items() if i not in exhausted}, known, encoded, claimed)
+            claimed, unplaced = await self._place(request, tokenizer, items, encoded)
+            failures.update(unplaced)
+            answers = assigned({i: item for i, item in items.items() if i not in unplaced}, known, encoded, claimed)
         else:
             answers = await self._dry_run(record, items, known, encoded)
         self._count(tokenizer.full_name, answers, failures, encoded, dry_run=not request.assign)
@@ -174,6 +173,26 @@ class Tokenization:
         """Assignments of the items that hold one now; one that was retired has to claim its own again."""
         found = await self._timed("recall", record.by_item_ids([item.item_id for item in items.values()]))
         return {i: assignment for i, assignment in zip(items, found, strict=True) if assignment and assignment.live}
+
+    async def _place(
+        self,
+        request: TokenizeRequest,
+        tokenizer: LoadedTokenizer,
+        items: Mapping[int, Item],
+        encoded: Mapping[int, EncodedRow],
+    ) -> tuple[dict[int, ClaimResult], dict[int, ItemError]]:
+        """What was claimed, and what found no place: under its codes, nor, where the namespace wants it, beside them.
+
+        The few items whose codes are full are encoded once more for their alternatives: to rank those of all would
+        cost every item what few need.
+        """
+        claimed, exhausted = await self._claim(request, tokenizer, items, encoded)
+        candidates = self._overflow.candidates(request.namespace)
+        if not exhausted or not candidates:
+            return claimed, {**exhausted}
+        ranked, unencodable = await _encode(tokenizer, {i: items[i] for i in exhausted}, candidates)
+        beside, exhausted = await self._claim(request, tokenizer, items, ranked)
+        return claimed | beside, {**unencodable, **exhausted}
 
     async def _claim(
         self,
@@ -257,7 +276,7 @@ def _read(entries: Sequence[object], reader: ItemReader) -> tuple[dict[int, Item
 
 
 async def _encode(
-    tokenizer: LoadedTokenizer, items: Mapping[int, Item], alternatives: int
+    tokenizer: LoadedTokenizer, items: Mapping[int, Item], alternatives: int = 0
 ) -> tuple[dict[int, EncodedRow], dict[int, EncodingFailed]]:
     """What was encoded, and what the model failed on."""
     contents = [item.content for item in items.values()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,31 @@ def test_a_codebook_of_fewer_codewords_offers_all_it_has(
 
     assert [entry.get("codes") for entry in entries] == [*[[*upper, code] for code in ranked], None]
     assert shop.metric("semid_overflows_total") == counted + 2
+
+
+def test_callers_who_fill_the_same_codes_at_once_share_all_places_and_no_id(
+    shop: Any, narrow: Path, namespace: str, make_embedding: MakeEmbedding
+) -> None:
+    upper, ranked = nearest(load(narrow), make_embedding(1))
+    requests = [[{"item_id": f"{k}-{i}", "embedding": make_embedding(1)} for i in range(5)] for k in range(8)]
+
+    with ThreadPoolExecutor(8) as callers:
+        answers = list(callers.map(lambda items: shop.tokenize(*items, namespace=namespace), requests))
+
+    held = [entry["semantic_id"] for answer in answers for entry in answer if "error" not in entry]
+    prefix = "-".join(map(str, upper))
+    assert sorted(held) == sorted(f"{prefix}-{code}-{suffix}" for code in ranked[:16] for suffix in (0, 1))
+    assert sum("error" in entry for answer in answers for entry in answer) == 40 - 32
+
+
+def test_only_items_whose_codes_are_full_go_through_the_model_again(
+    shop: Any, namespace: str, make_embedding: MakeEmbedding
+) -> None:
+    rows = shop.metric("semid_batch_rows_sum")
+
+    shop.tokenize(*[{"item_id": f"{i}", "embedding": make_embedding(1)} for i in range(5)], namespace=namespace)
+
+    assert shop.metric("semid_batch_rows_sum") == rows + 5 + 3
 
 
 @pytest.mark.parametrize(
