@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from dataclasses import replace
 from pathlib import Path
 
 from models import Manifest, read_manifest
 from service.app import open_registry
-from service.errors import RegistryRefused
+from service.errors import RegistryRefused, SemidError
 from service.export import Progress, draft, export_table
 from service.formats import Format
 from service.generator_formats import write_format
 from service.record_table import Description, Origin
 from service.registry.record import Record
 from service.registry.registry import SCHEMA
+from service.restore import Outcome, Refusals, restore_table
 from service.settings import Settings
+
+
+class OtherTokenizer(SemidError):
+    """The tokenizer is not the one that is needed."""
+
+    title = "That is another tokenizer"
 
 
 async def export(
@@ -24,6 +32,7 @@ async def export(
     path: Path,
     kind: Format = Format.PARQUET,
     *,
+    tokenizer: str | None = None,
     namespace: str = "default",
     token_base: int = 0,
     progress: Progress,
@@ -34,6 +43,7 @@ async def export(
         settings: Which registry, and which tokenizer's record.
         path: The file.
         kind: What is written.
+        tokenizer: Which of the settings' tokenizers, by `name` or `name@fingerprint`; the default one where None.
         namespace: The catalogue's.
         token_base: The number of the first token, where token numbers are written.
         progress: Told of the items read.
@@ -42,13 +52,13 @@ async def export(
         What was exported, and for a generator how many suffixes its vocabulary has.
 
     Raises:
-        CheckpointError: There is no tokenizer there.
+        CheckpointError: There is no checkpoint where the settings say.
         SemidError: The registry cannot be reached or refuses, or there is nothing to export.
         ValueError: The namespace or the file's ending will not do.
     """
     if (path.suffix == ".parquet") != (kind is Format.PARQUET):
         raise ValueError(f"{path}: a name that ends in .parquet is for the format parquet, and for no other")
-    manifest = read_manifest(settings.checkpoint)
+    manifest = _manifest(settings, tokenizer)
     if settings.redis_url is None and not (settings.data_dir / "registry").is_dir():
         raise RegistryRefused(
             f"There is no registry in {settings.data_dir}: set SID_DATA_DIR to the service's data directory, or "
@@ -63,6 +73,61 @@ async def export(
             with draft(whole) as file:
                 suffixes = await asyncio.to_thread(write_format, whole, file, kind, origin, token_base=token_base)
     return description, suffixes
+
+
+async def restore(
+    settings: Settings, path: Path, *, tokenizer: str | None = None, namespace: str | None = None, progress: Progress
+) -> tuple[Description, Outcome, Path]:
+    """Puts the IDs of an exported table back into a record of the same tokenizer.
+
+    Args:
+        settings: Which registry, and which tokenizer's record.
+        path: The table.
+        tokenizer: Which of the settings' tokenizers, by `name` or `name@fingerprint`; that of the table where None.
+        namespace: Which catalogue's record; that of the table where None.
+        progress: Told of the rows done.
+
+    Returns:
+        What the table is of, what became of its rows, and the file with those that were refused; there is none where
+        none was.
+
+    Raises:
+        CheckpointError: There is no checkpoint where the settings say.
+        SemidError: The registry cannot be reached or refuses, or the tokenizer is another.
+        ValueError: The file is no such table, or the namespace will not do.
+    """
+    description = Description.of(path)
+    manifest = _manifest(settings, tokenizer, description.origin.fingerprint)
+    if manifest.fingerprint != description.origin.fingerprint:
+        raise OtherTokenizer(
+            f"{path} is of the tokenizer {description.origin.tokenizer}, the record of {manifest.full_name}: an ID of "
+            "one names nothing under the other. Nothing was imported."
+        )
+    description = description._replace(origin=replace(description.origin, max_suffix=manifest.max_suffix))
+    refused = path.with_suffix(".refused.jsonl")
+    async with opened_record(settings, manifest, namespace or description.origin.namespace, create=True) as record:
+        with draft(refused) as file, closing(Refusals(file)) as refusals:
+            outcome = await restore_table(record, path, description, refusals, progress)
+    if not outcome.refused:
+        refused.unlink()
+    return description, outcome, refused
+
+
+def _manifest(settings: Settings, tokenizer: str | None, fingerprint: str | None = None) -> Manifest:
+    """The tokenizer of the settings that is named, else the one with this fingerprint, else the default one.
+
+    Raises:
+        CheckpointError: There is no checkpoint where the settings say.
+        OtherTokenizer: None has that name.
+    """
+    manifests = [read_manifest(checkpoint) for checkpoint in settings.checkpoints]
+    if tokenizer is None:
+        return next((manifest for manifest in manifests if manifest.fingerprint == fingerprint), manifests[0])
+    named = [manifest for manifest in manifests if tokenizer in {manifest.name, manifest.full_name}]
+    if len(named) != 1:
+        there = ", ".join(manifest.full_name for manifest in manifests)
+        raise OtherTokenizer(f"{len(named)} tokenizers of the settings are named {tokenizer!r}; there are {there}")
+    return named[0]
 
 
 def origin_of(manifest: Manifest, namespace: str) -> Origin:

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from models.catalogue import CatalogueItem
     from service.settings import Settings
 
+Checkpoint = Annotated[Path | None, typer.Option(help="Its tokenizer's checkpoint; SID_CHECKPOINT if not given.")]
+TokenizerName = Annotated[
+    str | None, typer.Option(help="Its tokenizer, where the service has several: name, or name@fingerprint.")
+]
+
 app = typer.Typer(
     name="semid",
     help="Semantic IDs for catalogue items: serve a frozen tokenizer, train one, tokenize a catalogue.",
@@ -105,7 +110,6 @@ def tokenize(
     out: Annotated[Path | None, typer.Option(help="Parquet, JSONL or CSV; FILE.ids.parquet if not given.")] = None,
     url: Annotated[str, typer.Option(help="The service.")] = "http://127.0.0.1:8000",
     namespace: Annotated[str, typer.Option(help="The catalogue's namespace.")] = "default",
-    tokenizer: Annotated[str | None, typer.Option(help="One that is loaded; the default one if not given.")] = None,
     batch_items: Annotated[int, typer.Option(min=1, help="Items of one request.")] = 256,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Codes only; nothing is assigned.")] = False,
 ) -> None:
@@ -124,7 +128,7 @@ def tokenize(
     written = 0
     try:
         entries = (_entry(item) for batch in read_items(file, batch_items) for item in batch)
-        client = TokenizerClient(url, namespace=namespace, tokenizer=tokenizer, batch_items=batch_items)
+        client = TokenizerClient(url, namespace=namespace, batch_items=batch_items)
         with client, write_table(out) as table, tqdm(unit=" items", desc=file.name) as bar:
             for answer in client.tokenize(entries, assign=not dry_run):
                 bar.update()
@@ -149,27 +153,59 @@ def export(
         Format, typer.Option("--format", help="The whole table, or what a generator reads of the live items.")
     ] = Format.PARQUET,
     namespace: Annotated[str, typer.Option(help="The catalogue's namespace.")] = "default",
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="The tokenizer's checkpoint; the service's own (SID_CHECKPOINT) if not given.")
-    ] = None,
+    checkpoint: Checkpoint = None,
+    tokenizer: TokenizerName = None,
     token_base: Annotated[int, typer.Option(min=0, help="jsonl: the number of the token <a_0>.")] = 0,
 ) -> None:
     """Copy the record of a namespace to a file, at one revision, while the service goes on.
 
-    Reads the registry of the SID_* settings. The table has every Semantic ID ever assigned: a backup (semid import
-    reads it), and what a generator is trained on.
+    Reads the registry of the SID_* settings. The table has every Semantic ID ever assigned: it is a backup, which
+    semid import reads, and what a generator is trained on.
     """
     from service.backup import export as run
 
     settings = _settings(checkpoint)
     with _failures(), _Bar(file.name, " items") as bar:
         description, suffixes = asyncio.run(
-            run(settings, file, format_, namespace=namespace, token_base=token_base, progress=bar.show)
+            run(
+                settings,
+                file,
+                format_,
+                tokenizer=tokenizer,
+                namespace=namespace,
+                token_base=token_base,
+                progress=bar.show,
+            )
         )
     typer.echo(f"{file}: namespace {namespace} under {description.origin.tokenizer} at revision {description.revision}")
     if suffixes is not None:
         sizes = ", ".join(map(str, (*description.origin.codebook_sizes, suffixes)))
         typer.echo(f"tokens by level, the suffixes last: {sizes}")
+
+
+@app.command(name="import")
+def import_(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A table that semid export wrote.")],
+    namespace: Annotated[str | None, typer.Option(help="The catalogue's namespace; the table's if not given.")] = None,
+    checkpoint: Checkpoint = None,
+    tokenizer: TokenizerName = None,
+) -> None:
+    """Put the Semantic IDs of a table back into the registry of the SID_* settings, with their times.
+
+    What the record holds stands, so doing it again changes nothing. Rows that would break a promise are refused, and
+    stand with the reason in a file beside FILE; then the exit status is 1.
+    """
+    from service.backup import restore as run
+
+    settings = _settings(checkpoint)
+    with _failures(), _Bar(file.name, " IDs") as bar:
+        description, outcome, refused = asyncio.run(
+            run(settings, file, tokenizer=tokenizer, namespace=namespace, progress=bar.show)
+        )
+    where = f"namespace {namespace or description.origin.namespace} under {description.origin.tokenizer}"
+    typer.echo(f"{where}: {outcome.restored} IDs restored, {outcome.known} were there already")
+    if outcome.refused:
+        raise _failure(f"{outcome.refused} rows were refused; the reasons are in {refused}")
 
 
 def _settings(checkpoint: Path | None = None) -> Settings:
@@ -183,7 +219,9 @@ def _settings(checkpoint: Path | None = None) -> Settings:
         settings = Settings()
     except ValidationError as error:
         raise typer.BadParameter(describe(error.errors()).replace("; ", "\n"), param_hint="SID_* settings") from error
-    return settings.model_copy(update={"checkpoint": checkpoint}) if checkpoint else settings
+    if checkpoint is None:
+        return settings
+    return settings.model_copy(update={"checkpoint": checkpoint, "further_checkpoints": ()})
 
 
 @contextmanager

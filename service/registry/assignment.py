@@ -128,6 +128,21 @@ def read_holder(holder: bytes) -> tuple[bytes, bool]:
     return holder, True
 
 
+def write_assignment(assignment: Assignment, layout: CodeLayout) -> bytes:
+    """What `read_assignment` reads.
+
+    Raises:
+        ValueError: Codes that the tokenizer does not have, or a digest that has not 8 bytes.
+    """
+    if len(assignment.digest) != DIGEST_BYTES:
+        raise ValueError(f"a digest has {DIGEST_BYTES} bytes, not {len(assignment.digest)}")
+    state, retired_at = CONTENT_CHANGED * assignment.content_changed, b""
+    if assignment.retired_at is not None:
+        state, retired_at = state | RETIRED, write_time(assignment.retired_at)
+    times = retired_at + write_time(assignment.assigned_at)
+    return b"%c" % state + times + assignment.digest + write_semantic_id(assignment.semantic_id, layout)
+
+
 def read_former(value: bytes, layout: CodeLayout) -> dict[SemanticId, datetime]:
     """The IDs that an item held before, and when each was assigned: assigned_at 4 | codes | suffix | comma, ..."""
     former = {}
@@ -152,6 +167,18 @@ def write_semantic_id(semantic_id: SemanticId, layout: CodeLayout) -> bytes:
 def latest_time(value: bytes) -> int:
     """The last second of which an assignment's bytes tell: of its assignment, or of its retirement."""
     return int.from_bytes(value[1:5])
+
+
+def write_time(time: datetime) -> bytes:
+    """Whole seconds in 4 bytes.
+
+    Raises:
+        ValueError: It is before 1970 or after 2106.
+    """
+    try:
+        return int(time.timestamp()).to_bytes(4)
+    except OverflowError as error:
+        raise ValueError(f"no time from 1970 to 2106: {time}") from error
 
 
 def _time(value: bytes) -> datetime:

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
     from service.registry.keys import RecordKeys
 
-_SCRIPT = Script(b"".join(Path(__file__).with_name(name).read_bytes() for name in ("lib.lua", "record.lua")))
+
+def _script(name: str) -> Script:
+    return Script(b"".join(Path(__file__).with_name(part).read_bytes() for part in ("lib.lua", "atomic.lua", name)))
+
+
+_CLAIM, _RESTORE = _script("record.lua"), _script("restore.lua")
 
 
 class AtomicRecord:
@@ -52,7 +57,8 @@ class AtomicRecord:
         self._facts = (*(b"%d" % fact for fact in facts), epoch)
         self._revised = revised
         self._revision = 0  # the latest that this process has seen
-        self._queue = RequestQueue(self._send)
+        self._queue = RequestQueue(partial(self._send, _CLAIM))
+        self._restoring = RequestQueue(partial(self._send, _RESTORE))
 
     async def submit(self, requests: Sequence[Request]) -> list[Reply]:
         """The replies to these requests, in order, durable; what others ask at the same time is sent together.
@@ -62,6 +68,15 @@ class AtomicRecord:
             RegistryOlder: The registry has lost what was acknowledged; nothing was done.
         """
         return await self._queue.submit(requests)
+
+    async def restore(self, requests: Sequence[Request]) -> list[Reply]:
+        """The same of requests to put IDs back, see `restore.lua`.
+
+        Raises:
+            RegistryUnavailable: Nothing is acknowledged, though some may be done: ask again.
+            RegistryOlder: The registry has lost what was acknowledged; nothing was done.
+        """
+        return await self._restoring.submit(requests)
 
     async def held(self, item_ids: Sequence[bytes]) -> list[tuple[bytes | None, bytes | None]]:
         """What each item holds and what it held before, as the record has it, durable.
@@ -87,28 +102,29 @@ class AtomicRecord:
     @property
     def idle(self) -> bool:
         """Whether no request waits or is on its way."""
-        return self._queue.idle
+        return self._queue.idle and self._restoring.idle
 
     async def drain(self) -> None:
         """Returns when no request waits or is on its way."""
         await self._queue.drain()
+        await self._restoring.drain()
 
-    async def _send(self, requests: Sequence[Request]) -> list[Reply]:
+    async def _send(self, script: Script, requests: Sequence[Request]) -> list[Reply]:
         keys: list[bytes] = [self._keys.meta]
         arguments: list[bytes] = [*self._facts, b"%d" % self._revision]
         for item_id, request in requests:
             keys.append(self._keys.forward(item_id))
             arguments += (item_id, request)
-        now, revision, *replies = await self._primary.call(partial(self._evaluate, keys, arguments))
+        now, revision, *replies = await self._primary.call(partial(self._evaluate, script, keys, arguments))
         if revision:
             self._revision = max(self._revision, revision)
             self._revised(revision)
         at = datetime.fromtimestamp(now, UTC)
         return [Reply(reply, at) for reply in replies]
 
-    async def _evaluate(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
+    async def _evaluate(self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
         try:
-            return await self._primary.evaluate(_SCRIPT, keys, arguments)
+            return await self._primary.evaluate(script, keys, arguments)
         except ResponseError as error:
             raise older(error, self._keys.name, self._revision) or error from error
 

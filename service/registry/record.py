@@ -26,6 +26,7 @@ from service.registry.changes import ChangeLog
 from service.registry.contents import Contents
 from service.registry.primary import Primary
 from service.registry.request_queue import Reply, Request
+from service.registry.restoring import Restored, restored, restoring
 from service.registry.tree import LiveTree
 
 if TYPE_CHECKING:
@@ -92,6 +93,24 @@ class Record:
             read_assignment(item_id, reply.value, self.layout) if isinstance(reply.value, bytes) else None
             for item_id, reply in zip(item_ids, replies, strict=True)
         ]
+
+    async def restore(self, assignments: Sequence[Assignment]) -> list[Restored]:
+        """Puts IDs back that were assigned elsewhere under this tokenizer, with their times.
+
+        What the record holds stands: an ID that is its item's already is left as it is, and none is renamed. An item's
+        present ID has to come before those that it held before. Acknowledged like a claim.
+
+        Returns:
+            What became of each, in order.
+
+        Raises:
+            ValueError: Codes that the tokenizer does not have, a digest that has not 8 bytes, or a time out of range.
+            RegistryUnavailable: Nothing is acknowledged, though some may be restored: restore again.
+        """
+        if not assignments:
+            return []
+        replies = await self._items.restore([restoring(assignment, self.layout) for assignment in assignments])
+        return [restored(pair[0], pair[1], self.layout) for pair in zip(assignments, replies, strict=True)]
 
     async def by_item_ids(self, item_ids: Sequence[str]) -> list[Assignment | None]:
         """The assignments of these items, in order, retired ones too; None for an item that has none.

@@ -1,4 +1,4 @@
-"""`semid export` as people type it, on the registry of a running service."""
+"""`semid export` and `semid import` as people type them, on the registry of a running service."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
-from models import read_manifest
+from models import DEFAULT_CHECKPOINT, read_manifest
 from service.cli import app
 from service.record_table import Description
 
@@ -79,6 +79,71 @@ def test_a_generator_gets_the_live_items_and_the_sizes_of_its_levels(
     assert f"tokens by level, the suffixes last: 16, 16, 16, {suffixes}" in result.output
 
 
+def test_an_export_moves_into_another_namespace_while_the_service_runs(
+    service: Any, semid: Callable[..., Result], items: dict[str, Any], namespace: str, tmp_path: Path
+) -> None:
+    path, other = tmp_path / "record.parquet", f"{namespace}-2"
+    semid("export", path, "--namespace", namespace)
+
+    result = semid("import", path, "--namespace", other)
+    again = semid("import", path, "--namespace", other)
+
+    assert (result.exit_code, again.exit_code) == (0, 0), result.output
+    assert "60 IDs restored, 0 were there already" in result.output
+    assert "0 IDs restored, 60 were there already" in again.output
+    for item_id, answer in items.items():
+        here, there = (
+            service.http.get(f"/item/{answer['semantic_id']}", params={"namespace": name})
+            for name in (namespace, other)
+        )
+        assert here.status_code == there.status_code == (410 if item_id == "item 7" else 200)
+        assert there.json() | {"namespace": namespace} == here.json() | {"namespace": namespace}
+    pages = [service.http.get("/prefix/", params={"namespace": name}).json() for name in (namespace, other)]
+    assert pages[0]["items"] == pages[1]["items"]
+    assert [file.name for file in tmp_path.iterdir()] == ["record.parquet"]
+
+
+def test_refused_rows_stand_in_a_file_with_their_reason_and_the_exit_status_says_so(
+    service: Any,
+    semid: Callable[..., Result],
+    items: dict[str, Any],
+    namespace: str,
+    tmp_path: Path,
+    make_embedding: MakeEmbedding,
+) -> None:
+    path, other = tmp_path / "record.parquet", f"{namespace}-2"
+    semid("export", path, "--namespace", namespace)
+    service.tokenize({"item_id": "squatter", "embedding": make_embedding(0)}, namespace=other)
+
+    result = semid("import", path, "--namespace", other)
+
+    refused = tmp_path / "record.refused.jsonl"
+    assert result.exit_code == 1
+    assert f"1 rows were refused; the reasons are in {refused}" in result.output
+    taken = items["item 0"]["semantic_id"]
+    assert [json.loads(line) for line in refused.read_text().splitlines()] == [
+        {
+            "item_id": "item 0",
+            "semantic_id": taken,
+            "state": "live",
+            "reason": f"{taken} is held by the item 'squatter'",
+        }
+    ]
+
+
+def test_a_table_of_another_tokenizer_is_refused_as_a_whole(
+    service: Any, semid: Callable[..., Result], items: dict[str, Any], namespace: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "record.parquet"
+    semid("export", path, "--namespace", namespace)
+
+    result = semid("import", path, "--namespace", f"{namespace}-2", "--checkpoint", DEFAULT_CHECKPOINT)
+
+    assert result.exit_code == 1
+    assert "an ID of one names nothing under the other. Nothing was imported." in result.output
+    assert service.assigned(f"{namespace}-2") == {}
+
+
 @pytest.mark.parametrize(
     ("words", "settings", "said"),
     [
@@ -91,6 +156,9 @@ def test_a_generator_gets_the_live_items_and_the_sizes_of_its_levels(
         (["export", "{dir}/none/x.parquet"], {}, "No such file or directory"),
         (["export", "{dir}/x.parquet"], {"redis_url": "unix://{dir}/none"}, "cannot be reached"),
         (["export", "{dir}/x.parquet"], {"port": "http"}, "SID_* settings"),
+        (["export", "{dir}/x.parquet", "--tokenizer", "big"], {}, "0 tokenizers of the settings are named 'big'"),
+        (["import", "{dir}/x.parquet"], {}, "does not exist"),
+        (["import", __file__], {}, "is not a table that semid export wrote"),
     ],
 )
 def test_a_mistake_is_answered_with_words_and_leaves_nothing_behind(
