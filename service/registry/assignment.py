@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 DIGEST_BYTES = 8
 DEAD = b"\xff"  # before an item id: no UTF-8 begins with it
 CONTROL = b"\xfe"  # the same
+VERSION_BYTES = 4
 CONTENT_CHANGED = 0b01
 RETIRED = 0b10
 
@@ -145,11 +146,16 @@ def write_assignment(assignment: Assignment, layout: CodeLayout) -> bytes:
 
 def read_former(value: bytes, layout: CodeLayout) -> dict[SemanticId, datetime]:
     """The IDs that an item held before, and when each was assigned: assigned_at 4 | codes | suffix | comma, ..."""
-    former = {}
+    return {read_semantic_id(packed, layout): _time(at) for packed, at in split_former(value, layout)}
+
+
+def split_former(value: bytes, layout: CodeLayout) -> list[tuple[bytes, bytes]]:
+    """The same, as packed IDs and times."""
+    former = []
     start = 0
     while start < len(value):
         end = value.index(b",", start + 4 + layout.width)
-        former[read_semantic_id(value[start + 4 : end], layout)] = _time(value[start : start + 4])
+        former.append((value[start + 4 : end], value[start : start + 4]))
         start = end + 1
     return former
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import ResponseError
 
 from service.registry.assignment import DEAD, latest_time
-from service.registry.history import older
+from service.registry.history import RecordFacts, older
 from service.registry.primary import Primary, Script
 from service.registry.request_queue import Reply, Request, RequestQueue
 
@@ -30,31 +30,20 @@ _CLAIM, _RESTORE = _script("record.lua"), _script("restore.lua")
 class AtomicRecord:
     """Changes a record by atomic calls, and reads what items hold."""
 
-    def __init__(
-        self,
-        primary: Primary,
-        keys: RecordKeys,
-        *,
-        max_suffix: int,
-        changes_kept: int,
-        epoch: bytes,
-        revised: Callable[[int], None],
-    ) -> None:
+    def __init__(self, primary: Primary, keys: RecordKeys, facts: RecordFacts, revised: Callable[[int], None]) -> None:
         """Of the record with these keys.
 
         Args:
             primary: Where it lies.
             keys: Its keys.
-            max_suffix: The highest suffix that it may issue.
-            changes_kept: How many changes of the record are kept, at least.
-            epoch: Which history of the record is known.
+            facts: What else is known of it.
             revised: Is told each revision that was made here.
         """
         self._primary = primary
         self._keys = keys
         layout = keys.layout
-        facts = (keys.partition_buckets, layout.width, layout.bytes_per_code, max_suffix, changes_kept)
-        self._facts = (*(b"%d" % fact for fact in facts), epoch)
+        numbers = (keys.partition_buckets, layout.width, layout.bytes_per_code, facts.max_suffix, facts.changes_kept)
+        self._facts = (*(b"%d" % number for number in numbers), facts.epoch)
         self._revised = revised
         self._revision = 0  # the latest that this process has seen
         self._queue = RequestQueue(partial(self._send, _CLAIM))

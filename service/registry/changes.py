@@ -12,8 +12,8 @@ from service.registry.assignment import read_holder, read_semantic_id, write_sem
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+    from service.registry.cluster import Server
     from service.registry.keys import RecordKeys
-    from service.registry.primary import Primary
     from service.semantic_id import CodeLayout, SemanticId
 
 CHANGES_PER_CALL = 2048  # a call has at most 1024 requests, and each changes at most two IDs
@@ -55,9 +55,9 @@ class Changes(NamedTuple):
 class ChangeLog:
     """The latest changes of one record."""
 
-    def __init__(self, primary: Primary, keys: RecordKeys, settle: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, server: Server, keys: RecordKeys, settle: Callable[[], Awaitable[None]]) -> None:
         """Reads the log; `settle` returns when what was read is durable."""
-        self._primary = primary
+        self._server = server
         self._keys = keys
         self._settle = settle
         self._watch = RevisionWatch(self.revision)
@@ -68,7 +68,7 @@ class ChangeLog:
         Raises:
             RegistryUnavailable: The server cannot be reached.
         """
-        (revision,) = await self._primary.read([("HGET", self._keys.meta, b"revision")])
+        (revision,) = await self._server.read([("HGET", self._keys.meta, b"revision")])
         return int(revision or 0)
 
     def revised(self, revision: int) -> None:
@@ -92,7 +92,7 @@ class ChangeLog:
     async def _read(self, after: int, limit: int) -> Changes:
         # An entry has the revision of its last change: the one that holds `after + limit` may be that much further.
         last = after + limit + CHANGES_PER_CALL - 1
-        latest, entries = await self._primary.read(
+        latest, entries = await self._server.read(
             [
                 ("HGET", self._keys.meta, b"revision"),
                 ("XRANGE", self._keys.changes, f"{after + 1}-0", f"{last}-0"),
@@ -112,7 +112,7 @@ class ChangeLog:
     async def _with_items(self, rows: Sequence[_Row]) -> list[Change]:
         """An ID names its item for good, so the log need not."""
         fields = [write_semantic_id(row.semantic_id, self._keys.layout) for row in rows]
-        holders = await self._primary.read([("HGET", self._keys.reverse(field), field) for field in fields])
+        holders = await self._server.read([("HGET", self._keys.reverse(field), field) for field in fields])
         return [
             Change(row.revision, row.kind, read_holder(holder)[0].decode(), row.semantic_id, row.replaced_by)
             for row, holder in zip(rows, holders, strict=True)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 CONNECTIONS = 16
 SENTINEL_PORT = 26379
 _SENTINEL_SCHEMES = {"redis+sentinel": "redis", "rediss+sentinel": "rediss"}
-_SCHEMES = "redis://, rediss://, unix://, redis+sentinel:// or rediss+sentinel://"
+_SCHEMES = "redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://"
 
 
 class Connections(NamedTuple):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from service.registry.assignment import DEAD
+from service.registry.assignment import CONTROL, DEAD, VERSION_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 
+    from service.registry.cluster import Server
     from service.registry.keys import RecordKeys
-    from service.registry.primary import Primary
+
+    ReadHeld = Callable[[Sequence[bytes]], Awaitable[list[tuple[bytes | None, bytes | None]]]]
 
 FIELDS_PER_SCAN = 10_000
 ITEMS_PER_READ = 20_000
@@ -42,9 +44,11 @@ class Part(NamedTuple):
 class Contents:
     """Reads what one record keeps of its items."""
 
-    def __init__(self, primary: Primary, keys: RecordKeys) -> None:
-        self._primary = primary
+    def __init__(self, server: Server, keys: RecordKeys, held: ReadHeld) -> None:
+        """Reads buckets whole; `held` reads items, and finishes what is being done with them."""
+        self._server = server
         self._keys = keys
+        self._held = held
 
     async def scan(self) -> AsyncIterator[Part]:
         """All items, each once, retired ones too; one that is there throughout is found.
@@ -54,13 +58,17 @@ class Contents:
         Raises:
             RegistryUnavailable: The server cannot be reached.
         """
-        (count,) = await self._primary.read([("HGET", self._keys.meta, b"count")])
+        (count,) = await self._server.read([("HGET", self._keys.meta, b"count")])
         buckets = self._keys.buckets
         step = min(max(1, ITEMS_PER_READ * buckets // max(int(count or 0), 1)), MAX_BUCKETS_PER_READ)
         for start in range(0, buckets, step):
             numbers = range(start, min(start + step, buckets))
             found = await self._whole([self._keys.forward_bucket(number) for number in numbers])
-            yield Part([held for fields in found for held in _held(fields)], numbers.stop, buckets)
+            held = [one for fields in found for one in _held(fields)]
+            begun = [item_id for fields in found for item_id in _begun(fields)]
+            if begun:
+                held = [one for one in held if one.item_id not in begun] + await self.of(begun)
+            yield Part(held, numbers.stop, buckets)
 
     async def of(self, item_ids: Sequence[bytes]) -> list[Held]:
         """What is kept of these items, in order, without those that have no assignment.
@@ -68,11 +76,10 @@ class Contents:
         Raises:
             RegistryUnavailable: The server cannot be reached.
         """
-        commands = [("HMGET", self._keys.forward(item_id), item_id, DEAD + item_id) for item_id in item_ids]
-        values = await self._primary.read(commands)
+        held = await self._held(item_ids)
         return [
             Held(item_id, value, former or b"")
-            for item_id, (value, former) in zip(item_ids, values, strict=True)
+            for item_id, (value, former) in zip(item_ids, held, strict=True)
             if value
         ]
 
@@ -82,7 +89,7 @@ class Contents:
         cursors = dict.fromkeys(range(len(keys)), 0)
         while cursors:
             commands = [("HSCAN", keys[i], cursor, "COUNT", FIELDS_PER_SCAN) for i, cursor in cursors.items()]
-            answers = await self._primary.read(commands)
+            answers = await self._server.read(commands)
             for i, (_, fields) in zip(cursors, answers, strict=True):
                 found[i].update(fields)
             cursors = {i: cursor for i, (cursor, _) in zip(cursors, answers, strict=True) if cursor}
@@ -91,5 +98,12 @@ class Contents:
 
 def _held(fields: Mapping[bytes, bytes]) -> Iterator[Held]:
     for item_id, value in fields.items():
-        if not item_id.startswith(DEAD):
+        if not item_id.startswith((DEAD, CONTROL)):
             yield Held(item_id, value, fields.get(DEAD + item_id, b""))
+
+
+def _begun(fields: Mapping[bytes, bytes]) -> Iterator[bytes]:
+    """Items with which something is being done, see `forward.lua`."""
+    for field, control in fields.items():
+        if field.startswith(CONTROL) and len(control) > VERSION_BYTES:
+            yield field.removeprefix(CONTROL)

@@ -99,8 +99,8 @@ class Promise:
                 f"The registry at {address} evicts keys when its memory is full, and with them acknowledged "
                 f"Semantic IDs: set its maxmemory-policy ({config['maxmemory-policy']}) to noeviction."
             )
-        if server.get("redis_mode") == "cluster" and not self.cluster_node:
-            raise RegistryRefused(f"The registry at {address} is a cluster; this version needs a single primary.")
+        if "cluster" in {server.get("server_mode"), server.get("redis_mode")} and not self.cluster_node:
+            raise RegistryRefused(f"The registry at {address} is a cluster: its URL begins with redis+cluster://.")
         if self.durability is Durability.MEMORY:
             return Wait()
         sync = await self._needs_sync(address, command, config, server)

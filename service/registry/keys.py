@@ -34,6 +34,22 @@ class RecordKeys:
         self.partitions = layout.codebook_sizes[0] if levels > 1 else 1
         self.partition_buckets = -(-buckets // self.partitions)
 
+        self.outboxes = f"sid:{{{name}}}:m".encode()
+
+    def first_codes(self) -> Iterator[bytes]:
+        """All codes of the first level, packed; of a tokenizer of one level the empty one alone."""
+        if len(self.layout.codebook_sizes) == 1:
+            return iter([b""])
+        return (code.to_bytes(self.layout.bytes_per_code) for code in range(self.partitions))
+
+    def first_code(self, codes: bytes) -> bytes:
+        """By which packed codes, or an ID, which begins with them, are kept together."""
+        return codes[: self.layout.bytes_per_code] if len(self.layout.codebook_sizes) > 1 else b""
+
+    def outbox(self, first_code: bytes) -> bytes:
+        """On a cluster: the changes of the IDs that begin so, on their way into the log."""
+        return self._partition(first_code) + b"o"
+
     def forward(self, item_id: bytes) -> bytes:
         """The bucket of an item."""
         return self.forward_bucket(crc32(item_id) % self.buckets)
@@ -44,23 +60,19 @@ class RecordKeys:
 
     def reverse_buckets(self) -> Iterator[bytes]:
         """All buckets in which Semantic IDs stand."""
-        for partition in range(self.partitions):
+        for code in self.first_codes():
             for bucket in range(self.partition_buckets):
-                yield self._reverse_bucket(partition, bucket)
+                yield self._partition(code) + b"%d" % bucket
 
     def under(self, prefix: bytes) -> bytes:
         """The bucket of what stands under a packed prefix."""
-        if len(self.layout.codebook_sizes) == 1:
-            return self._reverse + b"}:0"
-        if not prefix:
+        if not prefix and len(self.layout.codebook_sizes) > 1:
             return self.root
-        first = int.from_bytes(prefix[: self.layout.bytes_per_code])
-        return self._reverse_bucket(first, hash_prefix(prefix) % self.partition_buckets)
+        return self._partition(self.first_code(prefix)) + b"%d" % (hash_prefix(prefix) % self.partition_buckets)
 
     def reverse(self, codes: bytes) -> bytes:
         """The bucket of packed codes, and of the Semantic IDs, which begin with them."""
         return self.under(self.layout.inner_prefix(codes))
 
-    def _reverse_bucket(self, partition: int, bucket: int) -> bytes:
-        tag = b"%d" % partition if len(self.layout.codebook_sizes) > 1 else b""
-        return self._reverse + tag + b"}:%d" % bucket
+    def _partition(self, first_code: bytes) -> bytes:
+        return self._reverse + (b"%d" % int.from_bytes(first_code) if first_code else b"") + b"}:"

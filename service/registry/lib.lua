@@ -40,6 +40,17 @@
 --                                      Under the codes of all levels but the last:
 --                                      ID -> item id, for good; FF item id once the ID is retired or replaced
 --                                      packed codes -> the highest suffix issued; only there once a second was wanted
+--   On a cluster there is more, as no call reaches two slots; see forward.lua, reverse.lua and feed.lua:
+--   sid:NAME:f:<bucket>                FE item id -> the control: what is being done with the item, and the version of the
+--                                          last thing done
+--   sid:{NAME:r:<c>}:<bucket>          ID -> FE, "1" live or "0" not, version 4 bytes, item id: once it came back, was
+--                                          retired or replaced
+--   sid:{NAME:r:<c>}:o         hash    the outbox: changes of these IDs on their way into the log
+--                                      n               number of the last change
+--                                      t               number up to which changes were removed
+--                                      number -> change, as in the log; "r" for an "R" of an ID that had gone before
+--   sid:{NAME}:m               hash    first code -> number up to which its outbox was moved into the log
+--   sid:{<number>}:synced      string  one on each server, for barriers
 --   In a reverse bucket a field of the width of the codes is a counter of suffixes, a longer one an ID, a shorter one an
 --   inner prefix: no ambiguity.
 
@@ -48,10 +59,16 @@ local sub, byte, char, floor = string.sub, string.byte, string.char, math.floor
 
 local RETIRED = 2
 local DEAD = '\255'
+local CONTROL = '\254'
 
 -- Seconds as 4 bytes.
 local function pack_time(seconds)
     return char(floor(seconds / 16777216) % 256, floor(seconds / 65536) % 256, floor(seconds / 256) % 256, seconds % 256)
+end
+
+local function unpack_time(bytes, first)
+    local a, b, c, d = byte(bytes, first, first + 3)
+    return ((a * 256 + b) * 256 + c) * 256 + d
 end
 
 local function extend(hash, codes, first, last)

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from redis import exceptions as redis_errors
 from redis.asyncio import Redis
-from redis.asyncio.sentinel import MasterNotFoundError
 
 from service.errors import RegistryRefused, RegistryUnavailable
-from service.registry.connections import NotPrimary, open_connections
+from service.registry.calls import Calls, cause, demoted
+from service.registry.connections import open_connections
 from service.registry.durability import Durability, Promise, Wait
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Sequence
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ class ScriptCall(NamedTuple):
         return (*name, len(self.keys), *self.keys, b"1" if waits else b"0", *self.arguments)
 
 
-class Primary:
+class Primary(Calls):
     """The server: its calls bounded in time, shielded and translated; its durability checked.
 
     Attributes:
@@ -82,15 +82,13 @@ class Primary:
         Raises:
             RegistryRefused: The URL cannot be read.
         """
+        super().__init__(timeout_ms, retry_ms)
         self.durable_before = 0
         self._promise = Promise(Durability(durability), replicas, timeout_ms, cluster_node)
         self._wait = Wait()
-        self._timeout_ms = timeout_ms
-        self._retry_s = retry_ms / 1000
         self._checking = asyncio.Lock()
         self._connections_made = 0
         self._connections_checked = -1
-        self._tasks: set[asyncio.Task[Any]] = set()
         pool, self.address = open_connections(url, timeout_ms, self._on_connect)
         self._client: Redis = Redis.from_pool(pool)
 
@@ -104,64 +102,23 @@ class Primary:
 
     async def close(self) -> None:
         """Waits for the calls under way, each bounded in time, and closes the connections."""
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self.finish_calls()
         with contextlib.suppress(redis_errors.RedisError, OSError):
             await self._client.connection_pool.aclose()
 
-    async def call(self, operation: Callable[[], Awaitable[T]], *, retried: bool = True) -> T:
-        """Runs an idempotent operation; its caller's cancellation does not reach it.
+    async def ping(self) -> None:
+        """Returns where the server answers and serves; inside `call` only."""
+        await self.command("PING")
 
-        A command cancelled between its sending and its reply would leave the reply to the connection's next user.
-
-        Raises:
-            RegistryUnavailable: It failed.
-        """
-        task = asyncio.ensure_future(self._retried(operation, self._retry_s if retried else 0.0))
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
-        return await asyncio.shield(task)
-
-    def _finished(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # its caller may have left: then nobody else looks
-
-    async def _retried(self, operation: Callable[[], Awaitable[T]], retry_s: float) -> T:
-        loop = asyncio.get_running_loop()
-        deadline, delay_s = loop.time() + retry_s, FIRST_RETRY_DELAY_S
-        while True:
-            try:
-                return await operation()
-            except (redis_errors.RedisError, OSError) as error:
-                if not _may_pass(error) or loop.time() + delay_s > deadline:
-                    raise RegistryUnavailable(self._plainly(error)) from error
-                if _demoted(error):
-                    await self._disconnect()
-            await asyncio.sleep(delay_s)
-            delay_s *= 2
+    async def recover(self, _error: Exception) -> None:
+        """Drops the connections to a server that is no longer the primary."""
+        if demoted(_error):
+            await self._disconnect()
 
     async def _disconnect(self) -> None:
         """Drops all connections: those that only read would be answered by the demoted primary for ever."""
         with contextlib.suppress(redis_errors.RedisError, OSError):
             await self._client.connection_pool.disconnect()
-
-    def _plainly(self, error: Exception) -> str:
-        error = _cause(error)
-        words = {
-            redis_errors.BusyLoadingError: "is loading its data",
-            redis_errors.AuthenticationError: f"does not accept the credentials ({error})",
-            redis_errors.TimeoutError: f"did not answer within {self._timeout_ms} ms",
-            NotPrimary: "is a read-only replica",
-            MasterNotFoundError: "has no primary that its sentinels agree on",
-            redis_errors.ConnectionError: f"cannot be reached ({error})",
-            redis_errors.OutOfMemoryError: "has no memory left (maxmemory)",
-            redis_errors.ReadOnlyError: "is a read-only replica",
-        }
-        for kind, what in words.items():
-            if isinstance(error, kind):
-                return f"The registry at {self.address} {what}."
-        return f"The registry at {self.address} failed: {error}"
 
     async def command(self, *parts: Any) -> Any:
         """One command's answer; inside `call` only."""
@@ -287,8 +244,8 @@ class Primary:
                         await self._check()
                         self._connections_checked = made
             except redis_errors.RedisError as error:
-                if isinstance(_cause(error), redis_errors.AuthenticationError):
-                    raise RegistryRefused(self._plainly(error)) from error
+                if isinstance(cause(error), redis_errors.AuthenticationError):
+                    raise RegistryRefused(self.plainly(error)) from error
                 raise
 
     async def _check(self) -> None:
@@ -302,23 +259,3 @@ def _none_failed(answers: list[Any]) -> list[Any]:
         if isinstance(answer, Exception):
             raise answer
     return answers
-
-
-def _cause(error: Exception) -> Exception:
-    """What redis-py wrapped into a ConnectionError, where it is the server's own word, as on credentials."""
-    return error.__cause__ if isinstance(error.__cause__, redis_errors.RedisError) else error
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether a short wait may help: the connection was dropped or refused, the server loads, or was demoted."""
-    error = _cause(error)
-    if isinstance(error, redis_errors.AuthenticationError | TimeoutError):
-        return False
-    return isinstance(error, redis_errors.ConnectionError | OSError) or _demoted(error)
-
-
-def _demoted(error: Exception) -> bool:
-    """Whether another server is the primary now: the next connection may find it."""
-    if isinstance(error, redis_errors.ReadOnlyError | redis_errors.MasterDownError):
-        return True
-    return isinstance(error, redis_errors.ResponseError) and str(error).startswith("UNBLOCKED")  # while it waited

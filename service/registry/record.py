@@ -1,6 +1,7 @@
-"""One namespace's assignments under one tokenizer.
+r"""One namespace's assignments under one tokenizer.
 
-    claim, retire --> queue (what waits is merged) --> one script call --> [WAITAOF] --> acknowledged
+    claim, retire --> queue (what waits is merged) --> atomic: one script call  --> [wait] --> acknowledged
+                                                   \-> stepwise, on a cluster  -/
 
 The key schema stands at the top of `lib.lua`.
 """
@@ -23,10 +24,12 @@ from service.registry.assignment import (
 )
 from service.registry.atomic import AtomicRecord
 from service.registry.changes import ChangeLog
+from service.registry.cluster import Cluster, Server
 from service.registry.contents import Contents
-from service.registry.primary import Primary
+from service.registry.history import RecordFacts
 from service.registry.request_queue import Reply, Request
 from service.registry.restoring import Restored, restored, restoring
+from service.registry.stepwise import SteppedRecord
 from service.registry.tree import LiveTree
 
 if TYPE_CHECKING:
@@ -40,23 +43,21 @@ if TYPE_CHECKING:
 class Record:
     """One namespace's assignments under one tokenizer."""
 
-    def __init__(self, primary: Primary, keys: RecordKeys, *, max_suffix: int, changes_kept: int, epoch: bytes) -> None:
+    def __init__(self, server: Server, keys: RecordKeys, *, max_suffix: int, changes_kept: int, epoch: bytes) -> None:
         """Use `Registry.record`."""
         self.layout = keys.layout
         self.buckets = keys.buckets
-        self.changes = ChangeLog(primary, keys, self.settle)
-        self.tree = LiveTree(primary, keys)
-        self.contents = Contents(primary, keys)
-        self._primary = primary
+        self.changes = ChangeLog(server, keys, self.settle)
+        self.tree = LiveTree(server, keys)
+        self._server = server
         self._keys = keys
-        self._items = AtomicRecord(
-            primary,
-            keys,
-            max_suffix=max_suffix,
-            changes_kept=changes_kept,
-            epoch=epoch,
-            revised=self.changes.revised,
-        )
+        facts = RecordFacts(max_suffix, changes_kept, epoch)
+        self._items: AtomicRecord | SteppedRecord
+        if isinstance(server, Cluster):
+            self._items = SteppedRecord(server, keys, facts, self.changes.revised)
+        else:
+            self._items = AtomicRecord(server, keys, facts, self.changes.revised)
+        self.contents = Contents(server, keys, self._items.held)
 
     async def claim(self, claims: Sequence[Claim]) -> list[ClaimResult | SuffixExhausted]:
         """Gives each item its one Semantic ID: the one it holds, or the next free suffix of its codes.
@@ -132,7 +133,7 @@ class Record:
             RegistryUnavailable: As in `by_item_ids`.
         """
         fields = [write_semantic_id(semantic_id, self.layout) for semantic_id in semantic_ids]
-        holders = await self._primary.read([("HGET", self._keys.reverse(field), field) for field in fields])
+        holders = await self._server.read([("HGET", self._keys.reverse(field), field) for field in fields])
         asked = [
             (semantic_id, read_holder(holder)[0])
             for semantic_id, holder in zip(semantic_ids, holders, strict=True)
@@ -162,9 +163,7 @@ class Record:
             RegistryUnavailable: The server cannot be reached.
         """
         packed = [self.layout.pack(codes) for codes in groups]
-        pairs = await self._primary.read(
-            [("HMGET", self._keys.reverse(codes), codes, codes + b"0") for codes in packed]
-        )
+        pairs = await self._server.read([("HMGET", self._keys.reverse(codes), codes, codes + b"0") for codes in packed])
         return [int(highest) + 1 if highest else int(first is not None) for highest, first in pairs]
 
     async def count(self) -> int:
@@ -173,7 +172,7 @@ class Record:
         Raises:
             RegistryUnavailable: The server cannot be reached.
         """
-        return int((await self._primary.read([("HGET", self._keys.meta, b"count")]))[0] or 0)
+        return int((await self._server.read([("HGET", self._keys.meta, b"count")]))[0] or 0)
 
     async def settle(self) -> None:
         """Returns when all that was read before is as durable as promised."""

@@ -7,9 +7,9 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from service.errors import RegistryRefused
+from service.registry.cluster import Server, open_server
 from service.registry.durability import Durability
 from service.registry.keys import RecordKeys
-from service.registry.primary import Primary
 from service.registry.record import Record
 from service.semantic_id import MAX_SUFFIX, CodeLayout
 
@@ -25,9 +25,9 @@ RECORDS_KEPT = 1024
 class Registry:
     """A server of the Redis protocol, and the records in it."""
 
-    def __init__(self, primary: Primary, buckets: int, changes_kept: int) -> None:
+    def __init__(self, server: Server, buckets: int, changes_kept: int) -> None:
         """Use `connect`."""
-        self._primary = primary
+        self._server = server
         self._buckets = buckets
         self._changes_kept = changes_kept
         self._records: dict[tuple[str, str, tuple[int, ...], int], Record] = {}
@@ -47,7 +47,7 @@ class Registry:
         """Connects, and checks that the server can keep what `durability` promises.
 
         Args:
-            url: `redis://`, `rediss://`, `unix://`, or of sentinels: see `connections`.
+            url: `redis://`, `rediss://`, `unix://`, of sentinels (see `connections`) or of a cluster (see `cluster`).
             durability: What an acknowledgement waits for.
             timeout_ms: How long one call may take.
             retry_ms: How long a dropped or refused connection is tried again, as after a restart of the server.
@@ -61,13 +61,13 @@ class Registry:
         """
         if not 1 <= buckets <= 2**32:
             raise RegistryRefused(f"A record has 1 to 2**32 buckets, not {buckets}.")
-        primary = Primary(url, durability, timeout_ms, retry_ms, replicas=replicas)
+        server = open_server(url, durability, timeout_ms, retry_ms, replicas=replicas)
         try:
-            await primary.call(primary.check)
+            await server.call(server.check)
         except BaseException:
-            await primary.close()
+            await server.close()
             raise
-        return cls(primary, buckets, changes_kept)
+        return cls(server, buckets, changes_kept)
 
     async def ping(self) -> None:
         """Returns where the server answers and serves.
@@ -75,13 +75,13 @@ class Registry:
         Raises:
             RegistryUnavailable: It does not.
         """
-        await self._primary.call(lambda: self._primary.command("PING"), retried=False)
+        await self._server.call(self._server.ping, retried=False)
 
     async def close(self) -> None:
         """Sends what still waits, then closes the connections."""
         for record in self._records.values():
             await record.drain()
-        await self._primary.close()
+        await self._server.close()
 
     async def record(
         self,
@@ -112,11 +112,11 @@ class Registry:
         if name in self._records:
             return self._records[name]
         keys = RecordKeys(_name(namespace, fingerprint), layout, self._buckets)
-        facts = await self._primary.call(partial(self._facts_of, keys, create=create))
+        facts = await self._server.call(partial(self._facts_of, keys, create=create))
         if facts is not None:
             keys = RecordKeys(keys.name, layout, facts.buckets)
         record = Record(
-            self._primary,
+            self._server,
             keys,
             max_suffix=highest,
             changes_kept=self._changes_kept,
@@ -143,13 +143,13 @@ class Registry:
         }
         key = keys.meta
         read = ("HMGET", key, *ours)
-        theirs = await self._primary.command(*read)
+        theirs = await self._server.command(*read)
         if None in theirs:
             if not create:
                 return None
             # Each fact is set once; who comes second reads what the first wrote.
             set_once = [("HSETNX", key, name, value) for name, value in ours.items()]
-            theirs = (await self._primary.pipelined([*set_once, read]))[-1]
+            theirs = (await self._server.pipelined([*set_once, read]))[-1]
         schema, codebook_sizes, buckets, epoch = (value.decode() for value in theirs)
         if (schema, codebook_sizes) != (ours["schema"], ours["codebook_sizes"]):
             raise RegistryRefused(

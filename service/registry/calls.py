@@ -1,0 +1,128 @@
+"""Calls to servers: bounded in time, tried again where that may help, kept from their callers' cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from redis import exceptions as redis_errors
+from redis.asyncio.sentinel import MasterNotFoundError
+
+from service.errors import RegistryUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+T = TypeVar("T")
+
+FIRST_RETRY_DELAY_S = 0.02
+LONGEST_RETRY_DELAY_S = 0.5
+_MOVING = (
+    redis_errors.MovedError,
+    redis_errors.AskError,
+    redis_errors.TryAgainError,
+    redis_errors.ClusterDownError,
+)
+
+
+class Calls:
+    """What every client of the registry shares.
+
+    Attributes:
+        address: Where the registry is, for messages: nothing secret.
+    """
+
+    address: str
+
+    def __init__(self, timeout_ms: int, retry_ms: int) -> None:
+        """Bounds calls.
+
+        Args:
+            timeout_ms: How long one round trip may take, for the message.
+            retry_ms: How long what may pass is tried again.
+        """
+        self._timeout_ms = timeout_ms
+        self._retry_s = retry_ms / 1000
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def call(self, operation: Callable[[], Awaitable[T]], *, retried: bool = True) -> T:
+        """Runs an idempotent operation; its caller's cancellation does not reach it.
+
+        A command cancelled between its sending and its reply would leave the reply to the connection's next user.
+
+        Raises:
+            RegistryUnavailable: It failed.
+        """
+        task = asyncio.ensure_future(self._retried(operation, self._retry_s if retried else 0.0))
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return await asyncio.shield(task)
+
+    async def finish_calls(self) -> None:
+        """Returns when no call is under way; each is bounded in time."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # its caller may have left: then nobody else looks
+
+    async def _retried(self, operation: Callable[[], Awaitable[T]], retry_s: float) -> T:
+        loop = asyncio.get_running_loop()
+        deadline, delay_s = loop.time() + retry_s, FIRST_RETRY_DELAY_S
+        while True:
+            try:
+                return await operation()
+            except (redis_errors.RedisError, OSError) as error:
+                if not _may_pass(error) or loop.time() + delay_s > deadline:
+                    raise RegistryUnavailable(self.plainly(error)) from error
+                await self.recover(error)
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, LONGEST_RETRY_DELAY_S)
+
+    async def recover(self, _error: Exception) -> None:
+        """Does what helps before the operation is tried again."""
+
+    def plainly(self, error: Exception) -> str:
+        """The error in words for the caller."""
+        error = cause(error)
+        words = {
+            redis_errors.BusyLoadingError: "is loading its data",
+            redis_errors.AuthenticationError: f"does not accept the credentials ({error})",
+            redis_errors.TimeoutError: f"did not answer within {self._timeout_ms} ms",
+            MasterNotFoundError: "has no primary that its sentinels agree on",
+            redis_errors.ClusterDownError: "has slots that no server serves",
+            redis_errors.ConnectionError: f"cannot be reached ({error})",
+            redis_errors.OutOfMemoryError: "has no memory left (maxmemory)",
+            redis_errors.ReadOnlyError: "is a read-only replica",
+        }
+        for kind, what in words.items():
+            if isinstance(error, kind):
+                return f"The registry at {self.address} {what}."
+        return f"The registry at {self.address} failed: {error}"
+
+
+def cause(error: Exception) -> Exception:
+    """What redis-py wrapped into a ConnectionError, where it is the server's own word, as on credentials."""
+    return error.__cause__ if isinstance(error.__cause__, redis_errors.RedisError) else error
+
+
+def demoted(error: Exception) -> bool:
+    """Whether another server is the primary now: the next connection may find it."""
+    if isinstance(error, redis_errors.ReadOnlyError | redis_errors.MasterDownError):
+        return True
+    return isinstance(error, redis_errors.ResponseError) and str(error).startswith("UNBLOCKED")  # while it waited
+
+
+def moving(error: Exception) -> bool:
+    """Whether slots of a cluster are on their way from one server to another."""
+    return isinstance(error, _MOVING)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a short wait may help: the connection was dropped or refused, the server loads, or another serves now."""
+    error = cause(error)
+    if isinstance(error, redis_errors.AuthenticationError | TimeoutError):
+        return False
+    return isinstance(error, redis_errors.ConnectionError | OSError) or demoted(error) or moving(error)

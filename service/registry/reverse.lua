@@ -1,0 +1,132 @@
+-- On a cluster: the IDs under one prefix of all codes but the last. One call is one ID of one item, in one slot.
+--
+-- KEYS   the outbox of the first code; the bucket of the ID; the buckets of the prefixes that are counted: under one code,
+--        under two, and so on, up to all but the last two
+-- ARGV   not used; item id, version, bytes of packed codes, bytes of one code, the highest suffix; a number that the outbox is known
+--        to have reached, up to which all changes are in the log; and
+--        "issue" bases codes former...  an ID under the first of these codes (a list of packed codes, one after another)
+--                                       that has a suffix left, or the one that the item has there: the highest suffix
+--                                       that was seen under each of them before the item was begun, as 4 bytes each, and
+--                                       the IDs that the item held before
+--        "live" id                      brings it
+--        "dead" id change               takes it away; the change as it stands in the log
+-- REPLY  the server's time, the ID or "" where no suffix is left, the number of the first change that this call made, its
+--        changes in order. The error OLDER where the outbox is not as far as it is known to be.
+--
+-- A change of an ID that an item had before carries the version of the item's operation: one that comes late, from a
+-- worker who was overtaken, has no effect. To issue is found done where the item has an ID there already.
+
+local outbox, reverse = KEYS[1], KEYS[2]
+local item_id, version = ARGV[2], tonumber(ARGV[3])
+local width, code_bytes, max_suffix, moved = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local SCANNED_WHOLE = 64 -- a group up to this size is searched from its first suffix
+
+local state = call('HMGET', outbox, 'n', 't')
+local reached, trimmed = tonumber(state[1] or 0), tonumber(state[2] or 0)
+if reached < moved then
+    return redis.error_reply('OLDER - ' .. reached)
+end
+local first = reached + 1
+local changes = {}
+
+local function note(change)
+    reached = reached + 1
+    changes[#changes + 1] = change
+    call('HSET', outbox, 'n', reached, reached, change)
+end
+
+local function count_live(codes, change)
+    for place = 3, #KEYS do
+        local inner = sub(codes, 1, (place - 1) * code_bytes)
+        if call('HINCRBY', KEYS[place], inner, change) == 0 then
+            call('HDEL', KEYS[place], inner)
+        end
+    end
+end
+
+-- Whose an ID is, whether it is live, and the version of its last change.
+local function read_holder(holder)
+    if sub(holder, 1, 1) ~= CONTROL then
+        return holder, true, 0
+    end
+    return sub(holder, 7), sub(holder, 2, 2) == '1', unpack_time(holder, 3)
+end
+
+local function set_state(id, live, change)
+    local holder = call('HGET', reverse, id)
+    local whose, was_live, last = read_holder(holder or '')
+    if whose ~= item_id then
+        error({ err = 'OLDER - 0' }) -- it was issued, and this server does not know it
+    end
+    if version <= last then
+        return
+    end
+    call('HSET', reverse, id, CONTROL .. (live and '1' or '0') .. pack_time(version) .. item_id)
+    if live ~= was_live then
+        count_live(id, live and 1 or -1)
+        note(change)
+    elseif sub(change, 1, 1) == 'R' then
+        note('r' .. sub(change, 2)) -- it had gone before
+    end
+end
+
+local function highest_of(codes)
+    local found = call('HMGET', reverse, codes, codes .. '0')
+    return tonumber(found[1] or (found[2] and 0 or -1))
+end
+
+local function find(codes, from, highest)
+    for suffix = from, highest do
+        local holder = call('HGET', reverse, codes .. suffix)
+        if holder and read_holder(holder) == item_id then
+            return codes .. suffix
+        end
+    end
+    return nil
+end
+
+local function issue(bases, list, former)
+    for place = 0, #list / width - 1 do
+        local codes = sub(list, place * width + 1, (place + 1) * width)
+        local highest = highest_of(codes)
+        local from = highest < SCANNED_WHOLE and 0 or unpack_time(bases, place * 4 + 1)
+        local id = find(codes, from, highest)
+        for i = 1, #former do
+            id = id or (sub(former[i], 1, width) == codes and former[i]) or nil
+        end
+        if id then
+            set_state(id, true, 'B' .. id .. ',')
+            return id
+        end
+        if highest < max_suffix then
+            id = codes .. (highest + 1)
+            call('HSET', reverse, id, item_id)
+            if highest >= 0 then
+                call('HSET', reverse, codes, highest + 1)
+            end
+            count_live(codes, 1)
+            note('A' .. id .. ',')
+            return id
+        end
+    end
+    return ''
+end
+
+for number = trimmed + 1, moved do
+    call('HDEL', outbox, number)
+end
+if moved > trimmed then
+    call('HSET', outbox, 't', moved)
+end
+
+local id = ARGV[9]
+if ARGV[8] == 'issue' then
+    local former = {}
+    for i = 11, #ARGV do
+        former[#former + 1] = ARGV[i]
+    end
+    id = issue(ARGV[9], ARGV[10], former)
+else
+    set_state(id, ARGV[8] == 'live', ARGV[10] or 'B' .. id .. ',')
+end
+return { tonumber(call('TIME')[1]), id, first, unpack(changes) }
