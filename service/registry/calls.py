@@ -9,6 +9,7 @@ from redis import exceptions as redis_errors
 from redis.asyncio.sentinel import MasterNotFoundError
 
 from service.errors import RegistryUnavailable
+from service.registry.connections import NotPrimary
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -91,6 +92,7 @@ class Calls:
             redis_errors.BusyLoadingError: "is loading its data",
             redis_errors.AuthenticationError: f"does not accept the credentials ({error})",
             redis_errors.TimeoutError: f"did not answer within {self._timeout_ms} ms",
+            NotPrimary: "is a read-only replica",
             MasterNotFoundError: "has no primary that its sentinels agree on",
             redis_errors.ClusterDownError: "has slots that no server serves",
             redis_errors.ConnectionError: f"cannot be reached ({error})",
