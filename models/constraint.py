@@ -28,12 +28,12 @@ class LiveSemanticIds(LogitsProcessor):
 
     Rows after their end may only say the end again: `generate` overwrites it with padding, or drops the row.
 
-    A row whose prefix leads to no live ID raises. In a beam search such rows can be of no account: `generate` keeps
-    `2 * num_beams` candidates, and where it finds fewer that are allowed (beam sampling: fewer with a probability) it
-    fills up with others, at a score of -inf. That sum stays -inf, below the -1e9 of the blanks among its results. So a
-    group of `num_beams` rows raises only when none of it is live, and its dead rows never become a result.
-    What `generate` returns is a live ID; or, where it found fewer than `num_return_sequences`, one of them again or a
-    row without a whole ID, which `Vocabulary.read` tells.
+    A row whose prefix leads to no live ID raises. Only in beam sampling are such rows of no account: `generate` draws
+    `2 * num_beams` candidates, and where fewer have a probability it fills up with others, at a score of -inf. That sum
+    stays -inf, below the -1e9 of the blanks among its results. So a group of `num_beams` rows raises only when none of
+    it is live, and its dead rows never become a result. (A beam search without sampling carries no dead rows on: every
+    live one has a continuation, and these are enough.) What `generate` returns is a live ID; or, where it found fewer
+    than `num_return_sequences`, one of them again or a row without a whole ID, which `Vocabulary.read` tells.
 
     Args:
         trie: What is live; on the device of the scores, else it is copied there at the first step.
@@ -77,16 +77,15 @@ class LiveSemanticIds(LogitsProcessor):
             msg = f"{whole} IDs are whole and the vocabulary has no end: generate so many tokens and no more"
             raise ValueError(msg)
 
-        allowed = torch.zeros_like(scores, dtype=torch.bool)
+        tokens, allowed = [], []
         if whole < self._ids:
             numbers = self._vocabulary.numbers(said[:, whole * len(self._vocabulary.tokens) :])
-            reachable = self._trie.reachable(numbers) & (live & ~ended)[:, None]
-            tokens = self._vocabulary.tokens[depth][: reachable.shape[1]]
-            allowed.index_copy_(1, tokens, reachable)
+            allowed.append(self._trie.reachable(numbers) & (live & ~ended)[:, None])
+            tokens.append(self._vocabulary.tokens[depth][: allowed[0].shape[1]])
         if self._vocabulary.end is not None:
-            may_end = live & (ended | (depth == 0 and 0 < whole <= self._ids))
-            allowed[:, self._vocabulary.end] = may_end
-        return self._masked(scores, allowed, ended & live, input_ids)
+            allowed.append((live & (ended | (depth == 0 and 0 < whole <= self._ids)))[:, None])
+            tokens.append(said.new_tensor([self._vocabulary.end]))
+        return self._masked(scores, torch.cat(tokens), torch.cat(allowed, dim=1), ended & live, input_ids)
 
     def _past(self, said: Tensor, whole: int) -> tuple[Tensor, Tensor]:
         """For each row, (B,) bool each: whether it has ended, and whether all its IDs up to there are live."""
@@ -100,19 +99,26 @@ class LiveSemanticIds(LogitsProcessor):
         live = self._trie.holds(ids).reshape(-1, whole) | ended[:, :whole]
         return ended[:, -1], live.all(dim=1)
 
-    def _masked(self, scores: Tensor, allowed: Tensor, ended: Tensor, input_ids: Tensor) -> Tensor:
-        """The scores of what is allowed; every row keeps a finite one, as -inf alone would be normalised to NaN."""
+    def _masked(self, scores: Tensor, tokens: Tensor, allowed: Tensor, ended: Tensor, input_ids: Tensor) -> Tensor:
+        """The scores of what is allowed; every row keeps a finite one, as -inf alone would be normalised to NaN.
+
+        Args:
+            scores: (B, V).
+            tokens: (T,) int64, those that may be allowed.
+            allowed: (B, T) bool.
+            ended: (B,) bool.
+            input_ids: For the message.
+        """
         lowest = torch.finfo(scores.dtype).min
-        masked = scores.masked_fill(~allowed, -torch.inf)
-        masked = masked.masked_fill(allowed & ended[:, None], 0.0)
-        best = masked.amax(dim=1)
+        chosen = scores.index_select(1, tokens).masked_fill(ended[:, None], 0.0).masked_fill(~allowed, -torch.inf)
         live = allowed.any(dim=1)
+        best = chosen.amax(dim=1) if len(tokens) else scores.new_full((len(scores),), -torch.inf)
         self._check(live, best, input_ids)
-        rest = torch.where(live & best.isneginf(), lowest, -torch.inf)[:, None]
-        masked = torch.where(allowed, torch.maximum(masked, rest), masked)
-        # Of no account, see above: its sum is -inf whatever it says.
-        masked[:, 0] = torch.where(live, masked[:, 0], lowest)
-        return masked
+        # A live row that another processor has left nothing keeps to live IDs, whatever comes of it.
+        chosen = torch.where(allowed & best.isneginf()[:, None], lowest, chosen)
+        # A dead one is of no account, see above: its sum is -inf whatever it says.
+        chosen[:, 0] = torch.where(live, chosen[:, 0], lowest)
+        return torch.full_like(scores, -torch.inf).index_copy_(1, tokens, chosen)
 
     def _check(self, live: Tensor, best: Tensor, input_ids: Tensor) -> None:
         """Raises where a group of beams would go on without the constraint."""

@@ -74,12 +74,7 @@ class Trie:
 
     def semantic_ids(self) -> Tensor:
         """All live IDs, (N, L + 1) int64, in order."""
-        nodes = torch.arange(len(self.numbers[-1]), device=self.numbers[-1].device)
-        columns = []
-        for offsets, numbers in zip(reversed(self.offsets), reversed(self.numbers), strict=True):
-            columns.append(numbers[nodes])
-            nodes = torch.searchsorted(offsets, nodes, right=True) - 1
-        return torch.stack(columns[::-1], dim=1)
+        return self._rows(torch.arange(len(self.numbers[-1]), device=self.numbers[-1].device))
 
     def holds(self, semantic_ids: Tensor) -> Tensor:
         """Which IDs (B, L + 1) int64, on the trie's device, are live: (B,) bool."""
@@ -132,12 +127,14 @@ class Trie:
         return int(self.numbers[-1].max()) + 1 if len(self.numbers[-1]) else 0
 
     def with_suffixes_below(self, suffixes: int) -> Trie:
-        """The trie without the IDs that a vocabulary of so many suffixes cannot say; itself where there are none."""
+        """The trie without the IDs that so few suffixes cannot say; made once, and itself where there are none."""
         if self.suffixes <= suffixes:
             return self
-        semantic_ids = self.semantic_ids()
-        beyond = semantic_ids[semantic_ids[:, -1] >= suffixes]
-        return self.updated(beyond, torch.zeros_like(beyond[:, 0], dtype=torch.bool), self.revision)
+        if suffixes not in self._narrower:
+            beyond = self._rows((self.numbers[-1] >= suffixes).nonzero().flatten())
+            gone = torch.zeros(len(beyond), dtype=torch.bool, device=beyond.device)
+            self._narrower[suffixes] = self.updated(beyond, gone, self.revision)
+        return self._narrower[suffixes]
 
     def to(self, device: torch.device | str) -> Trie:
         """The same trie on a device."""
@@ -171,6 +168,18 @@ class Trie:
         levels = range(len(sizes) + 1)
         offsets = tuple(tensors[f"offsets.{level}"].long() for level in levels)
         return cls(sizes, facts["revision"], offsets, tuple(tensors[f"numbers.{level}"].long() for level in levels))
+
+    @cached_property
+    def _narrower(self) -> dict[int, Trie]:
+        return {}
+
+    def _rows(self, edges: Tensor) -> Tensor:
+        """The IDs (E, L + 1) to which edges (E,) of the last level lead."""
+        columns = []
+        for offsets, numbers in zip(reversed(self.offsets), reversed(self.numbers), strict=True):
+            columns.append(numbers[edges])
+            edges = torch.searchsorted(offsets, edges, right=True) - 1
+        return torch.stack(columns[::-1], dim=1)
 
     @property
     def _levels(self) -> Levels:

@@ -154,9 +154,9 @@ class Follower:
             FollowerError: The service refused.
         """
         with self._advancing:
-            if self._tokenizer is None:
-                self._tokenizer = str(self._answer("/tokenizers")["default"])
             trie = self._trie
+            if trie is None:
+                self._tokenizer = self._full_name()
             self._trie = trie = self._taken() if trie is None else self._led_on(trie, wait_s)
             return trie
 
@@ -211,8 +211,13 @@ class Follower:
     def _taken(self) -> Trie:
         return Trie.from_bytes(self._get("/trie", {}).content).to(self._device)
 
-    def _answer(self, path: str) -> Any:
-        return orjson.loads(self._get(path, {}).content)
+    def _full_name(self) -> str | None:
+        """The tokenizer with its fingerprint, so that no other of its name can take its place."""
+        loaded = orjson.loads(self._get("/tokenizers", {}).content)
+        if self._tokenizer is None:
+            return str(loaded["default"])
+        names = [each["tokenizer"] for each in loaded["tokenizers"] if each["name"] == self._tokenizer]
+        return str(names[0]) if len(names) == 1 else self._tokenizer
 
     def _get(self, path: str, wanted: dict[str, Any]) -> httpx.Response:
         """The answer, a success or 410.
@@ -226,7 +231,7 @@ class Follower:
             response = self._http.get(path, params={**of, **wanted})
         except httpx.TransportError as error:
             raise ServiceAway(f"{self._http.base_url}: {type(error).__name__}: {error}") from error
-        if response.status_code in RETRIED_STATUSES:
+        if response.status_code in RETRIED_STATUSES or response.is_server_error:
             raise ServiceAway(describe(response), retry_after_s(response))
         if not response.is_success and not _changes_gone(response):
             raise FollowerError(describe(response))

@@ -80,6 +80,17 @@ def test_levels_in_which_nothing_came_or_went_are_not_copied():
     assert [new is old for new, old in zip(updated.numbers, trie.numbers, strict=True)] == [True, True, True, False]
 
 
+def test_ids_with_a_suffix_too_high_are_left_out_once():
+    trie = Trie.of(rows({(0, 0, 0, 0), (0, 0, 2, 9), (2, 1, 0, 3), (2, 1, 0, 2)}), SIZES, 5)
+
+    fewer = trie.with_suffixes_below(3)
+
+    assert fewer.to_bytes() == Trie.of(rows({(0, 0, 0, 0), (2, 1, 0, 2)}), SIZES, 5).to_bytes()
+    assert trie.with_suffixes_below(3) is fewer
+    assert trie.with_suffixes_below(10) is trie
+    assert trie.with_suffixes_below(0).suffixes == 0
+
+
 @given(live=st.sets(IDS, max_size=20), asked=st.lists(IDS, min_size=1, max_size=10))
 @settings(deadline=None, max_examples=40)
 def test_a_trie_holds_its_ids_and_no_others(live, asked):

@@ -167,6 +167,27 @@ def test_a_follower_that_was_away_too_long_takes_a_new_trie(
     forgetful.stop()
 
 
+def test_a_record_that_is_not_as_far_as_the_follower_is_taken_anew(
+    road: Road, service: Any, start_service: Callable[..., Any], data_dir: Path, make_embedding: MakeEmbedding
+) -> None:
+    namespace = "older"
+    assign(service, namespace, make_embedding, 1, 2, 3)
+    older = start_service(data_dir=data_dir)
+    assign(older, namespace, make_embedding, 2)
+    follower = Follower(road.url, namespace=namespace)
+    before = follower.advance()
+
+    road.lead_to(older.address)
+    with contextlib.suppress(ServiceAway):  # where the break of the old connection is noticed too late
+        follower.advance()
+    after = follower.advance()
+    follower.stop()
+
+    assert (before.revision, after.revision) == (3, 1)
+    assert after.to_bytes() == fresh(older, namespace).to_bytes()
+    older.stop()
+
+
 def test_a_service_that_is_down_for_a_while_is_waited_for(
     road: Road, service: Any, namespace: str, make_embedding: MakeEmbedding
 ) -> None:
@@ -232,8 +253,11 @@ def test_another_tokenizer_behind_the_address_is_an_error_and_the_old_trie_is_no
 ) -> None:
     with pytest.raises(FollowerError, match="not loaded"), Follower(road.url, tokenizer="nobody's"):
         pass
-    with Follower(road.url, namespace=namespace, wait_s=0.2) as follower:
+    # By its name alone as well: the fingerprint of the start is what counts.
+    named = str(service.http.get("/tokenizers").json()["default"]).partition("@")[0]
+    with Follower(road.url, namespace=namespace, tokenizer=named, wait_s=0.2) as follower:
         assert follower.revision == 0
+        assert follower._tokenizer == service.http.get("/tokenizers").json()["default"]
 
         road.lead_to(running_other.address)
 
