@@ -26,6 +26,7 @@ class Settings(BaseSettings):
     data_dir: Path = Field(default=Path("data"), description="Where the embedded registry keeps its files.")
     redis_url: str | None = Field(
         default=None,
+        repr=False,  # it may hold a password
         description=(
             "URL of a Redis or Valkey (`redis://`, `rediss://`, `unix://`) or of its sentinels (`redis+sentinel://`, "
             "`rediss+sentinel://`); unset: the embedded one."

