@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: serve test check bench churn clean
+.PHONY: serve test check bench churn chaos clean
 
 serve: $(VENV)/.serve         ## install and start the service on 127.0.0.1:8000
 	@exec $(BIN)/semid serve
@@ -22,6 +22,9 @@ bench: $(VENV)/.serve         ## items/s through HTTP beside SentenceTransformer
 
 churn: $(VENV)/.test          ## follow an hour of churn (SID_CHURN_S): the trie is that of a fresh snapshot
 	SID_CHURN_S=$${SID_CHURN_S:-3600} $(BIN)/python -m pytest tests/service/test_follower.py -k churn $(ARGS)
+
+chaos: $(VENV)/.test          ## break everything for 5 minutes, then check every promise (ARGS='--seconds 60 --seed 7')
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 clean:                        ## remove the environment; the data directory stays
 	rm -rf $(VENV)
