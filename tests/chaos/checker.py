@@ -11,6 +11,8 @@ from tests.chaos.linearizability import Step, explain
 from tests.chaos.observation import Final
 from tests.chaos.steps import EXPECTED, entries, steps_of
 
+COMING = {"assigned", "returned"}
+"""The changes that bring an ID; the others take it away."""
 SHOWN_STEPS = 12
 SHOWN_IDS = 5
 
@@ -116,17 +118,17 @@ def _issued_twice(namings: Iterable[Naming], feed: Iterable[dict[str, Any]]) -> 
                 yield Violation("issued twice", f"{naming.semantic_id} in {first.name}, and in {naming.operation.name}")
     entered: dict[str, dict[str, Any]] = {}
     for change in feed:
-        if change["change"] == "assigned" and change["semantic_id"] in entered:
-            earlier = entered[change["semantic_id"]]
-            yield Violation("issued twice", f"among the changes: {earlier}, and {change}")
-        entered.setdefault(change["replaced_by"] or change["semantic_id"], change)
+        if change["change"] == "assigned":
+            first_change = entered.setdefault(change["semantic_id"], change)
+            if first_change is not change:
+                yield Violation("issued twice", f"among the changes: {first_change}, and {change}")
 
 
 def _gaps(feed: Iterable[dict[str, Any]]) -> Iterator[Violation]:
     """Under each codes every suffix below the highest was issued."""
     groups: dict[str, set[int]] = defaultdict(set)
     for change in feed:
-        codes, _, suffix = (change["replaced_by"] or change["semantic_id"]).rpartition("-")
+        codes, _, suffix = change["semantic_id"].rpartition("-")
         groups[codes].add(int(suffix))
     for codes, suffixes in groups.items():
         if missing := sorted(set(range(max(suffixes) + 1)) - suffixes):
@@ -187,40 +189,46 @@ def _feed(final: Final, followed: Iterable[Sequence[dict[str, Any]]]) -> Iterato
 
 
 def _illegal_changes(feed: Iterable[dict[str, Any]]) -> Iterator[Violation]:
-    holds: dict[str, str] = {}
+    """Each change follows from those before it, and at the end no item has two live IDs."""
+    holder: dict[str, str] = {}
     live: set[str] = set()
     for change in feed:
-        item, semantic_id, kind = change["item_id"], change["semantic_id"], change["change"]
+        item, semantic_id = change["item_id"], change["semantic_id"]
         legal = {
-            "assigned": item not in holds,
-            "returned": holds.get(item) == semantic_id and item not in live,
-            "retired": holds.get(item) == semantic_id and item in live,
-            "replaced": holds.get(item) == semantic_id,
-        }[kind]
+            "assigned": semantic_id not in holder,
+            "returned": holder.get(semantic_id) == item and semantic_id not in live,
+            "retired": holder.get(semantic_id) == item and semantic_id in live,
+            "replaced": holder.get(semantic_id) == item and change["replaced_by"] in live,
+        }[change["change"]]
         if not legal:
-            what = f"{holds.get(item)} ({'live' if item in live else 'not live'})"
-            yield Violation("a change that cannot be", f"{change}, where the item held {what}")
-        holds[item] = change["replaced_by"] or semantic_id
-        live.discard(item)
-        if kind != "retired":
-            live.add(item)
+            yield Violation(
+                "a change that cannot be", f"{change}, where it was {_told_before(semantic_id, holder, live)}"
+            )
+        holder[semantic_id] = item
+        (live.add if change["change"] in COMING else live.discard)(semantic_id)
+    held: dict[str, str] = {}
+    for semantic_id in live:
+        item = holder[semantic_id]
+        other = held.setdefault(item, semantic_id)
+        if other != semantic_id:
+            yield Violation("two live IDs", f"{item} holds {other} and {semantic_id}")
+
+
+def _told_before(semantic_id: str, holder: dict[str, str], live: set[str]) -> str:
+    return f"{holder.get(semantic_id, 'nobody')}'s and {'live' if semantic_id in live else 'not live'}"
 
 
 def replay(feed: Iterable[dict[str, Any]]) -> list[str]:
     """The live IDs after all changes."""
     live: set[str] = set()
     for change in feed:
-        if change["change"] in {"assigned", "returned"}:
-            live.add(change["semantic_id"])
-        else:
-            live.discard(change["semantic_id"])
-            live |= {change["replaced_by"]} - {None}
+        (live.add if change["change"] in COMING else live.discard)(change["semantic_id"])
     return sorted(live, key=_numbers)
 
 
 def _created_are_told(namings: Iterable[Naming], feed: Iterable[dict[str, Any]]) -> Iterator[Violation]:
     """P5: what was acknowledged is among the changes."""
-    told = {change["semantic_id"] for change in feed} | {change["replaced_by"] for change in feed}
+    told = {change["semantic_id"] for change in feed}
     for naming in namings:
         if naming.created and naming.semantic_id not in told:
             yield Violation("not among the changes", f"{naming.semantic_id} of {naming.operation.name}")
@@ -267,12 +275,10 @@ def _explained(
             by_item[item].append(step)
     for item, steps in by_item.items():
         if unexplained := explain(steps):
-            history = "".join(f"\n      {step.source}" for step in unexplained.before[-SHOWN_STEPS:])
-            yield Violation(
-                "unexplained",
-                f"{item}: {unexplained.step.source} says {unexplained.step.answer}, possible was {unexplained.possible}"
-                f"; before it:{history}",
-            )
+            before = "".join(f"\n      {step}" for step in unexplained.before[-SHOWN_STEPS:])
+            possible = " or ".join(map(str, unexplained.possible))
+            words = f"{item}: {unexplained.step}; possible was {possible}; up to it:{before}"
+            yield Violation("unexplained", words)
 
 
 def _numbers(semantic_id: str) -> list[int]:

@@ -45,8 +45,8 @@ class Caller:
         try:
             self._send(method, path, data, leave)
             response = self._connection.getresponse()
-            answer = response.read()
-            return response.status, json.loads(answer) if answer else None
+            # Cut within the headers it seems to be over, and empty: no JSON, so no answer.
+            return response.status, json.loads(response.read())
         except (OSError, http.client.HTTPException, ValueError) as error:
             self.close()
             raise Unanswered(type(error).__name__) from error

@@ -19,6 +19,8 @@ import torch
 from models import Trie
 from tests.chaos.observation import texts
 
+COMING = {"assigned", "returned"}
+"""The changes that bring an ID; the others take it away."""
 WAIT_S = 0.5
 PATIENCE_S = 30.0
 """How long after the end it may take to be where the record is."""
@@ -64,10 +66,7 @@ class Follower:
         live: list[bool] = []
         for change in answer["changes"]:
             ids.append([*map(int, change["semantic_id"].split("-"))])
-            live.append(change["change"] in {"assigned", "returned"})
-            if change["replaced_by"]:
-                ids.append([*map(int, change["replaced_by"].split("-"))])
-                live.append(True)
+            live.append(change["change"] in COMING)
         if ids:
             self._trie = self._trie.updated(torch.tensor(ids), torch.tensor(live), answer["next_after"])
 

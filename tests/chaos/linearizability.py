@@ -43,7 +43,7 @@ class Step(NamedTuple):
         start: When it was asked.
         end: When it was answered, or given up.
         answer: What was answered; None where it is unknown.
-        source: The whole request, for people.
+        source: Where the request stands in the histories.
     """
 
     kind: str
@@ -52,6 +52,10 @@ class Step(NamedTuple):
     end: float
     answer: Answer | None
     source: str = ""
+
+    def __str__(self) -> str:
+        what = f"{self.kind} {self.codes}".rstrip()
+        return f"{self.start:.3f} to {self.end:.3f} {self.source}: {what} -> {self.answer or 'unknown'}"
 
 
 class Effect(NamedTuple):

@@ -84,7 +84,7 @@ class Observer:
         return revision
 
     def _revision(self) -> int:
-        return int(self._http.get("/trie").headers["etag"].strip('"'))
+        return int(self._get("/changes", after=0, limit=1)["revision"])
 
     def views(self, final: Final) -> None:
         """Lists what is live, by each route that can."""
@@ -166,10 +166,7 @@ class Observer:
 def ids_to_look_up(feed: Iterable[dict[str, Any]], told: Iterable[str]) -> list[str]:
     """Every suffix of all codes that anything was assigned under, from 0 to beyond the highest known one."""
     highest: dict[str, int] = {}
-    named = [*told]
-    for change in feed:
-        named += filter(None, (change["semantic_id"], change["replaced_by"]))
-    for semantic_id in named:
+    for semantic_id in [*told, *(change["semantic_id"] for change in feed)]:
         codes, _, suffix = semantic_id.rpartition("-")
         highest[codes] = max(highest.get(codes, 0), int(suffix))
     return [f"{codes}-{suffix}" for codes, last in highest.items() for suffix in range(last + SUFFIXES_BEYOND + 1)]

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 from tqdm import tqdm
 
-from tests.chaos.checker import Violation, check
+from tests.chaos.checker import Violation, check, replay
 from tests.chaos.history import History, Operation, read_history
 from tests.chaos.observation import Final, Observer, ids_to_look_up
 from tests.chaos.proxy import Network, Proxy
@@ -257,7 +257,7 @@ class Run:
         items = sorted({item for operation in operations for item in _items(operation)})
         with History(self._history / "checker.jsonl") as history:
             first.look_up(history, items, ids_to_look_up(final.feed, told))
-            live = [item for item in items if final.feed and item in _live_items(final.feed)][:ASKED_AGAIN]
+            live = _live_items(final.feed)[:ASKED_AGAIN]
             observers[-1].ask_again(history, [(item, contents_of(item)[0]) for item in live], self._embeddings)
         for observer in observers:
             observer.close()
@@ -320,8 +320,7 @@ def _items(operation: Operation) -> list[str]:
     return [operation.arguments["item"]] if "item" in operation.arguments else []
 
 
-def _live_items(feed: Sequence[dict[str, Any]]) -> set[str]:
-    live: set[str] = set()
-    for change in feed:
-        (live.discard if change["change"] == "retired" else live.add)(change["item_id"])
-    return live
+def _live_items(feed: Sequence[dict[str, Any]]) -> list[str]:
+    """The items that hold an ID after all changes."""
+    holder = {change["semantic_id"]: change["item_id"] for change in feed}
+    return [holder[semantic_id] for semantic_id in replay(feed)]

@@ -27,7 +27,7 @@ def entries(operation: Operation) -> list[dict[str, Any]]:
 
 def steps_of(operation: Operation, codes: Sequence[str], holders: Mapping[str, str]) -> Iterator[tuple[str, Step]]:
     """What a request was to each item it is about."""
-    source = f"[{operation.start:.3f} {operation.end or operation.start:.3f}] {operation}"
+    source = operation.name
     times = (operation.start, operation.end if operation.end is not None else operation.start)
     known = operation.acknowledged and operation.status in EXPECTED[operation.call]
     arguments = operation.arguments

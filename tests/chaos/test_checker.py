@@ -38,11 +38,12 @@ class World:
                 change(2, "assigned", "b", "1-2-1"),
                 change(3, "assigned", "c", "3-0-0"),
                 change(4, "assigned", "d", "1-2-2"),
-                change(5, "replaced", "b", "1-2-1", "3-0-1"),
-                change(6, "retired", "c", "3-0-0"),
+                change(5, "assigned", "b", "3-0-1"),
+                change(6, "replaced", "b", "1-2-1", "3-0-1"),
+                change(7, "retired", "c", "3-0-0"),
             ],
             views={"/prefix": ["1-2-0", "1-2-2", "3-0-1"], "the follower's trie": ["1-2-0", "1-2-2", "3-0-1"]},
-            revision=6,
+            revision=7,
         )
         self.told = copy.deepcopy(self.final.feed)
         for item, semantic_id in (("a", "1-2-0"), ("b", "3-0-1"), ("d", "1-2-2")):
@@ -139,12 +140,12 @@ def issue_twice(world: World) -> None:
 
 
 def issue_twice_among_the_changes(world: World) -> None:
-    world.final.feed.append(change(7, "assigned", "c", "3-0-0"))
-    world.final.revision = 7
+    world.final.feed.append(change(8, "assigned", "c", "3-0-0"))
+    world.final.revision = 8
 
 
 def leave_a_gap(world: World) -> None:
-    world.final.feed[4]["replaced_by"] = "3-0-2"
+    world.final.feed[4]["semantic_id"] = "3-0-2"
 
 
 def keep_a_retired_one_live(world: World) -> None:
@@ -185,12 +186,20 @@ def tell_otherwise(world: World) -> None:
 
 
 def tell_what_is_gone(world: World) -> None:
-    world.told.append(change(7, "retired", "a", "1-2-0"))
+    world.told.append(change(8, "retired", "a", "1-2-0"))
+
+
+def forget_to_replace(world: World) -> None:
+    world.final.feed[5] |= {"change": "retired", "semantic_id": "1-2-2", "item_id": "d", "replaced_by": None}
+
+
+def replace_by_nothing(world: World) -> None:
+    world.final.feed[5]["replaced_by"] = "3-0-5"
 
 
 def retire_twice(world: World) -> None:
-    world.final.feed.append(change(7, "retired", "c", "3-0-0"))
-    world.final.revision = 7
+    world.final.feed.append(change(8, "retired", "c", "3-0-0"))
+    world.final.revision = 8
 
 
 def answer_with_a_failure(world: World) -> None:
@@ -232,6 +241,8 @@ BREAKS: list[tuple[Callable[[World], None], str]] = [
     (tell_otherwise, "changes told otherwise"),
     (tell_what_is_gone, "changes told otherwise"),
     (retire_twice, "a change that cannot be"),
+    (replace_by_nothing, "a change that cannot be"),
+    (forget_to_replace, "two live IDs"),
     (answer_with_a_failure, "unexpected answer"),
     (answer_about_another_item, "unexpected answer"),
     (answer_with_an_items_error, "unexpected answer"),
