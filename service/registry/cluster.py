@@ -16,6 +16,7 @@ from redis.crc import key_slot
 
 from service.errors import RegistryRefused
 from service.registry.calls import Calls, moving
+from service.registry.connections import open_connections
 from service.registry.primary import COMMANDS_PER_ROUND_TRIP, Primary, Script, ScriptCall
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Cluster(Calls):
             replicas=replicas,
             cluster_node=True,
         )
+        open_connections(self._url(self._seeds[0]), timeout_ms)  # refused now, not when one is needed
         self._nodes: dict[str, Primary] = {}  # by host:port
         self._slots: list[Primary] = []
         self._refreshing = asyncio.Lock()

@@ -7,6 +7,7 @@ sentinels. `rediss+sentinel://` speaks TLS to both. The other options are those 
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
@@ -169,8 +170,8 @@ def _host_and_port(address: str) -> tuple[str, int]:
 
 def _refuse_stray_credentials(rest: str) -> None:
     """A password with a `/`, `?` or `#` would end the address, and its rest be read as something else."""
-    _, _, tail = rest.partition("/")
-    if "@" in tail or "#" in rest or "?" in rest.partition("/")[0]:
+    authority = re.split("[/?]", rest, maxsplit=1)[0]
+    if "@" in rest[len(authority) :] or "#" in rest:
         raise ValueError("a character of the URL's own in a password")
 
 

@@ -54,6 +54,7 @@ def told(failure: pytest.ExceptionInfo[BaseException], caplog: pytest.LogCapture
     [
         ("redis://user:s3cret@example.net:7000/2?health_check_interval=5", "example.net:7000"),
         ("rediss://:s3cret@example.net", "example.net:6379"),
+        ("redis://:s3cret@example.net:7000?db=1", "example.net:7000"),
         ("redis://[::1]:7000", "::1:7000"),
         ("unix://user:s3cret@/a%20b/socket?db=1", "/a b/socket"),
         (
@@ -108,6 +109,11 @@ def test_a_url_of_sentinels_gives_each_side_its_own_options() -> None:
         "redis+sentinel://:s3cret@a,/shop",
         "redis+sentinel://:s3/cret@a/shop",
         "redis+sentinel://:s3cret@a/shop?no_such_option=s3cret",
+        "redis+cluster://:s3/cret@localhost:6379",
+        "redis+cluster://:1234#s3cret@localhost:6379",
+        "redis+cluster://:1234?s3cret@localhost:6379",
+        "redis+cluster://:s3cret@localhost:port",
+        "redis+cluster://:s3cret@localhost?no_such_option=s3cret",
     ],
 )
 async def test_a_url_that_cannot_be_read_is_refused_without_quoting_it(
