@@ -159,8 +159,9 @@ def export(
 ) -> None:
     """Copy the record of a namespace to a file, at one revision, while the service goes on.
 
-    Reads the registry of the SID_* settings. The table has every Semantic ID ever assigned: it is a backup, which
-    semid import reads, and what a generator is trained on.
+    Reads the registry of the SID_* settings.
+
+    The table has every Semantic ID ever assigned: a backup for semid import, and what a generator is trained on.
     """
     from service.backup import export as run
 
@@ -192,8 +193,9 @@ def import_(
 ) -> None:
     """Put the Semantic IDs of a table back into the registry of the SID_* settings, with their times.
 
-    What the record holds stands, so doing it again changes nothing. Rows that would break a promise are refused, and
-    stand with the reason in a file beside FILE; then the exit status is 1.
+    What the record holds stands, so doing it again changes nothing.
+
+    Rows that would break a promise are refused: a file beside FILE has them with the reason, and the exit status is 1.
     """
     from service.backup import restore as run
 

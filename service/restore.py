@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from service.errors import MalformedSemanticId
 from service.record_table import GONE, LIVE, REPLACED, Description, NotARecordTable, columns, read_groups
@@ -19,6 +20,7 @@ from service.registry.record import Record
 from service.semantic_id import MAX_SUFFIX, SemanticId
 
 MAX_ITEM_ID_BYTES = 256
+ROWS_PER_BATCH = 8192
 
 Progress = Callable[[int, int], None]
 
@@ -70,10 +72,9 @@ async def restore_table(
     total = reader.check(path)
     restored = known = done = 0
     for present in (True, False):  # an ID that was replaced needs the one that replaced it
-        for rows in reader.rows(path):
-            mine = [row for row in rows if (row["state"] != REPLACED) is present]
+        for rows in reader.rows(path, present=present):
             assignments, readable = [], []
-            for row in mine:
+            for row in rows:
                 try:
                     assignments.append(reader.assignment(row))
                     readable.append(row)
@@ -84,7 +85,7 @@ async def restore_table(
                     refusals.add(row, outcome.refusal)
                 restored += outcome.created
                 known += not outcome.created and outcome.refusal is None
-            done += len(mine)
+            done += len(rows)
             progress(done, total)
     return Outcome(restored, known, refusals.count)
 
@@ -102,10 +103,13 @@ class _RowReader:
         """The number of rows, once all of them are known to have these columns."""
         return sum(len(rows) for rows in self._groups(path))
 
-    def rows(self, path: Path) -> Iterator[Sequence[Mapping[str, Any]]]:
-        """The rows, a bounded number at a time."""
+    def rows(self, path: Path, *, present: bool) -> Iterator[Sequence[Mapping[str, Any]]]:
+        """The rows of IDs that were replaced, or all others, a bounded number at a time."""
         for rows in self._groups(path):
-            yield rows.to_pylist()
+            replaced = pc.fill_null(pc.equal(rows["state"], REPLACED), False)
+            wanted = rows.filter(pc.invert(replaced) if present else replaced)
+            for batch in wanted.to_batches(ROWS_PER_BATCH):
+                yield batch.to_pylist()
 
     def _groups(self, path: Path) -> Iterator[pa.Table]:
         try:

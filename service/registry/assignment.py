@@ -120,6 +120,11 @@ def read_assignment(item_id: str, value: bytes, layout: CodeLayout) -> Assignmen
     )
 
 
+def held_id(value: bytes) -> bytes:
+    """The packed ID of an assignment's bytes."""
+    return value[17:] if value[0] & RETIRED else value[13:]
+
+
 def read_holder(holder: bytes) -> tuple[bytes, bool]:
     """Whose a Semantic ID is, and whether it is live, from what stands for it in the record."""
     if holder.startswith(DEAD):
@@ -146,15 +151,15 @@ def write_assignment(assignment: Assignment, layout: CodeLayout) -> bytes:
 
 def read_former(value: bytes, layout: CodeLayout) -> dict[SemanticId, datetime]:
     """The IDs that an item held before, and when each was assigned: assigned_at 4 | codes | suffix | comma, ..."""
-    return {read_semantic_id(packed, layout): _time(at) for packed, at in split_former(value, layout)}
+    return {read_semantic_id(packed, layout): _time(at) for packed, at in split_former(value, layout.width)}
 
 
-def split_former(value: bytes, layout: CodeLayout) -> list[tuple[bytes, bytes]]:
+def split_former(value: bytes, width: int) -> list[tuple[bytes, bytes]]:
     """The same, as packed IDs and times."""
     former = []
     start = 0
     while start < len(value):
-        end = value.index(b",", start + 4 + layout.width)
+        end = value.index(b",", start + 4 + width)
         former.append((value[start + 4 : end], value[start : start + 4]))
         start = end + 1
     return former

@@ -4,7 +4,8 @@
 -- ARGV   not used; item id, bytes of packed codes, bytes of one code, and
 --        "begin"  request base places   what record.lua is asked ("K", "R", "D"), the highest suffix seen under each of
 --                                       its places before, as 4 bytes each, and how many of its places may be had: its
---                                       own codes and all alternatives up to the first that had a suffix left
+--                                       own codes and all alternatives up to the first that had a suffix left; or what
+--                                       restore.lua is asked ("C", "F"), which names its place itself
 --        "commit" control id            what begin answered, and the ID that came of it: "" where nothing was left
 --        "finish"                       tells what is being done
 -- REPLY  of begin and finish: the server's time, the control, whether it was written by this call (1 or 0), the
@@ -13,7 +14,8 @@
 --
 -- The control says what is being done: version 4 bytes | operation 1 byte | time 4 bytes | digest 8 bytes | bases | codes |
 -- alternatives; only one thing at a time is done with an item, and whoever finds a control may finish it. Its version
--- grows with each operation but the first assignment, whose control is version 0 and leaves nothing behind.
+-- grows with each operation but the first assignment, whose control is version 0 and leaves nothing behind. Of an ID that
+-- is put back ("I" what the item holds, "F" what it held before) it has, after the time, what restore.lua is asked.
 
 local forward, item_id = KEYS[1], ARGV[2]
 local width, code_bytes = tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -37,7 +39,7 @@ local function start(operation, rest)
     if version == '' then
         version = '\0\0\0\0'
     end
-    if operation ~= 'A' then
+    if operation ~= 'A' and operation ~= 'I' then
         version = pack_time(unpack_time(version, 1) + 1)
     end
     control = version .. operation .. time .. rest
@@ -45,11 +47,45 @@ local function start(operation, rest)
     return standing(control, 1)
 end
 
+-- The IDs that the item holds or held before.
+local function ids_of_item()
+    local ids = { sub(value, byte(value, 1) < RETIRED and 14 or 18) }
+    local former, start_at = call('HGET', forward, DEAD .. item_id) or '', 1
+    while start_at <= #former do
+        local comma = string.find(former, ',', start_at + 4 + width, true)
+        ids[#ids + 1] = sub(former, start_at + 4, comma - 1)
+        start_at = comma + 1
+    end
+    return ids
+end
+
+-- Where nothing is begun, restore.lua's answer follows from what stands.
+local function begin_restoring(request)
+    local kind, rest = sub(request, 1, 1), sub(request, 2)
+    if kind == 'C' then
+        return value and standing('', 0) or start('I', rest)
+    end
+    if not value then
+        return standing('', 0)
+    end
+    local comma, known = string.find(rest, ',', 5 + width, true), false
+    for _, id in ipairs(ids_of_item()) do
+        if sub(id, 1, width) == sub(rest, 5, 4 + width) then
+            return standing('', 0)
+        end
+        known = known or id == sub(rest, comma + 1)
+    end
+    return known and start('F', rest) or standing('', 0)
+end
+
 local function begin(request, bases, places)
     if pending(control) then
         return standing(control, 0)
     end
     local retired = value and byte(value, 1) >= RETIRED
+    if sub(request, 1, 1) == 'C' or sub(request, 1, 1) == 'F' then
+        return begin_restoring(request)
+    end
     if request == 'D' then
         if not value or retired then
             return standing('', 0)
@@ -110,6 +146,13 @@ local function commit(expected, id)
         value = char(byte(value, 1) + RETIRED) .. at .. sub(value, 2)
     elseif operation == 'B' then
         value = rest
+    elseif operation == 'I' then
+        value = id ~= '' and rest or nil
+    elseif operation == 'F' then
+        if id ~= '' then
+            local former = call('HGET', forward, DEAD .. item_id) or ''
+            call('HSET', forward, DEAD .. item_id, former .. sub(rest, 1, 4) .. id .. ',')
+        end
     elseif id ~= '' then
         local assigned_at = at
         if operation == 'R' then
@@ -126,7 +169,7 @@ local function commit(expected, id)
     if value then
         call('HSET', forward, item_id, value)
     end
-    if operation == 'A' then
+    if operation == 'A' or operation == 'I' then
         call('HDEL', forward, control_field)
     else
         call('HSET', forward, control_field, sub(control, 1, 4))

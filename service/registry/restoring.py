@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from service.registry.assignment import (
     Assignment,
+    held_id,
     read_semantic_id,
+    split_former,
     write_assignment,
     write_semantic_id,
     write_time,
@@ -56,3 +58,33 @@ def restored(assignment: Assignment, reply: Reply, layout: CodeLayout) -> Restor
     other = read_semantic_id(what, layout)
     why = "the item holds {} instead" if kind == b"O" else "the item has {} under the same codes"
     return Restored(False, why.format(other))
+
+
+def refused(request: Request, value: bytes | None, former: bytes, holder: bytes | None, width: int) -> int | bytes:
+    """What `restore.lua` answers where it puts nothing back, from what stands.
+
+    Args:
+        request: What it was asked.
+        value: The item's assignment.
+        former: The IDs that it held before.
+        holder: The item that the ID names.
+        width: Bytes of packed codes.
+    """
+    semantic_id, successor = asked(request.request, width)
+    ids = [held_id(value), *(id_ for id_, _ in split_former(former, width))] if value else []
+    if holder is not None and holder != request.item_id:
+        return b"I" + holder
+    if semantic_id in ids:
+        return 0
+    if not ids:
+        return b"N"
+    alike = next((id_ for id_ in ids if id_[:width] == semantic_id[:width]), b"")
+    return b"S" + alike if successor in ids and alike else b"O" + ids[0]
+
+
+def asked(request: bytes, width: int) -> tuple[bytes, bytes]:
+    """The packed ID that is to be put back, and the one by which it was replaced, empty where it was not."""
+    if request[:1] == b"C":
+        return held_id(request[1:]), b""
+    comma = request.index(b",", 5 + width)
+    return request[5:comma], request[comma + 1 :]

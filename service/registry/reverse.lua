@@ -8,6 +8,7 @@
 --                                       that has a suffix left, or the one that the item has there: the highest suffix
 --                                       that was seen under each of them before the item was begun, as 4 bytes each, and
 --                                       the IDs that the item held before
+--        "put" id change                puts it back, where no other item holds it; "" is replied where one does
 --        "live" id                      brings it
 --        "dead" id change               takes it away; the change as it stands in the log
 -- REPLY  the server's time, the ID or "" where no suffix is left, the number of the first change that this call made, its
@@ -112,6 +113,23 @@ local function issue(bases, list, former)
     return ''
 end
 
+local function put(id, change)
+    local holder, codes, suffix = call('HGET', reverse, id), sub(id, 1, width), tonumber(sub(id, width + 1))
+    if holder then
+        return read_holder(holder) == item_id and id or ''
+    end
+    local live = sub(change, 1, 1) == 'A'
+    call('HSET', reverse, id, live and item_id or CONTROL .. '0' .. pack_time(version) .. item_id)
+    if suffix > tonumber(call('HGET', reverse, codes) or 0) then
+        call('HSET', reverse, codes, string.format('%d', suffix))
+    end
+    if live then
+        count_live(codes, 1)
+    end
+    note(change)
+    return id
+end
+
 for number = trimmed + 1, moved do
     call('HDEL', outbox, number)
 end
@@ -126,6 +144,8 @@ if ARGV[8] == 'issue' then
         former[#former + 1] = ARGV[i]
     end
     id = issue(ARGV[9], ARGV[10], former)
+elseif ARGV[8] == 'put' then
+    id = put(id, ARGV[10])
 else
     set_state(id, ARGV[8] == 'live', ARGV[10] or 'B' .. id .. ',')
 end

@@ -19,16 +19,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.exceptions import ResponseError
 
-from service.registry.assignment import CONTROL, DEAD, RETIRED, VERSION_BYTES, split_former
+from service.registry.assignment import CONTROL, DEAD, RETIRED, VERSION_BYTES, held_id, read_holder, split_former
 from service.registry.history import RecordFacts, older
 from service.registry.primary import Script, ScriptCall
 from service.registry.request_queue import Reply, Request, RequestQueue
+from service.registry.restoring import asked, refused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from service.registry.cluster import Cluster
     from service.registry.keys import RecordKeys
+
+    _Attempt = Callable[[dict[int, Request]], Awaitable[dict[int, Reply]]]
 
 CHANGES_PER_FEED = 2048
 NUMBER_BYTES = 4
@@ -54,7 +57,8 @@ class SteppedRecord:
         self._revised = revised
         self._revision = 0  # the latest that this process has seen
         self._moved: dict[bytes, int] = {}  # by first code: how far its outbox is known to have been moved
-        self._queue = RequestQueue(self._send)
+        self._queue = RequestQueue(partial(self._send, self._attempt))
+        self._restoring = RequestQueue(partial(self._send, self._attempt_to_restore))
 
     async def submit(self, requests: Sequence[Request]) -> list[Reply]:
         """As `AtomicRecord.submit`."""
@@ -62,7 +66,7 @@ class SteppedRecord:
 
     async def restore(self, requests: Sequence[Request]) -> list[Reply]:
         """As `AtomicRecord.restore`."""
-        raise NotImplementedError
+        return await self._restoring.submit(requests)
 
     async def held(self, item_ids: Sequence[bytes]) -> list[tuple[bytes | None, bytes | None]]:
         """As `AtomicRecord.held`; what is being done with an item is finished first.
@@ -97,16 +101,17 @@ class SteppedRecord:
     @property
     def idle(self) -> bool:
         """Whether no request waits or is on its way."""
-        return self._queue.idle
+        return self._queue.idle and self._restoring.idle
 
     async def drain(self) -> None:
         """Returns when no request waits or is on its way."""
         await self._queue.drain()
+        await self._restoring.drain()
 
-    async def _send(self, requests: Sequence[Request]) -> list[Reply]:
+    async def _send(self, attempt: _Attempt, requests: Sequence[Request]) -> list[Reply]:
         replies: dict[int, Reply] = {}
         while remaining := [place for place in range(len(requests)) if place not in replies]:
-            replies |= await self._attempt({place: requests[place] for place in remaining})
+            replies |= await attempt({place: requests[place] for place in remaining})
         return [replies[place] for place in range(len(requests))]
 
     async def _attempt(self, requests: dict[int, Request]) -> dict[int, Reply]:
@@ -127,6 +132,36 @@ class SteppedRecord:
         for place, one in own.items():
             if one.value is not None or not asked[place].free:
                 replies[place] = Reply(one.reply(self._keys), one.at)
+        return replies
+
+    async def _attempt_to_restore(self, requests: dict[int, Request]) -> dict[int, Reply]:
+        """The same of requests to put IDs back."""
+        begun = await self._write(
+            [self._forward(item_id, b"begin", request, b"", b"0") for item_id, request in requests.values()]
+        )
+        work: dict[bytes, _Work] = {}
+        replies: dict[int, Reply] = {}
+        own: dict[int, _Work] = {}
+        idle: dict[int, tuple[datetime, bytes | None, bytes]] = {}
+        for (place, request), (now, control, mine, value, former) in zip(requests.items(), begun, strict=True):
+            if not control:
+                idle[place] = _time(now), value, former
+                continue
+            one = work.setdefault(request.item_id, _Work(request.item_id, control, value, former))
+            if mine:
+                own[place] = one
+        await self._finish(work.values())
+        for place, one in own.items():
+            if one.semantic_id:
+                replies[place] = Reply(1, one.at)
+            else:
+                idle[place] = one.at, None, b""
+        width = self._keys.layout.width
+        ids = [asked(requests[place].request, width)[0] for place in idle]
+        holders = await self._cluster.read([("HGET", self._keys.reverse(id_), id_) for id_ in ids])
+        for (place, (at, value, former)), holder in zip(idle.items(), holders, strict=True):
+            whose = read_holder(holder)[0] if holder else None
+            replies[place] = Reply(refused(requests[place], value, former, whose, width), at)
         return replies
 
     # The steps
@@ -186,8 +221,10 @@ class SteppedRecord:
             return self._reverse(one, one.held, b"dead", one.held, b"D%b," % one.held)
         if one.operation == b"B":
             return self._reverse(one, one.held, b"live", one.held)
+        if one.operation in {b"I", b"F"}:
+            return self._reverse(one, one.restored(self._keys)[0], b"put", *one.restored(self._keys))
         bases, places = one.places(self._keys)
-        former = [semantic_id for semantic_id, _ in split_former(one.former, self._keys.layout)]
+        former = [semantic_id for semantic_id, _ in split_former(one.former, self._keys.layout.width)]
         return self._reverse(one, places[0], b"issue", bases, b"".join(places), *former)
 
     async def _feed(self, changes: Sequence[_Changes]) -> None:
@@ -296,7 +333,7 @@ class _Work:
     semantic_id: bytes = b""
 
     def __post_init__(self) -> None:
-        self.held = _held_id(self.value)
+        self.held = held_id(self.value) if self.value else b""
 
     @property
     def version(self) -> int:
@@ -323,10 +360,19 @@ class _Work:
         bases, rest = rest[: count * NUMBER_BYTES], rest[count * NUMBER_BYTES :]
         return bases, _places(rest, keys)
 
+    def restored(self, keys: RecordKeys) -> tuple[bytes, bytes]:
+        """The ID that is put back, and the change that it is."""
+        rest = self.control[9:]
+        if self.operation == b"I":
+            semantic_id = held_id(rest)
+            return semantic_id, (b"d%b," if rest[0] & RETIRED else b"A%b,") % semantic_id
+        semantic_id, successor = asked(b"F" + rest, keys.layout.width)
+        return semantic_id, b"r%b,%b," % (semantic_id, successor)
+
     def reply(self, keys: RecordKeys) -> int | bytes | list[Any] | None:
         """What `record.lua` replies to the request that this was begun for."""
         issued = self.operation in {b"A", b"R"}
-        former = [semantic_id for semantic_id, _ in split_former(self.former, keys.layout)]
+        former = [semantic_id for semantic_id, _ in split_former(self.former, keys.layout.width)]
         if self.value is None or not issued or self.semantic_id in former:
             return self.value
         _, places = self.places(keys)
@@ -345,12 +391,6 @@ def _places(content: bytes, keys: RecordKeys) -> list[bytes]:
     codes = content[:width]
     last = [content[start : start + code_bytes] for start in range(width, len(content), code_bytes)]
     return [codes, *(codes[:-code_bytes] + code for code in last)]
-
-
-def _held_id(value: bytes | None) -> bytes:
-    if value is None:
-        return b""
-    return value[17:] if value[0] & RETIRED else value[13:]
 
 
 def _first_changes(changes: Sequence[_Changes]) -> tuple[list[_Changes], list[_Changes]]:

@@ -12,6 +12,7 @@ import pytest
 
 from service.registry import Registry
 from tests.valkey import Valkey
+from tests.valkey_cluster import ValkeyCluster
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -49,6 +50,16 @@ def shared_valkey() -> Iterator[Valkey]:
     server = Valkey(directory)
     yield server
     server.kill()
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def shared_cluster() -> Iterator[str]:
+    """The URL of a cluster for all tests that do it no harm."""
+    directory = Path(tempfile.mkdtemp(prefix="semid-"))
+    running = ValkeyCluster(directory)
+    yield f"redis+cluster://127.0.0.1:{running.nodes[0].port}"
+    running.stop()
     shutil.rmtree(directory, ignore_errors=True)
 
 

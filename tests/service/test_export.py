@@ -43,6 +43,16 @@ async def record(shared_valkey: Valkey, connect: Connect, namespace: str) -> Rec
     return await registry.record(namespace, FINGERPRINT, SIZES)
 
 
+@pytest.fixture(params=["server", "cluster"])
+async def busy_record(
+    request: pytest.FixtureRequest, shared_valkey: Valkey, connect: Connect, namespace: str
+) -> Record:
+    """A record on one server, and one on a cluster."""
+    url = shared_valkey.url if request.param == "server" else request.getfixturevalue("shared_cluster")
+    registry = await connect(url, buckets=500, changes_kept=1_000_000)
+    return await registry.record(namespace, FINGERPRINT, SIZES)
+
+
 async def exported(record: Record, path: Path, seen: list[tuple[int, int]] | None = None) -> Description:
     told = seen if seen is not None else []
     return await export_table(record, origin("x"), path, lambda done, total: told.append((done, total)))
@@ -105,7 +115,10 @@ async def test_a_row_for_each_id_that_was_ever_assigned(record: Record, tmp_path
     assert pq.read_schema(path).field("codes").type == pa.list_(pa.uint16(), 3)
 
 
-async def test_a_table_taken_while_writes_go_on_is_the_record_at_its_revision(record: Record, tmp_path: Path) -> None:
+async def test_a_table_taken_while_writes_go_on_is_the_record_at_its_revision(
+    busy_record: Record, tmp_path: Path
+) -> None:
+    record = busy_record
     await churn(record, 0, 100)
     enough = asyncio.Event()
 
