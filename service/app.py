@@ -31,6 +31,7 @@ from service.overflow import OverflowPolicy
 from service.records import Records
 from service.registry import Registry
 from service.registry.embedded import EmbeddedValkey
+from service.registry.marks import Marks
 from service.routes import router
 from service.schemas import LookupRequest, Problem, RetiredProblem, TokenizeRequest, describe
 from service.settings import Settings
@@ -82,7 +83,9 @@ async def compose(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -
     """Make the parts and put them together; what is started is stopped by the stack, in reverse."""
     manifests = [read_manifest(directory) for directory in settings.checkpoints]
     require_distinct(manifests)
-    records = Records(registry := await open_registry(settings, stack))
+    marks = Marks.open(settings.data_dir)
+    stack.push_async_callback(marks.close)
+    records = Records(registry := await open_registry(settings, stack, marks))
     for manifest in manifests:  # found out now, not at the first request: whether its record can be read
         await records.of("default", manifest)
     loader = Loader(settings, metrics)
@@ -111,8 +114,10 @@ async def compose(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -
     )
 
 
-async def open_registry(settings: Settings, stack: AsyncExitStack) -> Registry:
+async def open_registry(settings: Settings, stack: AsyncExitStack, marks: Marks | None = None) -> Registry:
     """Connects to the registry that the settings name, the embedded one started or shared; the stack closes it.
+
+    Without `marks` the registry is taken as it is, however far it was before.
 
     Raises:
         RegistryRefused: It cannot keep what is promised.
@@ -133,6 +138,7 @@ async def open_registry(settings: Settings, stack: AsyncExitStack) -> Registry:
                 timeout_ms=settings.registry_timeout_ms,
                 changes_kept=settings.changes_kept,
                 replicas=settings.replicas,
+                marks=marks,
             )
         except RegistryUnavailable as error:
             if time.monotonic() >= deadline:

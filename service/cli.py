@@ -34,6 +34,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+registry = typer.Typer(help="Whether the registry is older than what was acknowledged.", no_args_is_help=True)
+app.add_typer(registry, name="registry")
+
 
 @app.callback()
 def main() -> None:
@@ -208,6 +211,59 @@ def import_(
     typer.echo(f"{where}: {outcome.restored} IDs restored, {outcome.known} were there already")
     if outcome.refused:
         raise _failure(f"{outcome.refused} rows were refused; the reasons are in {refused}")
+
+
+@registry.command()
+def status() -> None:
+    """List the records of the registry beside how far they had come, as this data directory (SID_DATA_DIR) knows it.
+
+    The exit status is 1 where one is older.
+    """
+    from service.acceptance import compared, described
+
+    with _failures():
+        comparisons = asyncio.run(compared(_settings()))
+    for comparison in comparisons:
+        typer.echo(described(comparison))
+    if older := [comparison.name for comparison in comparisons if comparison.older]:
+        raise _failure(f"older than what was acknowledged, and refused: {', '.join(older)}; see semid registry accept")
+
+
+@registry.command()
+def accept(
+    namespace: Annotated[
+        list[str] | None, typer.Option(help="Only records of this namespace; may be repeated.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Go on from a registry that is older than what was acknowledged, and give up what it lost.
+
+    Run it with the settings of a service that refuses (SID_DATA_DIR, SID_REDIS_URL); all services go on by themselves.
+    """
+    from service.acceptance import AT_STAKE, compared, described
+    from service.acceptance import accept as run
+
+    with _failures():
+        comparisons = asyncio.run(compared(_settings()))
+    chosen = [
+        comparison
+        for comparison in comparisons
+        if comparison.older and (not namespace or comparison.name.rpartition(":")[0] in namespace)
+    ]
+    if not chosen:
+        typer.echo("No record is older than what was acknowledged: nothing to accept.")
+        return
+    for comparison in chosen:
+        typer.echo(described(comparison))
+    typer.echo(AT_STAKE)
+    if not yes:
+        typer.confirm(f"Give up what these {len(chosen)} records lost?", abort=True)
+    with _failures():
+        left = asyncio.run(run(_settings(), chosen))
+    typer.echo(f"Accepted: {len(chosen) - len(left)}. Services that run go on by themselves.")
+    if left:
+        names = ", ".join(comparison.name for comparison in left)
+        raise _failure(f"not accepted, as others have changed it meanwhile: {names}; look again")
 
 
 def _settings(checkpoint: Path | None = None) -> Settings:

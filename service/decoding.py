@@ -92,23 +92,27 @@ class Decoding:
         """
         tokenizer = self._tokenizers.named(name).manifest
         record = await self._records.of(namespace, tokenizer)
-        etag = _etag(tokenizer, await record.changes.revision())
+        etag = _etag(tokenizer, record, await record.changes.revision())
         if etag in {tag.strip().removeprefix("W/") for tag in (known or "").split(",")}:
             return etag, None
         snapshot = await self._snapshots.of(record)
-        return _etag(tokenizer, snapshot.revision), snapshot.data
+        return _etag(tokenizer, record, snapshot.revision), snapshot.data
 
-    async def changes(self, after: int, limit: int, wait_s: float, namespace: str, name: str | None) -> Answer:
+    async def changes(
+        self, after: int, limit: int, wait_s: float, *, namespace: str, name: str | None, epoch: str | None = None
+    ) -> Answer:
         """Answer `GET /changes`: what came and went after a revision, in order.
 
         Raises:
-            ChangesGone: Those are no longer kept.
+            ChangesGone: Those are no longer kept, or the revision is of another epoch.
         """
         tokenizer = self._tokenizers.named(name)
         record = await self._records.of(namespace, tokenizer.manifest)
-        found = await record.changes.after(after, limit, min(wait_s, self._max_wait_s))
+        wait_s = min(wait_s, self._max_wait_s)
+        found = await record.changes.after(after, limit, wait_s, None if epoch is None else epoch.encode())
         return {
             **tokenizer.origin(namespace),
+            "epoch": record.history.epoch.decode(),
             "revision": found.revision,
             "next_after": found.changes[-1].revision if found.changes else after,
             "changes": [_change(change) for change in found.changes],
@@ -121,9 +125,12 @@ def _parse(text: object, layout: CodeLayout) -> Codes:
     return parse_prefix(text, layout.codebook_sizes)
 
 
-def _etag(tokenizer: Manifest, revision: int) -> str:
-    """With the fingerprint: another tokenizer may become the default, and its record be at the same revision."""
-    return f'"{tokenizer.fingerprint}-{revision}"'
+def _etag(tokenizer: Manifest, record: Record, revision: int) -> str:
+    """A revision means something only with what it is of.
+
+    Another tokenizer may become the default; in another epoch the same revision has other changes.
+    """
+    return f'"{tokenizer.fingerprint}-{record.history.epoch.decode()}-{revision}"'
 
 
 def _child(prefix: Codes, code: int, count: int) -> Answer:

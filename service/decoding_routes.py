@@ -18,11 +18,18 @@ MAX_CHANGES = 10_000
 MAX_PAGE = 1000
 
 _ETAG = {
-    "ETag": {"description": "The tokenizer's fingerprint and the record's revision.", "schema": {"type": "string"}}
+    "ETag": {
+        "description": "The tokenizer's fingerprint, the record's epoch and its revision, by hyphens.",
+        "schema": {"type": "string"},
+    }
 }
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 AfterQuery = Annotated[int, Query(ge=0, le=MAX_REVISION, description="The revision up to which all is known.")]
+EpochQuery = Annotated[
+    str | None,
+    Query(max_length=64, description="That the revision is of; 410 where the record has begun another meanwhile."),
+]
 LimitQuery = Annotated[int, Query(ge=1, le=MAX_CHANGES, description="How many changes to answer, at most.")]
 WaitQuery = Annotated[
     float,
@@ -99,11 +106,13 @@ async def changes(
     request: Request,
     after: AfterQuery,
     *,
+    epoch: EpochQuery = None,
     limit: LimitQuery = 1000,
     wait_s: WaitQuery = 0.0,
     namespace: NamespaceQuery = "default",
     tokenizer: TokenizerQuery = None,
 ) -> Response:
     """Follow the record: every assignment, return, retirement and replacement, in order."""
-    work = State.of(request).decoding.changes(after, limit, wait_s, namespace, tokenizer)
+    decoding = State.of(request).decoding
+    work = decoding.changes(after, limit, wait_s, namespace=namespace, name=tokenizer, epoch=epoch)
     return as_json(await unless_disconnected(request, work))

@@ -99,6 +99,10 @@ class ChangesResponse(BaseModel):
 
     tokenizer: str
     namespace: str
+    epoch: str = Field(
+        description="Which history of the record the revisions are of; another once an operator has accepted that the "
+        "registry came back older. Empty where there is no record."
+    )
     revision: int = Field(description="The record's own; there is more to read while it is beyond `next_after`.")
     next_after: int = Field(description="Where to go on reading.")
     changes: list[ChangeEntry]

@@ -23,7 +23,10 @@ class Settings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on.")
-    data_dir: Path = Field(default=Path("data"), description="Where the embedded registry keeps its files.")
+    data_dir: Path = Field(
+        default=Path("data"),
+        description="Where the embedded registry keeps its files, and the service how far each record had come.",
+    )
     redis_url: str | None = Field(
         default=None,
         repr=False,  # it may hold a password

@@ -6,7 +6,7 @@
 --        Where requests follow: reverse buckets of one first code, bytes of packed codes, bytes of one code, the highest
 --        suffix, how many changes to keep; the epoch and a revision that the record is known to have reached. Then for
 --        each request the item id, and what is asked.
--- REPLY  the server's time in seconds, the revision after this call or 0 where it changed nothing, then for each request
+-- REPLY  the server's time in seconds, the revision after this call (0 where no epoch was given), then for each request
 --        its answer. The error OLDER where the record has another epoch or is not as far: then nothing was done.
 
 local meta = KEYS[1]
@@ -98,13 +98,14 @@ end
 
 -- Answers each request, and logs what changed.
 local function run(answer)
-    if #KEYS > 1 then
-        local known = call('HMGET', meta, 'epoch', 'revision')
+    local known = {}
+    if #KEYS > 1 or (ARGV[7] or '') ~= '' then
+        known = call('HMGET', meta, 'epoch', 'revision')
         if (known[1] or '') ~= ARGV[7] or tonumber(known[2] or 0) < tonumber(ARGV[8]) then
             return redis.error_reply('OLDER ' .. (known[1] or '') .. ' ' .. (known[2] or 0))
         end
     end
-    local replies = { now, 0 }
+    local replies = { now, tonumber(known[2] or 0) }
     for i = 2, #KEYS do
         local item_id, request = ARGV[REQUESTS + 2 * i - 4], ARGV[REQUESTS + 2 * i - 3]
         replies[i + 1] = answer(KEYS[i], item_id, request) or false

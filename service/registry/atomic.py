@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import ResponseError
 
 from service.registry.assignment import DEAD, latest_time
-from service.registry.history import RecordFacts, older
+from service.registry.history import RecordFacts, says_older
 from service.registry.primary import Primary, Script
 from service.registry.request_queue import Reply, Request, RequestQueue
 
@@ -43,9 +43,9 @@ class AtomicRecord:
         self._keys = keys
         layout = keys.layout
         numbers = (keys.partition_buckets, layout.width, layout.bytes_per_code, facts.max_suffix, facts.changes_kept)
-        self._facts = (*(b"%d" % number for number in numbers), facts.epoch)
+        self._history = facts.history
+        self._facts = (*(b"%d" % number for number in numbers), facts.history.epoch)
         self._revised = revised
-        self._revision = 0  # the latest that this process has seen
         self._queue = RequestQueue(partial(self._send, _CLAIM))
         self._restoring = RequestQueue(partial(self._send, _RESTORE))
 
@@ -74,7 +74,7 @@ class AtomicRecord:
             RegistryUnavailable: The server cannot be reached, or cannot confirm that what it answered is durable.
         """
         # Former IDs lie beside the assignment: one round trip answers both.
-        found = await self._primary.read([("HMGET", self._keys.forward(item), item, DEAD + item) for item in item_ids])
+        found = await self._history.read([("HMGET", self._keys.forward(item), item, DEAD + item) for item in item_ids])
         await self._until_durable(value for value, _ in found if value)
         return [(value, former) for value, former in found]
 
@@ -100,22 +100,30 @@ class AtomicRecord:
 
     async def _send(self, script: Script, requests: Sequence[Request]) -> list[Reply]:
         keys: list[bytes] = [self._keys.meta]
-        arguments: list[bytes] = [*self._facts, b"%d" % self._revision]
+        await self._history.begin()
+        arguments: list[bytes] = [*self._facts, b"%d" % self._history.revision]
         for item_id, request in requests:
             keys.append(self._keys.forward(item_id))
             arguments += (item_id, request)
-        now, revision, *replies = await self._primary.call(partial(self._evaluate, script, keys, arguments))
-        if revision:
-            self._revision = max(self._revision, revision)
-            self._revised(revision)
+        reply = await self._primary.call(partial(self._evaluate, script, keys, arguments))
+        if isinstance(reply, ResponseError):
+            await self._history.refused(reply)
+        now, revision, *replies = reply
+        self._history.reached(revision)
+        self._revised(revision)
         at = datetime.fromtimestamp(now, UTC)
         return [Reply(reply, at) for reply in replies]
 
-    async def _evaluate(self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
+    async def _evaluate(
+        self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes]
+    ) -> list[Any] | ResponseError:
+        """The script's reply; its error where it refused as the registry is older than what was acknowledged."""
         try:
             return await self._primary.evaluate(script, keys, arguments)
         except ResponseError as error:
-            raise older(error, self._keys.name, self._revision) or error from error
+            if says_older(error):
+                return error
+            raise
 
     async def _until_durable(self, values: Iterable[bytes]) -> None:
         """Answering an assignment acknowledges it: one that may not be synced yet is waited for."""
@@ -123,7 +131,7 @@ class AtomicRecord:
             await self._primary.call(self._primary.recheck)
         latest = max(map(latest_time, values), default=-1)
         if self._primary.waits and 0 <= latest < self._primary.durable_before:
-            (returned,) = await self._primary.read([("HGET", self._keys.meta, b"returned")])
+            (returned,) = await self._history.read([("HGET", self._keys.meta, b"returned")])
             latest = max(latest, int(returned or 0))
         if self._primary.waits and latest >= self._primary.durable_before:
             await self._queue.submit([])

@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, NamedTuple
 
-from service.errors import ChangesGone, Overloaded, RegistryUnavailable
+from service.errors import ChangesGone, Overloaded, RegistryOlder, RegistryUnavailable
 from service.registry.assignment import read_holder, read_semantic_id, write_semantic_id
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-    from service.registry.cluster import Server
+    from service.registry.history import History
     from service.registry.keys import RecordKeys
     from service.semantic_id import CodeLayout, SemanticId
 
@@ -55,9 +55,9 @@ class Changes(NamedTuple):
 class ChangeLog:
     """The latest changes of one record."""
 
-    def __init__(self, server: Server, keys: RecordKeys, settle: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, history: History, keys: RecordKeys, settle: Callable[[], Awaitable[None]]) -> None:
         """Reads the log; `settle` returns when what was read is durable."""
-        self._server = server
+        self._history = history
         self._keys = keys
         self._settle = settle
         self._watch = RevisionWatch(self.revision)
@@ -68,21 +68,24 @@ class ChangeLog:
         Raises:
             RegistryUnavailable: The server cannot be reached.
         """
-        (revision,) = await self._server.read([("HGET", self._keys.meta, b"revision")])
+        (revision,) = await self._history.read([("HGET", self._keys.meta, b"revision")])
         return int(revision or 0)
 
     def revised(self, revision: int) -> None:
         """This process has just made that revision: who follows need not wait for the next look."""
         self._watch.see(revision)
 
-    async def after(self, revision: int, limit: int, wait_s: float = 0.0) -> Changes:
+    async def after(self, revision: int, limit: int, wait_s: float = 0.0, epoch: bytes | None = None) -> Changes:
         """The changes after a revision, at most `limit`; where there are none, those that come within `wait_s`.
 
         Raises:
-            ChangesGone: They are no longer kept, or the record is not as far.
+            ChangesGone: They are no longer kept, the record is not as far, or `epoch` is given and its is another.
             Overloaded: Too many wait already.
             RegistryUnavailable: The server cannot be reached.
         """
+        if epoch is not None and epoch != self._history.epoch:
+            detail = f"revision {revision} is of another epoch of this record, which was cut short"
+            raise ChangesGone(detail, await self.revision())
         found = await self._read(revision, limit)
         if not found.changes and wait_s > 0:
             await self._watch.beyond(revision, wait_s)
@@ -92,7 +95,7 @@ class ChangeLog:
     async def _read(self, after: int, limit: int) -> Changes:
         # An entry has the revision of its last change: the one that holds `after + limit` may be that much further.
         last = after + limit + CHANGES_PER_CALL - 1
-        latest, entries = await self._server.read(
+        latest, entries = await self._history.read(
             [
                 ("HGET", self._keys.meta, b"revision"),
                 ("XRANGE", self._keys.changes, f"{after + 1}-0", f"{last}-0"),
@@ -112,7 +115,7 @@ class ChangeLog:
     async def _with_items(self, rows: Sequence[_Row]) -> list[Change]:
         """An ID names its item for good, so the log need not."""
         fields = [write_semantic_id(row.semantic_id, self._keys.layout) for row in rows]
-        holders = await self._server.read([("HGET", self._keys.reverse(field), field) for field in fields])
+        holders = await self._history.read([("HGET", self._keys.reverse(field), field) for field in fields])
         return [
             Change(row.revision, row.kind, read_holder(holder)[0].decode(), row.semantic_id, row.replaced_by)
             for row, holder in zip(rows, holders, strict=True)
@@ -160,7 +163,7 @@ class RevisionWatch:
     async def _keep_looking(self) -> None:
         try:
             while self._waiting:
-                with contextlib.suppress(RegistryUnavailable):  # said to each who waits, when it reads
+                with contextlib.suppress(RegistryUnavailable, RegistryOlder):  # said to each who waits, when it reads
                     self.see(await self._look())
                 await asyncio.sleep(LOOK_INTERVAL_S)
         finally:

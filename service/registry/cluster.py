@@ -168,6 +168,10 @@ class Cluster(Calls):
         for node in self._nodes.values():
             await node.close()
 
+    async def matching(self, pattern: bytes) -> list[bytes]:
+        """As `Primary.matching`, of each server; inside `call` only."""
+        return [key for keys in await self._each(lambda node: node.matching(pattern)) for key in keys]
+
     async def ping(self) -> None:
         """Returns where every primary answers; inside `call` only."""
         await self._each(Primary.ping)

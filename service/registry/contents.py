@@ -9,7 +9,7 @@ from service.registry.assignment import CONTROL, DEAD, VERSION_BYTES
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 
-    from service.registry.cluster import Server
+    from service.registry.history import History
     from service.registry.keys import RecordKeys
 
     ReadHeld = Callable[[Sequence[bytes]], Awaitable[list[tuple[bytes | None, bytes | None]]]]
@@ -44,9 +44,9 @@ class Part(NamedTuple):
 class Contents:
     """Reads what one record keeps of its items."""
 
-    def __init__(self, server: Server, keys: RecordKeys, held: ReadHeld) -> None:
+    def __init__(self, history: History, keys: RecordKeys, held: ReadHeld) -> None:
         """Reads buckets whole; `held` reads items, and finishes what is being done with them."""
-        self._server = server
+        self._history = history
         self._keys = keys
         self._held = held
 
@@ -58,7 +58,7 @@ class Contents:
         Raises:
             RegistryUnavailable: The server cannot be reached.
         """
-        (count,) = await self._server.read([("HGET", self._keys.meta, b"count")])
+        (count,) = await self._history.read([("HGET", self._keys.meta, b"count")])
         buckets = self._keys.buckets
         step = min(max(1, ITEMS_PER_READ * buckets // max(int(count or 0), 1)), MAX_BUCKETS_PER_READ)
         for start in range(0, buckets, step):
@@ -89,7 +89,7 @@ class Contents:
         cursors = dict.fromkeys(range(len(keys)), 0)
         while cursors:
             commands = [("HSCAN", keys[i], cursor, "COUNT", FIELDS_PER_SCAN) for i, cursor in cursors.items()]
-            answers = await self._server.read(commands)
+            answers = await self._history.read(commands)
             for i, (_, fields) in zip(cursors, answers, strict=True):
                 found[i].update(fields)
             cursors = {i: cursor for i, (cursor, _) in zip(cursors, answers, strict=True) if cursor}

@@ -9,6 +9,8 @@
 --                                                      the record from its first use
 --                                      codebook_sizes  "256,256,256,256"
 --                                      epoch           which history this is; another after one was cut short
+--                                      former          histories that were cut, EPOCH@REVISION each, by spaces: of which
+--                                                      all up to that revision is still there
 --                                      count           number of live assignments
 --                                      revision        number of changes so far: each ID that came or went is one
 --                                      returned        when an ID last came back as it was, so that no time of its own

@@ -106,6 +106,15 @@ class Primary(Calls):
         with contextlib.suppress(redis_errors.RedisError, OSError):
             await self._client.connection_pool.aclose()
 
+    async def matching(self, pattern: bytes) -> list[bytes]:
+        """The keys that match a pattern; some may come twice. Inside `call` only."""
+        found: list[bytes] = []
+        cursor: Any = None
+        while cursor is None or int(cursor):
+            cursor, keys = await self.command("SCAN", cursor or 0, "MATCH", pattern, "COUNT", 10_000)
+            found += keys
+        return found
+
     async def ping(self) -> None:
         """Returns where the server answers and serves; inside `call` only."""
         await self.command("PING")

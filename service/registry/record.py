@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from service.errors import SuffixExhausted
+    from service.registry.history import History
     from service.registry.keys import RecordKeys
     from service.semantic_id import SemanticId
 
@@ -43,21 +44,23 @@ if TYPE_CHECKING:
 class Record:
     """One namespace's assignments under one tokenizer."""
 
-    def __init__(self, server: Server, keys: RecordKeys, *, max_suffix: int, changes_kept: int, epoch: bytes) -> None:
+    def __init__(
+        self, server: Server, keys: RecordKeys, history: History, *, max_suffix: int, changes_kept: int
+    ) -> None:
         """Use `Registry.record`."""
+        self.history = history
         self.layout = keys.layout
         self.buckets = keys.buckets
-        self.changes = ChangeLog(server, keys, self.settle)
-        self.tree = LiveTree(server, keys)
-        self._server = server
+        self.changes = ChangeLog(history, keys, self.settle)
+        self.tree = LiveTree(history, keys)
         self._keys = keys
-        facts = RecordFacts(max_suffix, changes_kept, epoch)
+        facts = RecordFacts(max_suffix, changes_kept, history)
         self._items: AtomicRecord | SteppedRecord
         if isinstance(server, Cluster):
             self._items = SteppedRecord(server, keys, facts, self.changes.revised)
         else:
             self._items = AtomicRecord(server, keys, facts, self.changes.revised)
-        self.contents = Contents(server, keys, self._items.held)
+        self.contents = Contents(history, keys, self._items.held)
 
     async def claim(self, claims: Sequence[Claim]) -> list[ClaimResult | SuffixExhausted]:
         """Gives each item its one Semantic ID: the one it holds, or the next free suffix of its codes.
@@ -133,7 +136,7 @@ class Record:
             RegistryUnavailable: As in `by_item_ids`.
         """
         fields = [write_semantic_id(semantic_id, self.layout) for semantic_id in semantic_ids]
-        holders = await self._server.read([("HGET", self._keys.reverse(field), field) for field in fields])
+        holders = await self.history.read([("HGET", self._keys.reverse(field), field) for field in fields])
         asked = [
             (semantic_id, read_holder(holder)[0])
             for semantic_id, holder in zip(semantic_ids, holders, strict=True)
@@ -163,7 +166,7 @@ class Record:
             RegistryUnavailable: The server cannot be reached.
         """
         packed = [self.layout.pack(codes) for codes in groups]
-        pairs = await self._server.read([("HMGET", self._keys.reverse(codes), codes, codes + b"0") for codes in packed])
+        pairs = await self.history.read([("HMGET", self._keys.reverse(codes), codes, codes + b"0") for codes in packed])
         return [int(highest) + 1 if highest else int(first is not None) for highest, first in pairs]
 
     async def count(self) -> int:
@@ -172,7 +175,7 @@ class Record:
         Raises:
             RegistryUnavailable: The server cannot be reached.
         """
-        return int((await self._server.read([("HGET", self._keys.meta, b"count")]))[0] or 0)
+        return int((await self.history.read([("HGET", self._keys.meta, b"count")]))[0] or 0)
 
     async def settle(self) -> None:
         """Returns when all that was read before is as durable as promised."""

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from service.errors import RegistryRefused
 from service.registry.cluster import Server, open_server
 from service.registry.durability import Durability
+from service.registry.history import Comparison, History, accept, compare
 from service.registry.keys import RecordKeys
+from service.registry.marks import Marks
 from service.registry.record import Record
 from service.semantic_id import MAX_SUFFIX, CodeLayout
 
@@ -25,11 +27,13 @@ RECORDS_KEPT = 1024
 class Registry:
     """A server of the Redis protocol, and the records in it."""
 
-    def __init__(self, server: Server, buckets: int, changes_kept: int) -> None:
+    def __init__(self, server: Server, buckets: int, changes_kept: int, marks: Marks) -> None:
         """Use `connect`."""
         self._server = server
         self._buckets = buckets
         self._changes_kept = changes_kept
+        self._marks = marks
+        self._histories: dict[str, History] = {}
         self._records: dict[tuple[str, str, tuple[int, ...], int], Record] = {}
 
     @classmethod
@@ -43,6 +47,7 @@ class Registry:
         buckets: int = DEFAULT_BUCKETS,
         changes_kept: int = DEFAULT_CHANGES_KEPT,
         replicas: int = 1,
+        marks: Marks | None = None,
     ) -> Registry:
         """Connects, and checks that the server can keep what `durability` promises.
 
@@ -54,6 +59,7 @@ class Registry:
             buckets: The number of buckets of a new record; one that exists keeps its own.
             changes_kept: How many changes of a record are kept for its followers, at least.
             replicas: How many replicas have to have received what is acknowledged; only under `replicated`.
+            marks: How far each record had come; in memory alone where None.
 
         Raises:
             RegistryRefused: The server cannot keep the promise; the message names the setting to change.
@@ -67,15 +73,37 @@ class Registry:
         except BaseException:
             await server.close()
             raise
-        return cls(server, buckets, changes_kept)
+        return cls(server, buckets, changes_kept, marks or Marks())
 
     async def ping(self) -> None:
-        """Returns where the server answers and serves.
+        """Returns where the server answers and serves, and is not older than what was acknowledged.
 
         Raises:
             RegistryUnavailable: It does not.
+            RegistryOlder: It is, in one of the records that were asked for since the start.
         """
         await self._server.call(self._server.ping, retried=False)
+        histories = list(self._histories.values())
+        questions = [history.question() for history in histories]
+        answers = await self._server.read([question for question, _ in questions])
+        for history, (_, known), fields in zip(histories, questions, answers, strict=True):
+            history.answer(known, fields)
+
+    async def compare(self) -> list[Comparison]:
+        """All records, there or known from their marks, beside the marks.
+
+        Raises:
+            RegistryUnavailable: The server cannot be reached.
+        """
+        return await compare(self._server, self._marks)
+
+    async def accept(self, comparison: Comparison) -> bool:
+        """Begins a new epoch of a record that is older than its marks; False where it has changed since.
+
+        Raises:
+            RegistryUnavailable: The server cannot be reached.
+        """
+        return await accept(self._server, comparison)
 
     async def close(self) -> None:
         """Sends what still waits, then closes the connections."""
@@ -104,34 +132,44 @@ class Registry:
         Raises:
             ValueError: The namespace, the fingerprint or the sizes cannot name a record.
             RegistryRefused: The record in the server was made with other codebook sizes or by another schema.
+            RegistryOlder: It was older than what was acknowledged at an earlier call, and still is.
             RegistryUnavailable: The server cannot be reached.
         """
         layout = CodeLayout(codebook_sizes)
         highest = MAX_SUFFIX if max_suffix is None else max_suffix
         name = (namespace, fingerprint, layout.codebook_sizes, highest)
-        if name in self._records:
+        if await self._stands(name):
             return self._records[name]
         keys = RecordKeys(_name(namespace, fingerprint), layout, self._buckets)
         facts = await self._server.call(partial(self._facts_of, keys, create=create))
         if facts is not None:
             keys = RecordKeys(keys.name, layout, facts.buckets)
-        record = Record(
-            self._server,
-            keys,
-            max_suffix=highest,
-            changes_kept=self._changes_kept,
-            epoch=facts.epoch if facts else b"",
-        )
+        history = History(self._server, keys.name, keys.meta, self._marks, facts.epoch if facts else b"")
+        record = Record(self._server, keys, history, max_suffix=highest, changes_kept=self._changes_kept)
+        if facts is not None or history.marked:
+            self._histories[keys.name] = history
         if facts is None:
             return record  # where nothing will be found
         self._forget_idle_records()
+        if name in self._records and self._records[name].history.ended:
+            del self._records[name]
         # Another caller may have been faster, and both must share one queue to be merged.
         return self._records.setdefault(name, record)
+
+    async def _stands(self, name: tuple[str, str, tuple[int, ...], int]) -> bool:
+        """Whether a record is known, and of its latest epoch."""
+        if name not in self._records:
+            return False
+        history = self._records[name].history
+        if history.doubted:
+            await history.look()
+        return not history.ended and name in self._records
 
     def _forget_idle_records(self) -> None:
         """Keeps memory bounded however many namespaces are named; a record is cheap to make again."""
         if len(self._records) >= RECORDS_KEPT:
             self._records = {name: record for name, record in self._records.items() if not record.idle}
+            self._histories = {record.history.name: record.history for record in self._records.values()}
 
     async def _facts_of(self, keys: RecordKeys, *, create: bool) -> _Facts | None:
         """What the record is known by, after comparing it with ours; None where there is no record."""
@@ -145,7 +183,8 @@ class Registry:
         read = ("HMGET", key, *ours)
         theirs = await self._server.command(*read)
         if None in theirs:
-            if not create:
+            lost = theirs[-1] is None and bool(self._marks.of(keys.name))
+            if lost or not create:
                 return None
             # Each fact is set once; who comes second reads what the first wrote.
             set_once = [("HSETNX", key, name, value) for name, value in ours.items()]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from redis.exceptions import ResponseError
 
 from service.registry.assignment import CONTROL, DEAD, RETIRED, VERSION_BYTES, held_id, read_holder, split_former
-from service.registry.history import RecordFacts, older
+from service.registry.history import RecordFacts, says_older
 from service.registry.primary import Script, ScriptCall
 from service.registry.request_queue import Reply, Request, RequestQueue
 from service.registry.restoring import asked, refused
@@ -53,9 +53,8 @@ class SteppedRecord:
         self._keys = keys
         self._max_suffix = facts.max_suffix
         self._changes_kept = facts.changes_kept
-        self._epoch = facts.epoch
+        self._history = facts.history
         self._revised = revised
-        self._revision = 0  # the latest that this process has seen
         self._moved: dict[bytes, int] = {}  # by first code: how far its outbox is known to have been moved
         self._queue = RequestQueue(partial(self._send, self._attempt))
         self._restoring = RequestQueue(partial(self._send, self._attempt_to_restore))
@@ -74,7 +73,7 @@ class SteppedRecord:
         What was committed can be read: were the commit lost, its durable steps before would lead to it again.
         """
         reads = [("HMGET", self._keys.forward(item), item, DEAD + item, CONTROL + item) for item in item_ids]
-        found = await self._cluster.read(reads)
+        found = await self._history.read(reads)
         open_items = {
             item: _Work(item, control, value, former or b"")
             for item, (value, former, control) in zip(item_ids, found, strict=True)
@@ -82,7 +81,7 @@ class SteppedRecord:
         }
         if open_items:
             await self._finish(open_items.values())
-            found = await self._cluster.read(reads)
+            found = await self._history.read(reads)
         return [(value, former) for value, former, _ in found]
 
     async def settle(self) -> None:
@@ -109,6 +108,7 @@ class SteppedRecord:
         await self._restoring.drain()
 
     async def _send(self, attempt: _Attempt, requests: Sequence[Request]) -> list[Reply]:
+        await self._history.begin()
         replies: dict[int, Reply] = {}
         while remaining := [place for place in range(len(requests)) if place not in replies]:
             replies |= await attempt({place: requests[place] for place in remaining})
@@ -235,15 +235,15 @@ class SteppedRecord:
             for code, first, told in part:
                 arguments += (code, b"%d" % first, b"%d" % len(told), *told)
             keys = [self._keys.meta, self._keys.root, self._keys.changes, self._keys.outboxes]
-            facts = [b"%d" % self._changes_kept, b"%d" % self._keys.layout.bytes_per_code, self._epoch]
-            call = ScriptCall(_FEED, keys, [*facts, b"%d" % self._revision, *arguments])
+            facts = [b"%d" % self._changes_kept, b"%d" % self._keys.layout.bytes_per_code, self._history.epoch]
+            call = ScriptCall(_FEED, keys, [*facts, b"%d" % self._history.revision, *arguments])
             ((_, revision, *moved),) = await self._write([call])
             missing: set[bytes] = set()
             for (code, first, told), reached in zip(part, moved, strict=True):
                 self._moved[code] = max(self._moved.get(code, 0), reached)
                 if reached < first + len(told) - 1:
                     missing.add(code)
-            self._revision = max(self._revision, revision)
+            self._history.reached(revision)
             self._revised(revision)
             changes = [*await self._outboxes(missing), *rest]
 
@@ -277,13 +277,21 @@ class SteppedRecord:
         return ScriptCall(_REVERSE, keys, [one.item_id, *(b"%d" % number for number in numbers), step, *arguments])
 
     async def _write(self, calls: Sequence[ScriptCall]) -> list[Any]:
-        return await self._cluster.call(partial(self._written, calls)) if calls else []
+        if not calls:
+            return []
+        replies = await self._cluster.call(partial(self._written, calls))
+        if isinstance(replies, ResponseError):
+            await self._history.refused(replies)
+        return replies
 
-    async def _written(self, calls: Sequence[ScriptCall]) -> list[Any]:
+    async def _written(self, calls: Sequence[ScriptCall]) -> list[Any] | ResponseError:
+        """The scripts' replies; the error where one refused as the registry is older than what was acknowledged."""
         try:
             return await self._cluster.written(calls)
         except ResponseError as error:
-            raise older(error, self._keys.name, self._revision) or error from error
+            if says_older(error):
+                return error
+            raise
 
 
 class _Places(NamedTuple):

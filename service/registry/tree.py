@@ -14,7 +14,7 @@ from service.registry.assignment import read_holder, read_semantic_id
 from service.semantic_id import SemanticId
 
 if TYPE_CHECKING:
-    from service.registry.cluster import Server
+    from service.registry.history import History
     from service.registry.keys import RecordKeys
 
 Codes = tuple[int, ...]
@@ -33,8 +33,8 @@ class Page(NamedTuple):
 class LiveTree:
     """Reads the live tree of one record."""
 
-    def __init__(self, server: Server, keys: RecordKeys) -> None:
-        self._server = server
+    def __init__(self, history: History, keys: RecordKeys) -> None:
+        self._history = history
         self._keys = keys
         self._layout = keys.layout
         self._levels = len(keys.layout.codebook_sizes)
@@ -105,7 +105,7 @@ class LiveTree:
                 ("HSCAN", places[i][0], cursor, "MATCH", places[i][1], "COUNT", FIELDS_PER_SCAN)
                 for i, cursor in cursors.items()
             ]
-            answers = await self._server.read(commands)
+            answers = await self._history.read(commands)
             for i, (_, fields) in zip(cursors, answers, strict=True):
                 found[i].update(fields)
             cursors = {i: cursor for i, (cursor, _) in zip(cursors, answers, strict=True) if cursor}
