@@ -13,9 +13,10 @@ from service.errors import Overloaded
 class Capacity:
     """One bound over everything queued for any model, and one forward pass at a time.
 
-    On the same cores two forward passes side by side are no faster than one after the other, and their threads get in
-    each other's way; a tokenizer that has nothing to do costs the others nothing. Turns are given in the order in which
-    they were asked for, so that a busy model does not keep the others out.
+    On the same cores two forward passes side by side are no faster than one after the other, and together they would
+    run twice as many threads as there are cores. In turns each has them all, and a tokenizer that has nothing to do
+    costs the others nothing. Turns are given in the order in which they were asked for, so that a busy model does not
+    keep the others out.
 
     Args:
         queue_tokens: Tokens queued, beyond which callers are refused.

@@ -113,6 +113,7 @@ def tokenize(
     out: Annotated[Path | None, typer.Option(help="Parquet, JSONL or CSV; FILE.ids.parquet if not given.")] = None,
     url: Annotated[str, typer.Option(help="The service.")] = "http://127.0.0.1:8000",
     namespace: Annotated[str, typer.Option(help="The catalogue's namespace.")] = "default",
+    tokenizer: Annotated[str | None, typer.Option(help="One that is loaded; the default one if not given.")] = None,
     batch_items: Annotated[int, typer.Option(min=1, help="Items of one request.")] = 256,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Codes only; nothing is assigned.")] = False,
 ) -> None:
@@ -131,7 +132,7 @@ def tokenize(
     written = 0
     try:
         entries = (_entry(item) for batch in read_items(file, batch_items) for item in batch)
-        client = TokenizerClient(url, namespace=namespace, batch_items=batch_items)
+        client = TokenizerClient(url, namespace=namespace, tokenizer=tokenizer, batch_items=batch_items)
         with client, write_table(out) as table, tqdm(unit=" items", desc=file.name) as bar:
             for answer in client.tokenize(entries, assign=not dry_run):
                 bar.update()

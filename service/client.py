@@ -31,6 +31,7 @@ class TokenizerClient:
     Args:
         url: Its base, such as `http://127.0.0.1:8000`.
         namespace: The catalogue's namespace.
+        tokenizer: `name` or `name@fingerprint`; the service's default where None.
         batch_items: Items of one request.
         patience_s: How long one batch is tried again before it fails.
         timeout_s: Of one request.
@@ -41,12 +42,13 @@ class TokenizerClient:
         url: str,
         *,
         namespace: str = "default",
+        tokenizer: str | None = None,
         batch_items: int = 256,
         patience_s: float = 120.0,
         timeout_s: float = 120.0,
     ) -> None:
         self._http = httpx.Client(base_url=url, timeout=timeout_s)
-        self._namespace = namespace
+        self._origin = {"namespace": namespace, "tokenizer": tokenizer}
         self._batch_items = batch_items
         self._patience_s = patience_s
 
@@ -64,7 +66,7 @@ class TokenizerClient:
             TokenizerError: A whole batch was refused, or the service stayed away for `patience_s`.
         """
         for batch in batched(items, self._batch_items):
-            request = {"items": batch, "namespace": self._namespace, "assign": assign}
+            request = {"items": batch, **self._origin, "assign": assign}
             yield from self._post("/tokenize", request)["items"]
 
     def lookup(self, semantic_ids: Sequence[str]) -> list[dict[str, Any]]:
@@ -75,7 +77,7 @@ class TokenizerClient:
         """
         found: list[dict[str, Any]] = []
         for batch in batched(semantic_ids, self._batch_items):
-            found += self._post("/lookup", {"semantic_ids": batch, "namespace": self._namespace})["items"]
+            found += self._post("/lookup", {"semantic_ids": batch, **self._origin})["items"]
         return found
 
     def close(self) -> None:

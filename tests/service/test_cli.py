@@ -130,6 +130,16 @@ def test_a_mistake_is_answered_with_words_and_no_traceback(
     assert "Traceback" not in result.output
 
 
+def test_the_tokenizer_that_is_named_is_asked(service: Any, url: str, catalogue: Path, namespace: str) -> None:
+    full_name = service.state.tokenizers.current.default.full_name
+
+    words = ("tokenize", catalogue, "--url", url, "--namespace", namespace, "--batch-items", 64, "--tokenizer")
+    known, unknown = run(*words, full_name), run(*words, "other")
+
+    assert (known.exit_code, unknown.exit_code) == (0, 1), known.output
+    assert "That tokenizer is not loaded" in unknown.output
+
+
 def test_the_table_does_not_appear_when_the_service_refuses(tmp_path: Path, url: str) -> None:
     items = tmp_path / "items.jsonl"
     items.write_text('{"item_id": "good", "title": "kettle"}\n')
