@@ -192,6 +192,12 @@ class Sentinels(Topology):
         )
         return subprocess.Popen([self.binary, str(configuration), "--sentinel"], stdout=subprocess.DEVNULL)
 
+    def add_sentinel(self, primary_port: int) -> int:
+        """One that knows nothing of the others, and takes another server for the primary; its port."""
+        (port,) = free_ports(1)
+        self.sentinels.append(self._start_sentinel(port, primary_port))
+        return port
+
     def ask_sentinels(self, *words: str) -> list[Any]:
         """What each sentinel answers."""
         answers = []
@@ -206,9 +212,9 @@ class Sentinels(Topology):
             replicas, peers = self.ask_sentinels("REPLICAS"), self.ask_sentinels("SENTINELS")
         except redis.RedisError:
             return False
-        return self._online(self.primaries()[0]) == 2 and all(len(found) == 2 for found in (*replicas, *peers))
+        return self.online(self.primaries()[0]) == 2 and all(len(found) == 2 for found in (*replicas, *peers))
 
-    def _online(self, primary: redis.Redis) -> int:
+    def online(self, primary: redis.Redis) -> int:
         """How many replicas it has that caught up."""
         told = primary.info("replication")
         return sum(value.get("state") == "online" for value in told.values() if isinstance(value, dict))
@@ -228,7 +234,7 @@ class Sentinels(Topology):
         before = next(server for server in self.servers if server.client().role()[0] == b"master")
         before.kill()
         # Sooner, and the other replica would be found by the old primary first: some ten seconds until that is mended.
-        await until(lambda: sum(map(self._online, self.primaries())) == 1, "no replica is promoted and has one itself")
+        await until(lambda: sum(map(self.online, self.primaries())) == 1, "no replica is promoted and has one itself")
         await asyncio.to_thread(before.restart)
 
     async def stop(self) -> None:

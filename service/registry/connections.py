@@ -7,6 +7,7 @@ sentinels. `rediss+sentinel://` speaks TLS to both. The other options are those 
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
@@ -40,23 +41,29 @@ class NotPrimary(redis_errors.ConnectionError):
     """The server at the end of a new connection is a replica: another connection may find the primary."""
 
 
-class SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
-    """Connections to the primary that the sentinels name when the connection is made."""
+class Sentinels(Sentinel):
+    """Sentinels of which the best informed is believed: just after a failover, some still name the old primary."""
 
-    async def get_master_address(self) -> tuple[str, int]:
+    async def discover_master(self, service_name: str) -> tuple[str, int]:
         """The primary's address.
 
         Raises:
-            MasterNotFoundError: No sentinel that answers knows a primary that is up.
-            AuthenticationError: None does, and one does not accept the credentials.
+            MasterNotFoundError: No sentinel answers, or it is not known to be up.
+            AuthenticationError: A sentinel does not accept the credentials, and no other answers.
         """
-        try:
-            found: tuple[str, int] = await super().get_master_address()  # type: ignore[no-untyped-call]
-        except MasterNotFoundError as error:
-            if "AuthenticationError" in str(error):  # what each sentinel said stands in the text alone
-                raise redis_errors.AuthenticationError("a sentinel's: see sentinel_password") from None
-            raise MasterNotFoundError(f"no primary of {self.service_name} is known to be up") from None
-        return found
+        asked = (sentinel.sentinel_masters() for sentinel in self.sentinels)
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        states = [answer[service_name] for answer in answers if isinstance(answer, dict) and service_name in answer]
+        if not states and any(isinstance(answer, redis_errors.AuthenticationError) for answer in answers):
+            raise redis_errors.AuthenticationError("a sentinel's: see sentinel_password")
+        latest = max(states, key=lambda state: state["config-epoch"], default=None)
+        if latest is None or not self.check_master_state(latest, service_name):
+            raise MasterNotFoundError(f"no primary of {service_name} is known to be up")
+        return latest["ip"], latest["port"]
+
+
+class SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
+    """Connections to the primary that the sentinels name when the connection is made."""
 
     async def aclose(self) -> None:
         """Closes the connections, to the sentinels too."""
@@ -152,9 +159,9 @@ def _of_sentinels(scheme: str, rest: str, options: dict[str, Any], timeout_s: fl
     tls = {name: value for name, value in parsed.items() if name.startswith("ssl_")}
     if scheme == "rediss":
         of_sentinel["ssl"] = parsed["ssl"] = True
-    # They are asked one after the other: all of them within one timeout.
-    asked = {**_timeouts(timeout_s / len(sentinels)), **of_sentinel, **tls}
-    manager = Sentinel(sentinels, sentinel_kwargs=asked)  # type: ignore[no-untyped-call]
+    # One that does not answer holds up each new connection: not for long.
+    asked = {**_timeouts(timeout_s / 4), **of_sentinel, **tls}
+    manager = Sentinels(sentinels, sentinel_kwargs=asked)  # type: ignore[no-untyped-call]
     service = unquote(service)
     pool = SentinelPool(service, manager, **{**options, **parsed})  # type: ignore[no-untyped-call]
     return Connections(pool, f"{hosts}/{service}")

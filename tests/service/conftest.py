@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -31,7 +31,7 @@ def start_valkey(short_path: Path) -> Iterator[Callable[..., Valkey]]:
     """Starts servers, `start_valkey(appendfsync="everysec")`, and ends them with the test."""
     servers: list[Valkey] = []
 
-    def start(**options: str) -> Valkey:
+    def start(**options: Any) -> Valkey:
         directory = short_path / f"server-{len(servers)}"
         directory.mkdir()
         servers.append(Valkey(directory, **options))
