@@ -37,6 +37,11 @@ class ValkeyCluster:
             self.stop()
             raise
 
+    @property
+    def url(self) -> str:
+        """By which a registry finds it."""
+        return f"redis+cluster://127.0.0.1:{self.nodes[0].port}"
+
     def _join(self, primaries: int) -> None:
         clients = [node.client() for node in self.nodes]
         for number, client in enumerate(clients[:primaries]):

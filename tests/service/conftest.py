@@ -54,11 +54,11 @@ def shared_valkey() -> Iterator[Valkey]:
 
 
 @pytest.fixture(scope="session")
-def shared_cluster() -> Iterator[str]:
-    """The URL of a cluster for all tests that do it no harm."""
+def shared_cluster() -> Iterator[ValkeyCluster]:
+    """A cluster for all tests that do it no harm."""
     directory = Path(tempfile.mkdtemp(prefix="semid-"))
     running = ValkeyCluster(directory)
-    yield f"redis+cluster://127.0.0.1:{running.nodes[0].port}"
+    yield running
     running.stop()
     shutil.rmtree(directory, ignore_errors=True)
 

@@ -48,7 +48,7 @@ async def busy_record(
     request: pytest.FixtureRequest, shared_valkey: Valkey, connect: Connect, namespace: str
 ) -> Record:
     """A record on one server, and one on a cluster."""
-    url = shared_valkey.url if request.param == "server" else request.getfixturevalue("shared_cluster")
+    url = shared_valkey.url if request.param == "server" else request.getfixturevalue("shared_cluster").url
     registry = await connect(url, buckets=500, changes_kept=1_000_000)
     return await registry.record(namespace, FINGERPRINT, SIZES)
 

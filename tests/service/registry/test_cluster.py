@@ -7,8 +7,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from service.registry.assignment import ClaimResult
 from service.registry.stepwise import SteppedRecord
 from service.semantic_id import SemanticId
 from tests.agreement import agreed
+from tests.valkey import free_ports
 from tests.valkey_cluster import ValkeyCluster
 
 Connect = Callable[..., Awaitable[Registry]]
@@ -30,21 +30,14 @@ CODES = (1, 2, 3)
 OTHER_CODES = (3, 2, 1)  # of another first code, so on another server perhaps
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyCluster]:
-    import shutil
-    import tempfile
-
-    directory = Path(tempfile.mkdtemp(prefix="semid-"))
-    running = ValkeyCluster(directory)
-    yield running
-    running.stop()
-    shutil.rmtree(directory, ignore_errors=True)
+@pytest.fixture
+def cluster(shared_cluster: ValkeyCluster) -> ValkeyCluster:
+    return shared_cluster
 
 
 @pytest.fixture
 def url(cluster: ValkeyCluster) -> str:
-    return f"redis+cluster://127.0.0.1:{cluster.nodes[0].port}"
+    return cluster.url
 
 
 @pytest.fixture
@@ -83,10 +76,6 @@ OPERATIONS = {
     "reassign to an earlier ID": ([assign, reassign], back),
 }
 STEPS = 5  # at most so many writes of one operation
-
-
-class Killed(BaseException):
-    """The worker is gone."""
 
 
 def die_before(record: Record, step: int) -> None:
@@ -363,7 +352,7 @@ async def test_the_ids_of_a_record_lie_on_all_servers(cluster: ValkeyCluster, re
 
 
 async def test_a_server_that_is_no_cluster_is_refused(start_valkey: Callable[..., Any], connect: Connect) -> None:
-    (port,) = _one_free_port()
+    (port,) = free_ports(1)
     start_valkey(port=str(port))
 
     with pytest.raises(RegistryRefused, match=r"is no cluster: its URL begins with redis://"):
@@ -379,9 +368,3 @@ async def test_a_cluster_is_refused_as_a_single_server(cluster: ValkeyCluster, c
 async def test_a_url_that_cannot_be_read_is_refused(connect: Connect, url: str) -> None:
     with pytest.raises(RegistryRefused, match=r"redis\+cluster://"):
         await connect(url)
-
-
-def _one_free_port() -> list[int]:
-    from tests.valkey import free_ports
-
-    return free_ports(1)

@@ -6,9 +6,10 @@ import asyncio
 import os
 import signal
 import tempfile
+import uuid
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from hypothesis import HealthCheck, settings
@@ -22,6 +23,7 @@ from service.registry.assignment import Claim, ClaimResult
 from service.registry.embedded import EmbeddedValkey
 from service.semantic_id import SemanticId
 from service.snapshot import follow, take
+from tests.valkey_cluster import ValkeyCluster
 
 SIZES = (2, 3, 256)
 MAX_SUFFIX = 2
@@ -93,19 +95,36 @@ class Model:
 class LifeAgainstAModel(RuleBasedStateMachine):
     """The record beside its model."""
 
+    namespace = "default"
+
     @initialize()
     def begin(self) -> None:
         self.directory = tempfile.TemporaryDirectory(prefix="semid-")
         self.runner = asyncio.Runner()
-        self.server = EmbeddedValkey(Path(self.directory.name))
         self.runner.run(self.open())
         self.model = Model()
         self.followed = Trie.of(torch.empty((0, len(SIZES) + 1), dtype=torch.int64), SIZES)
 
     async def open(self) -> None:
-        await self.server.start()
-        self.registry = await Registry.connect(self.server.url, retry_ms=20_000, buckets=3)
-        self.record: Record = await self.registry.record("default", "0123456789abcdef", SIZES, max_suffix=MAX_SUFFIX)
+        url = await self.start()
+        self.registry = await Registry.connect(url, retry_ms=20_000, buckets=3)
+        self.record: Record = await self.registry.record(
+            self.namespace, "0123456789abcdef", SIZES, max_suffix=MAX_SUFFIX
+        )
+
+    async def start(self) -> str:
+        self.server = await EmbeddedValkey(Path(self.directory.name)).start()
+        return self.server.url
+
+    def kill_server(self) -> None:
+        assert self.server.pid is not None
+        os.kill(self.server.pid, signal.SIGKILL)
+
+    async def stop(self) -> None:
+        await self.server.stop()
+
+    async def send(self, claims: list[Claim]) -> list[Any]:
+        return await self.record.claim(claims)
 
     @rule(batch=CLAIMS)
     def claim(self, batch: list[tuple[str, Codes, bool, tuple[int, ...]]]) -> None:
@@ -114,7 +133,7 @@ class LifeAgainstAModel(RuleBasedStateMachine):
             for item_id, codes, reassign, alternatives in batch
         ]
 
-        results = self.runner.run(self.record.claim(claims))
+        results = self.runner.run(self.send(claims))
 
         for (item_id, codes, reassign, alternatives), result in zip(batch, results, strict=True):
             places = list(dict.fromkeys([codes, *((*codes[:-1], last) for last in alternatives)]))
@@ -137,13 +156,12 @@ class LifeAgainstAModel(RuleBasedStateMachine):
 
     @rule()
     def kill(self) -> None:
-        assert self.server.pid is not None
-        os.kill(self.server.pid, signal.SIGKILL)
+        self.kill_server()
 
     @rule()
     def restart(self) -> None:
         self.runner.run(self.registry.close())
-        self.runner.run(self.server.stop())
+        self.runner.run(self.stop())
         self.runner.run(self.open())
 
     @invariant()
@@ -196,18 +214,50 @@ class LifeAgainstAModel(RuleBasedStateMachine):
     def teardown(self) -> None:
         if hasattr(self, "runner"):
             self.runner.run(self.registry.close())
-            self.runner.run(self.server.stop())
+            self.runner.run(self.stop())
             self.runner.close()
             self.directory.cleanup()
 
 
-def test_any_sequence_of_lives_keeps_the_promises() -> None:
+class LifeOnACluster(LifeAgainstAModel):
+    """The same, one claim after the other: those of one call are done side by side."""
+
+    cluster: ClassVar[ValkeyCluster]
+
+    @initialize()
+    def begin(self) -> None:
+        self.namespace = uuid.uuid4().hex
+        super().begin()
+
+    async def start(self) -> str:
+        return self.cluster.url
+
+    def kill_server(self) -> None:
+        self.cluster.nodes[0].restart()
+
+    async def stop(self) -> None:
+        pass
+
+    async def send(self, claims: list[Claim]) -> list[Any]:
+        return [result for one in claims for result in await self.record.claim([one])]
+
+
+def run(machine: type[LifeAgainstAModel], examples: int) -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        LifeAgainstAModel,
+        machine,
         settings=settings(
-            max_examples=int(os.environ.get("LIFE_EXAMPLES", "12")),
+            max_examples=int(os.environ.get("LIFE_EXAMPLES", examples)),
             stateful_step_count=16,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+def test_any_sequence_of_lives_keeps_the_promises() -> None:
+    run(LifeAgainstAModel, 12)
+
+
+def test_any_sequence_of_lives_keeps_the_promises_on_a_cluster(shared_cluster: ValkeyCluster) -> None:
+    LifeOnACluster.cluster = shared_cluster
+    run(LifeOnACluster, 8)

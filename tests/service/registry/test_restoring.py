@@ -17,6 +17,7 @@ from service.registry.restoring import Restored
 from service.semantic_id import SemanticId
 from tests.agreement import agreed
 from tests.valkey import Valkey
+from tests.valkey_cluster import ValkeyCluster
 
 Connect = Callable[..., Awaitable[Registry]]
 Make = Callable[[str], Awaitable[Record]]
@@ -35,7 +36,7 @@ def make(request: pytest.FixtureRequest, shared_valkey: Valkey, connect: Connect
     async def make_record(name: str) -> Record:
         url = shared_valkey.url
         if request.param == "cluster":
-            url = request.getfixturevalue("shared_cluster")
+            url = request.getfixturevalue("shared_cluster").url
         registry = await connect(url, buckets=16, retry_ms=5000)
         return await registry.record(f"{namespace}-{name}", FINGERPRINT, SIZES, max_suffix=5)
 
@@ -140,9 +141,9 @@ async def test_what_the_record_holds_stands(make: Make) -> None:
 
 @pytest.mark.parametrize("step", range(9))
 async def test_what_a_worker_left_half_put_back_another_finishes(
-    shared_cluster: str, connect: Connect, namespace: str, step: int
+    shared_cluster: ValkeyCluster, connect: Connect, namespace: str, step: int
 ) -> None:
-    registries = [await connect(shared_cluster, buckets=16, retry_ms=5000) for _ in range(3)]
+    registries = [await connect(shared_cluster.url, buckets=16, retry_ms=5000) for _ in range(3)]
     ours = await registries[0].record(f"{namespace}-ours", FINGERPRINT, SIZES)
     one, other = [await registry.record(f"{namespace}-theirs", FINGERPRINT, SIZES) for registry in registries[1:]]
     await ours.claim([claim(name, CODES) for name in "abc"])
