@@ -15,6 +15,7 @@ from service.export import Progress, draft, export_table
 from service.formats import Format
 from service.generator_formats import write_format
 from service.record_table import Description, Origin
+from service.registry.marks import Marks
 from service.registry.record import Record
 from service.registry.registry import SCHEMA
 from service.restore import Outcome, Refusals, restore_table
@@ -65,7 +66,7 @@ async def export(
             "SID_REDIS_URL to its registry."
         )
     origin = origin_of(manifest, namespace)
-    async with opened_record(settings, manifest, namespace, create=False) as record:
+    async with opened_record(settings, manifest, namespace) as record:
         if kind is Format.PARQUET:
             return await export_table(record, origin, path, progress), None
         with draft(path) as whole:
@@ -105,7 +106,9 @@ async def restore(
         )
     description = description._replace(origin=replace(description.origin, max_suffix=manifest.max_suffix))
     refused = path.with_suffix(".refused.jsonl")
-    async with opened_record(settings, manifest, namespace or description.origin.namespace, create=True) as record:
+    namespace = namespace or description.origin.namespace
+    marked = (settings.data_dir / "history").is_dir()  # else no service of this directory acknowledged anything
+    async with opened_record(settings, manifest, namespace, create=True, marked=marked) as record:
         with draft(refused) as file, closing(Refusals(file)) as refusals:
             outcome = await restore_table(record, path, description, refusals, progress)
     if not outcome.refused:
@@ -144,16 +147,27 @@ def origin_of(manifest: Manifest, namespace: str) -> Origin:
 
 @asynccontextmanager
 async def opened_record(
-    settings: Settings, manifest: Manifest, namespace: str, *, create: bool
+    settings: Settings, manifest: Manifest, namespace: str, *, create: bool = False, marked: bool = False
 ) -> AsyncIterator[Record]:
     """A tokenizer's record, in the registry that the settings name; the embedded one is shared with a running service.
+
+    Args:
+        settings: Which registry.
+        manifest: The tokenizer's.
+        namespace: The catalogue's.
+        create: Whether a record that does not exist yet is made.
+        marked: Whether it is refused where it is older than the services of the data directory acknowledged.
 
     Raises:
         SemidError: The registry cannot be reached, or refuses.
         ValueError: The namespace cannot name a record.
     """
     async with AsyncExitStack() as stack:
-        registry = await open_registry(settings, stack)
+        marks = None
+        if marked:
+            marks = Marks.open(settings.data_dir)
+            stack.push_async_callback(marks.close)
+        registry = await open_registry(settings, stack, marks)
         yield await registry.record(
             namespace, manifest.fingerprint, manifest.codebook_sizes, max_suffix=manifest.max_suffix, create=create
         )

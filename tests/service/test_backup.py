@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 from models import DEFAULT_CHECKPOINT, read_manifest
 from service.cli import app
 from service.record_table import Description
+from tests.valkey import Valkey
 
 MakeEmbedding = Callable[[int], list[float]]
 
@@ -142,6 +143,37 @@ def test_a_table_of_another_tokenizer_is_refused_as_a_whole(
     assert result.exit_code == 1
     assert "an ID of one names nothing under the other. Nothing was imported." in result.output
     assert service.assigned(f"{namespace}-2") == {}
+
+
+def test_nothing_is_imported_into_a_registry_that_is_older_than_its_services(
+    start_service: Callable[..., Any],
+    checkpoint: Path,
+    valkey_process: Valkey,
+    data_dir: Path,
+    make_embedding: MakeEmbedding,
+    tmp_path: Path,
+) -> None:
+    service = start_service(redis_url=valkey_process.url, data_dir=data_dir)
+    service.tokenize({"item_id": "a", "embedding": make_embedding(0)})
+    service.stop()
+    environment = {
+        "SID_DATA_DIR": str(data_dir),
+        "SID_REDIS_URL": valkey_process.url,
+        "SID_CHECKPOINT": str(checkpoint),
+    }
+    words = [str(tmp_path / "record.parquet")]
+    exported = CliRunner().invoke(app, ["export", *words], env=environment)
+    with valkey_process.client() as client:
+        client.flushall()
+
+    refused = CliRunner().invoke(app, ["import", *words], env=environment)
+    CliRunner().invoke(app, ["registry", "accept", "--yes"], env=environment)
+    imported = CliRunner().invoke(app, ["import", *words], env=environment)
+
+    assert exported.exit_code == 0, exported.output
+    assert refused.exit_code == 1
+    assert "was at revision 1" in refused.output
+    assert "1 IDs restored" in imported.output, imported.output
 
 
 @pytest.mark.parametrize(
