@@ -7,7 +7,7 @@ entries --ItemReader--> items --registry--> unchanged ones: answered
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -82,7 +82,8 @@ class Tokenization:
         tokenizer = self._tokenizers.named(request.tokenizer)
         record = await self._records.of(request.namespace, tokenizer.manifest)
         items, failures = _read(request.items, tokenizer.reader)
-        known = await self._recall(record, items)
+        found = await self._recall(record, items)
+        known = {i: assignment for i, assignment in found.items() if assignment.live}
         # Content that changed is encoded again where its own codes are asked for: to be reassigned, or in a dry run.
         afresh = request.on_change == "reassign" or not request.assign
         encoded, unencodable = await _encode(
@@ -92,7 +93,7 @@ class Tokenization:
         failures.update(unencodable)
         items = {i: item for i, item in items.items() if i not in unencodable}
         if request.assign:
-            claimed, unplaced = await self._place(request, tokenizer, items, encoded)
+            claimed, unplaced = await self._place(request, tokenizer, items, encoded, _moving(request, items, found))
             failures.update(unplaced)
             answers = assigned({i: item for i, item in items.items() if i not in unplaced}, known, encoded, claimed)
         else:
@@ -170,9 +171,9 @@ class Tokenization:
         return {**tokenizer.origin(request.namespace), "items": [answers[i] for i in range(len(answers))]}
 
     async def _recall(self, record: Record, items: Mapping[int, Item]) -> dict[int, Assignment]:
-        """Assignments of the items that hold one now; one that was retired has to claim its own again."""
+        """Assignments of the items that have one; one that was retired has to claim its own again."""
         found = await self._timed("recall", record.by_item_ids([item.item_id for item in items.values()]))
-        return {i: assignment for i, assignment in zip(items, found, strict=True) if assignment and assignment.live}
+        return {i: assignment for i, assignment in zip(items, found, strict=True) if assignment}
 
     async def _place(
         self,
@@ -180,18 +181,19 @@ class Tokenization:
         tokenizer: LoadedTokenizer,
         items: Mapping[int, Item],
         encoded: Mapping[int, EncodedRow],
+        moving: Collection[int],
     ) -> tuple[dict[int, ClaimResult], dict[int, ItemError]]:
         """What was claimed, and what found no place: under its codes, nor, where the namespace wants it, beside them.
 
         The few items whose codes are full are encoded once more for their alternatives: to rank those of all would
         cost every item what few need.
         """
-        claimed, exhausted = await self._claim(request, tokenizer, items, encoded)
+        claimed, exhausted = await self._claim(request, tokenizer, items, encoded, moving)
         candidates = self._overflow.candidates(request.namespace)
         if not exhausted or not candidates:
             return claimed, {**exhausted}
         ranked, unencodable = await _encode(tokenizer, {i: items[i] for i in exhausted}, candidates)
-        beside, exhausted = await self._claim(request, tokenizer, items, ranked)
+        beside, exhausted = await self._claim(request, tokenizer, items, ranked, moving)
         return claimed | beside, {**unencodable, **exhausted}
 
     async def _claim(
@@ -200,13 +202,13 @@ class Tokenization:
         tokenizer: LoadedTokenizer,
         items: Mapping[int, Item],
         encoded: Mapping[int, EncodedRow],
+        moving: Collection[int],
     ) -> tuple[dict[int, ClaimResult], dict[int, SuffixExhausted]]:
         """What was claimed, and what has no suffix left. Only now a new namespace leaves anything behind."""
         if not encoded:
             return {}, {}
         record = await self._records.of(request.namespace, tokenizer.manifest, create=True)
-        reassign = request.on_change == "reassign"
-        claims = [_claim_of(items[i], row, reassign=reassign) for i, row in encoded.items()]
+        claims = [_claim_of(items[i], row, reassign=i in moving) for i, row in encoded.items()]
         results = dict(zip(encoded, await self._timed("claim", record.claim(claims)), strict=True))
         claimed = {i: result for i, result in results.items() if isinstance(result, ClaimResult)}
         return claimed, {i: result for i, result in results.items() if isinstance(result, SuffixExhausted)}
@@ -257,6 +259,13 @@ class Tokenization:
 def _stands(item: Item, assignment: Assignment, *, afresh: bool) -> bool:
     """Whether the assignment is the answer without the model; `afresh` where the codes of changed content count."""
     return item.digest == assignment.digest and not (afresh and assignment.content_changed)
+
+
+def _moving(request: TokenizeRequest, items: Mapping[int, Item], found: Mapping[int, Assignment]) -> set[int]:
+    """Items that give up their ID for one of other codes; an ID that was given to just this content stands."""
+    if request.on_change != "reassign":
+        return set()
+    return {i for i, item in items.items() if i not in found or not _stands(item, found[i], afresh=True)}
 
 
 def _read(entries: Sequence[object], reader: ItemReader) -> tuple[dict[int, Item], dict[int, ItemError]]:

@@ -93,6 +93,19 @@ def test_an_item_placed_so_keeps_its_id_while_its_content_is_the_same(
     assert (found["item_id"], found["content_changed"]) == ("2", False)
 
 
+def test_it_comes_back_to_its_id_also_where_the_namespace_no_longer_overflows(
+    shop: Any, namespace: str, make_embedding: MakeEmbedding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [{"item_id": f"{i}", "embedding": make_embedding(1)} for i in range(3)]
+    *_, placed = shop.tokenize(*items, namespace=namespace)
+    shop.http.delete("/assignment/2", params={"namespace": namespace})
+    monkeypatch.setattr(shop.state.tokenization, "_overflow", OverflowPolicy({}))
+
+    (returned,) = shop.tokenize(items[2], namespace=namespace, on_change="reassign")
+
+    assert (returned["semantic_id"], returned["created"]) == (placed["semantic_id"], False)
+
+
 def test_a_reassigned_item_may_overflow_too(
     shop: Any, narrow: Path, namespace: str, make_embedding: MakeEmbedding
 ) -> None:
