@@ -12,9 +12,8 @@ from typing import Annotated
 
 import typer
 
-from tests.chaos.run import Config, Outcome, Run
+from tests.chaos.run import TOPOLOGIES, Config, Outcome, Run
 from tests.chaos.schedule import KINDS, schedule
-from tests.chaos.topology import TOPOLOGIES
 
 TopologyName = StrEnum("TopologyName", [*TOPOLOGIES])
 SINGLE = TopologyName("single")

@@ -42,7 +42,7 @@ def check(
     codes: Sequence[str],
     *,
     followed: Sequence[Sequence[dict[str, Any]]] = (),
-    gapless: bool = True,
+    atomic: bool = True,
 ) -> list[Violation]:
     """All violations.
 
@@ -51,16 +51,17 @@ def check(
         final: What the record holds.
         codes: Of each content.
         followed: The changes that each follower was told.
-        gapless: Whether the suffixes of equal codes must be 0 to n - 1, without a hole.
+        atomic: Whether a request's changes are made at once: then the suffixes of equal codes are 0 to n - 1, without a
+            hole, and what replaces an ID comes before it goes.
     """
     namings = [naming for operation in operations for naming in named(operation)]
     return [
         *_unexpected(operations),
         *_uniqueness(namings, final.feed),
         *_issued_twice(namings, final.feed),
-        *(_gaps(final.feed) if gapless else ()),
+        *(_gaps(final.feed) if atomic else ()),
         *_loss(namings, operations),
-        *_feed(final, followed),
+        *_feed(final, followed, atomic=atomic),
         *_created_are_told(namings, final.feed),
         *_views(final, operations),
         *_explained(operations, namings, final.feed, codes),
@@ -171,7 +172,7 @@ def _found(operation: Operation) -> Iterator[tuple[str, str | None]]:
         yield asked, entry.get("error", entry).get("item_id")
 
 
-def _feed(final: Final, followed: Iterable[Sequence[dict[str, Any]]]) -> Iterator[Violation]:
+def _feed(final: Final, followed: Iterable[Sequence[dict[str, Any]]], *, atomic: bool) -> Iterator[Violation]:
     """The changes have no hole, each can follow what was before it, and none was told otherwise on the way."""
     for place, change in enumerate(final.feed, 1):
         if change["revision"] != place:
@@ -179,7 +180,7 @@ def _feed(final: Final, followed: Iterable[Sequence[dict[str, Any]]]) -> Iterato
             return
     if final.revision != len(final.feed):
         yield Violation("changes with a hole", f"the record is at {final.revision}, its changes at {len(final.feed)}")
-    yield from _illegal_changes(final.feed)
+    yield from _illegal_changes(final.feed, atomic=atomic)
     for told in followed:
         for change in told:
             now = final.feed[change["revision"] - 1] if change["revision"] <= len(final.feed) else None
@@ -188,17 +189,18 @@ def _feed(final: Final, followed: Iterable[Sequence[dict[str, Any]]]) -> Iterato
                 break
 
 
-def _illegal_changes(feed: Iterable[dict[str, Any]]) -> Iterator[Violation]:
+def _illegal_changes(feed: Sequence[dict[str, Any]], *, atomic: bool) -> Iterator[Violation]:
     """Each change follows from those before it, and at the end no item has two live IDs."""
     holder: dict[str, str] = {}
     live: set[str] = set()
+    successors = live if atomic else {change["semantic_id"] for change in feed}
     for change in feed:
         item, semantic_id = change["item_id"], change["semantic_id"]
         legal = {
             "assigned": semantic_id not in holder,
             "returned": holder.get(semantic_id) == item and semantic_id not in live,
             "retired": holder.get(semantic_id) == item and semantic_id in live,
-            "replaced": holder.get(semantic_id) == item and change["replaced_by"] in live,
+            "replaced": holder.get(semantic_id) == item and change["replaced_by"] in successors,
         }[change["change"]]
         if not legal:
             yield Violation(

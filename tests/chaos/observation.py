@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,10 +134,13 @@ class Observer:
         found = {prefix: self._get(f"/prefix/{prefix}", limit=1)["count"] for prefix in under}
         return [(prefix, count, under[prefix]) for prefix, count in found.items() if count != under[prefix]]
 
-    def look_up(self, history: History, items: Iterable[str], semantic_ids: list[str]) -> None:
-        """Every item forward, every ID reverse, into the history."""
+    def look_up_items(self, history: History, items: Iterable[str]) -> None:
+        """Every item forward, into the history."""
         for item in items:
             self._asked(history, "forward", {"item": item})
+
+    def look_up_ids(self, history: History, semantic_ids: Sequence[str]) -> None:
+        """Every ID reverse, into the history."""
         for start in range(0, len(semantic_ids), LOOKUPS):
             self._asked(history, "lookup", {"semantic_ids": semantic_ids[start : start + LOOKUPS]})
 

@@ -18,15 +18,17 @@ import httpx
 from tqdm import tqdm
 
 from tests.chaos.checker import Violation, check, replay
+from tests.chaos.cluster import Cluster
 from tests.chaos.history import History, Operation, read_history
 from tests.chaos.observation import Final, Observer, ids_to_look_up
 from tests.chaos.proxy import Network, Proxy
 from tests.chaos.schedule import CUT, DELAY, HALF_CLOSE, KILL_SERVICE, KINDS, STALL, STOP_SERVICE, schedule
 from tests.chaos.servers import ROOT, START_TIMEOUT_S, Service
 from tests.chaos.tokenizer import embeddings, write_checkpoint
-from tests.chaos.topology import TOPOLOGIES, Action, Topology
+from tests.chaos.topology import Action, Single, Topology
 from tests.chaos.workload import contents_of
 
+TOPOLOGIES = {"single": Single, "cluster": Cluster}
 SERVICES = 2
 LONGEST_DELAY_S = 0.05
 SETTLE_S = 3.0
@@ -227,7 +229,7 @@ class Run:
             proxy.delay(0.0)
         for server in self.topology.servers:
             server.start()
-            server.wait_until_ready()
+        self.topology.wait_until_whole()
         for service in self.services:
             self._start_again(service)
         for service in self.services:
@@ -236,27 +238,23 @@ class Run:
             assert client.wait(30) == 0, f"a client failed: see {self._directory}/client-*.log"
 
     def _observe(self) -> Final:
+        """What the record holds, and in the history of the checker what it answers about every item and ID."""
         final = Final()
         observers = [Observer(service.port, service.name) for service in self.services]
         first = observers[0]
-        final.revision = first.settled_revision(SETTLE_S)
-        # Written whole before it is there.
-        (self._directory / "until.part").write_text(json.dumps(final.revision))
-        (self._directory / "until.part").rename(self._directory / "until.json")
-        final.feed = first.feed()
-        for observer in observers:
-            observer.views(final)
+        first.settled_revision(SETTLE_S)
         operations = self._operations()
-        told = [
-            entry["semantic_id"]
-            for operation in operations
-            if operation.call == "tokenize" and operation.status == 200
-            for entry in operation.body
-            if "semantic_id" in entry
-        ]
-        items = sorted({item for operation in operations for item in _items(operation)})
         with History(self._history / "checker.jsonl") as history:
-            first.look_up(history, items, ids_to_look_up(final.feed, told))
+            # First: on a cluster, whoever finds an item half changed finishes what was begun.
+            first.look_up_items(history, sorted({item for operation in operations for item in _items(operation)}))
+            final.revision = first.settled_revision(0.5)
+            # Written whole before it is there.
+            (self._directory / "until.part").write_text(json.dumps(final.revision))
+            (self._directory / "until.part").rename(self._directory / "until.json")
+            final.feed = first.feed()
+            for observer in observers:
+                observer.views(final)
+            first.look_up_ids(history, ids_to_look_up(final.feed, _told(operations)))
             live = _live_items(final.feed)[:ASKED_AGAIN]
             observers[-1].ask_again(history, [(item, contents_of(item)[0]) for item in live], self._embeddings)
         for observer in observers:
@@ -283,7 +281,7 @@ class Run:
         operations = self._operations()
         lines = [json.loads(line) for line in (self._directory / "told.jsonl").read_text().splitlines()]
         told = [change for line in lines for change in line.get("changes", ())]
-        violations = check(operations, final, codes, followed=[told], gapless=self.topology.gapless)
+        violations = check(operations, final, codes, followed=[told], atomic=self.topology.atomic)
         violations += [Violation("changes gone", line["detail"]) for line in lines if "gone" in line]
         for server in (*self.services, *self.topology.servers):
             violations += [
@@ -318,6 +316,12 @@ def _items(operation: Operation) -> list[str]:
     if operation.call == "tokenize":
         return [item for item, _ in operation.arguments["items"]]
     return [operation.arguments["item"]] if "item" in operation.arguments else []
+
+
+def _told(operations: Sequence[Operation]) -> list[str]:
+    """The IDs that clients were told of when they tokenized."""
+    answers = [operation.body for operation in operations if operation.call == "tokenize" and operation.status == 200]
+    return [entry["semantic_id"] for body in answers for entry in body if "semantic_id" in entry]
 
 
 def _live_items(feed: Sequence[dict[str, Any]]) -> list[str]:

@@ -89,10 +89,9 @@ class Valkey(Server):
 
     def __init__(self, directory: Path, **options: str) -> None:
         directory.mkdir(parents=True)
-        port = free_port()
         settings = {
             "bind": "127.0.0.1",
-            "port": str(port),
+            "port": str(free_port()),
             "dir": str(directory),
             "save": "",
             "appendonly": "yes",
@@ -100,7 +99,7 @@ class Valkey(Server):
             **{name.replace("_", "-"): value for name, value in options.items()},
         }
         words = [word for name, value in settings.items() for word in (f"--{name}", *value.split(" "))]
-        super().__init__([str(get_binary_path()), *words], port, directory / "valkey.log")
+        super().__init__([str(get_binary_path()), *words], int(settings["port"]), directory / "valkey.log")
 
     def client(self) -> redis.Redis:
         """A client of it."""

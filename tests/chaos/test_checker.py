@@ -268,7 +268,18 @@ def test_gaps_are_no_fault_where_they_may_be() -> None:
 
     leave_a_gap(world)
 
-    assert "suffixes with a gap" not in world.broken(gapless=False)
+    assert "suffixes with a gap" not in world.broken(atomic=False)
+
+
+def test_what_replaces_an_id_may_come_after_it_has_gone_where_changes_are_made_one_by_one() -> None:
+    world = World()
+    came, went = world.final.feed[4], world.final.feed[5]
+
+    world.final.feed[4:6] = {**went, "revision": 5}, {**came, "revision": 6}
+    world.told = []
+
+    assert world.broken() == {"a change that cannot be"}
+    assert world.broken(atomic=False) == set()
 
 
 def test_what_was_answered_with_503_promises_nothing() -> None:

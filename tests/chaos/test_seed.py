@@ -16,17 +16,17 @@ def test_the_same_seed_gives_the_same_faults() -> None:
 
 
 def test_a_longer_run_begins_as_a_shorter_one() -> None:
-    shorter = schedule(7, 35)
+    shorter = schedule(7, 30)
 
     assert schedule(7, 300)[: len(shorter)] == shorter
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_all_kinds_of_faults_come_in_a_short_run(seed: int) -> None:
-    faults = schedule(seed, 35)
+    faults = schedule(seed, 30)
 
     assert {fault.kind for fault in faults} == {*KINDS}
-    assert all(fault.at_s <= 35 - QUIET_S for fault in faults)
+    assert all(fault.at_s <= 30 - QUIET_S for fault in faults)
 
 
 def test_only_the_faults_that_are_asked_for_come() -> None:

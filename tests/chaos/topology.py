@@ -23,18 +23,21 @@ class Topology(Protocol):
     Attributes:
         servers: Its processes.
         proxies: Between it and the services.
-        gapless: Whether its suffixes run from 0 to n - 1 without a hole, whatever happens.
+        atomic: Whether it makes all changes of a request at once.
     """
 
     servers: Sequence[Server]
     proxies: Sequence[Proxy]
-    gapless: bool
+    atomic: bool
 
-    def url(self, service: int) -> str:
+    def url(self, service: int, /) -> str:
         """Where a service finds it."""
 
     def start(self) -> None:
         """Starts it and waits for it."""
+
+    def wait_until_whole(self) -> None:
+        """Returns once all its servers, which were started again, do their part."""
 
     def befall(self, kind: str, pick: float, /) -> Action | None:
         """Begins a fault of this kind; what ends it, or None where it is over at once."""
@@ -51,7 +54,7 @@ class Single:
         options: Of the servers.
     """
 
-    gapless = True
+    atomic = True
 
     def __init__(self, directory: Path, network: Network, seed: int, services: int, options: Mapping[str, str]) -> None:
         self.primary = Valkey(directory / "primary", **options)
@@ -59,12 +62,16 @@ class Single:
         self.servers = [self.primary, self.replica]
         self.proxies = [Proxy(network, self.primary.port, f"{seed}-registry-{i}") for i in range(services)]
 
-    def url(self, service: int) -> str:
+    def url(self, service: int, /) -> str:
         return f"redis://127.0.0.1:{self.proxies[service].port}"
 
     def start(self) -> None:
         for server in self.servers:
             server.start()
+            server.wait_until_ready()
+
+    def wait_until_whole(self) -> None:
+        for server in self.servers:
             server.wait_until_ready()
 
     def befall(self, kind: str, _pick: float, /) -> Action | None:
@@ -82,6 +89,3 @@ def flush_scripts(server: Valkey) -> None:
     """Makes the server forget all scripts."""
     with server.client() as client, contextlib.suppress(redis.RedisError):  # it may be on its way up
         client.script_flush()
-
-
-TOPOLOGIES = {"single": Single}
