@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import signal
 import tempfile
 from collections import Counter
 from enum import StrEnum
@@ -33,6 +34,9 @@ def chaos(
     server_option: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the registry's servers, such as appendonly=no.")
     ] = None,
+    accept: Annotated[  # noqa: FBT002 - a command's options are its parameters
+        bool, typer.Option("--accept", help="At the end, accept a registry older than what was acknowledged.")
+    ] = False,
     show_schedule: Annotated[  # noqa: FBT002 - a command's options are its parameters
         bool, typer.Option("--show-schedule", help="Print the faults of this seed, and end.")
     ] = False,
@@ -56,9 +60,10 @@ def chaos(
         for one in schedule(seed, seconds, kinds):
             typer.echo(f"{one.at_s:8.3f} s  {one.kind}{f', for {one.duration_s:.1f} s' if one.duration_s else ''}")
         return
+    signal.signal(signal.SIGTERM, _end)  # so that a run that is told to end stops its processes
     place = directory or Path(tempfile.mkdtemp(prefix="semid-chaos-"))
     options = dict(option.split("=", 1) for option in server_option or ())
-    config = Config(place, seconds, seed, topology.value, clients, kinds, durability, options)
+    config = Config(place, seconds, seed, topology.value, clients, kinds, accept, durability, options)
     outcome = Run(config).perform()
     _report(outcome, place)
     if outcome.violations:
@@ -71,6 +76,10 @@ def _known_kinds(names: list[str] | tuple[str, ...]) -> list[str]:
     if unknown := [name for name in names if name not in KINDS]:
         raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(KINDS)}", param_hint="--fault")
     return [*names]
+
+
+def _end(*_: object) -> None:
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 def _report(outcome: Outcome, directory: Path) -> None:

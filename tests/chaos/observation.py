@@ -15,11 +15,12 @@ from typing import Any
 import httpx
 
 from models import Trie
-from tests.chaos.client import Caller, ask
+from tests.chaos.client import Caller, Unanswered, ask
 from tests.chaos.history import History
 
 PAGE = 1000
 LOOKUPS = 1000
+ATTEMPTS = 3
 SUFFIXES_BEYOND = 3
 """How many suffixes beyond the highest known one are looked up."""
 
@@ -154,8 +155,15 @@ class Observer:
     def _asked(
         self, history: History, call: str, arguments: dict[str, Any], embeddings: list[list[float]] | None = None
     ) -> None:
-        number = history.request(call, arguments)
-        history.answer(number, *ask(self._caller, call, arguments, embeddings or []))
+        for _ in range(ATTEMPTS):
+            number = history.request(call, arguments)
+            try:
+                history.answer(number, *ask(self._caller, call, arguments, embeddings or []))
+            except Unanswered as error:  # a connection that lay idle was closed
+                history.unknown(number, str(error))
+            else:
+                return
+        raise AssertionError(f"no answer to {call}, though all is up")
 
     def _get(self, path: str, **parameters: Any) -> Any:
         return self._http.get(path, params=parameters).raise_for_status().json()

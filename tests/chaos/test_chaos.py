@@ -39,7 +39,7 @@ def test_every_promise_is_kept_through_kills_and_cut_connections(
 
 
 def test_a_registry_that_forgets_when_it_is_killed_is_found_out(tmp_path: Path) -> None:
-    options = ["--durability", "memory", "--server-option", "appendonly=no", "--fault", KILL_PRIMARY]
+    options = ["--durability", "memory", "--server-option", "appendonly=no", "--fault", KILL_PRIMARY, "--accept"]
 
     run = chaos("--seconds", "5", "--seed", "1", "--directory", f"{tmp_path / 'run'}", *options, timeout_s=300)
 
