@@ -54,4 +54,6 @@ def described(comparison: Comparison) -> str:
     known = ", ".join(f"revision {mark.revision} of epoch {mark.epoch.decode()}" for mark in marks) or "no mark"
     words = "OLDER" if comparison.older else "ok"
     line = f"{words:5}  {comparison.name}  registry: {found}, {comparison.live} live items; acknowledged: {known}"
-    return f"{line}; lost: up to {comparison.lost} changes" if comparison.older else line
+    if comparison.parts:
+        line += f"; servers have lost IDs under {comparison.parts} first codes"
+    return f"{line}; lost: up to {comparison.lost} changes" if comparison.lost else line

@@ -74,6 +74,10 @@ class ValkeyCluster:
         """The nodes that are primaries now."""
         return [node for node in self.nodes if node.running and _role(node) == "master"]
 
+    def primary_of(self, slot: int) -> Valkey:
+        """The primary that serves a slot."""
+        return next(node for node in self.primaries() if _serves(node, slot))
+
     def replicas(self) -> list[Valkey]:
         """The nodes that are replicas now."""
         return [node for node in self.nodes if node.running and _role(node) == "slave"]
@@ -96,6 +100,12 @@ class ValkeyCluster:
 def _role(node: Valkey) -> str:
     with node.client() as client:
         return str(client.info("replication")["role"])
+
+
+def _serves(node: Valkey, slot: int) -> bool:
+    with node.client() as client:
+        table = client.execute_command("CLUSTER SLOTS")
+    return any(first <= slot <= end and primary[1] == node.port for first, end, primary, *_ in table)
 
 
 def _knows(client: redis.Redis, count: int) -> bool:

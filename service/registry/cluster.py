@@ -146,6 +146,11 @@ class Cluster(Calls):
     async def _each(self, work: Callable[[Primary], Awaitable[Any]]) -> list[Any]:
         return await _all_of([work(node) for node in self._primaries])
 
+    @property
+    def generation(self) -> int:
+        """Another number whenever another server may answer than before."""
+        return self._refreshed + sum(node.connections_made for node in self._nodes.values())
+
     # As of one primary
 
     @property

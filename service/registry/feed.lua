@@ -15,7 +15,7 @@ if (known[1] or '') ~= ARGV[4] or tonumber(known[2] or 0) < tonumber(ARGV[5]) th
     return redis.error_reply('OLDER ' .. (known[1] or '-') .. ' ' .. (known[2] or 0))
 end
 
-local LIVE = { A = 1, B = 1, D = -1, R = -1, d = 0, r = 0 }
+local LIVE = { A = 1, a = 0, B = 1, D = -1, R = -1, d = 0, r = 0 }
 local changes, count, returned = {}, 0, false
 local replies = { now, 0 }
 local place = 6

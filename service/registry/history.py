@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from service.errors import RegistryOlder, RegistryUnavailable
+from service.registry.keys import meta_key
 from service.registry.marks import Mark
 from service.registry.primary import Script, ScriptCall
 
@@ -161,8 +162,23 @@ class History:
         await self.look()
         self.require()
         if str(error).startswith("OLDER -"):  # on a cluster, another server than the one that tells the revision
-            raise RegistryOlder(f"The record {self.name} has lost a part of what was acknowledged.")
+            self.lost_a_part(1)
         raise RegistryUnavailable("The registry answered as an older one, and then no longer: send it again.")
+
+    def lost_a_part(self, parts: int) -> NoReturn:
+        """On a cluster, servers have lost changes that are in the log.
+
+        Raises:
+            RegistryOlder: Always.
+        """
+        detail = (
+            f"The record {self.name} has lost a part of what was acknowledged, under {parts} of its first codes. "
+            "Bring the newer servers back, or see `semid registry status` and `accept`."
+        )
+        if not self.doubted:
+            logger.error("%s", detail)
+        self.doubted = True
+        raise RegistryOlder(detail)
 
     def reached(self, revision: int) -> None:
         """The record is at this revision, and that is about to be acknowledged: the mark moves on before.
@@ -243,17 +259,19 @@ class Comparison(NamedTuple):
         found: What the registry says of its history.
         live: The number of its live assignments.
         marks: How far it had come when something was last acknowledged, by each service.
+        parts: On a cluster, under how many first codes servers have lost IDs that are in the log.
     """
 
     name: str
     found: Found
     live: int
     marks: frozenset[Mark]
+    parts: int = 0
 
     @property
     def older(self) -> bool:
         """Whether services refuse it."""
-        return not all(map(self.found.goes_on_from, self.marks))
+        return self.parts > 0 or not all(map(self.found.goes_on_from, self.marks))
 
     @property
     def lost(self) -> int:
@@ -270,8 +288,8 @@ async def compare(server: Server, marks: Marks) -> list[Comparison]:
     keys = await server.call(partial(server.matching, b"sid:{*}:meta"))
     names = marks.names() | {key.removeprefix(b"sid:{").removesuffix(b"}:meta").decode() for key in keys}
     ordered = sorted(names)
-    told = await server.read([Found.asked(_meta(name)) for name in ordered])
-    counts = await server.read([("HGET", _meta(name), b"count") for name in ordered])
+    told = await server.read([Found.asked(meta_key(name)) for name in ordered])
+    counts = await server.read([("HGET", meta_key(name), b"count") for name in ordered])
     return [
         Comparison(name, Found.read(fields), int(count or 0), marks.of(name))
         for name, fields, count in zip(ordered, told, counts, strict=True)
@@ -290,10 +308,6 @@ async def accept(server: Server, comparison: Comparison) -> bool:
     found = comparison.found
     abandoned = sorted({mark.epoch for mark in comparison.marks} - {found.epoch, *found.former})
     arguments = [found.epoch, secrets.token_hex(8).encode(), *abandoned]
-    call = ScriptCall(_ACCEPT, [_meta(comparison.name)], arguments)
+    call = ScriptCall(_ACCEPT, [meta_key(comparison.name)], arguments)
     (reply,) = await server.call(partial(server.written, [call]), retried=False)
     return bool(reply[1])
-
-
-def _meta(name: str) -> bytes:
-    return f"sid:{{{name}}}:meta".encode()

@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+def meta_key(name: str) -> bytes:
+    """Where a record with this name keeps its facts."""
+    return f"sid:{{{name}}}:meta".encode()
+
+
 class RecordKeys:
     """The keys of one record."""
 
@@ -25,7 +30,7 @@ class RecordKeys:
         self.name = name
         self.layout = layout
         self.buckets = buckets
-        self.meta = f"sid:{{{name}}}:meta".encode()
+        self.meta = meta_key(name)
         self.root = f"sid:{{{name}}}:root".encode()
         self.changes = f"sid:{{{name}}}:c".encode()
         self._forward = f"sid:{name}:f:".encode()

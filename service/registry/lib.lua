@@ -50,8 +50,8 @@
 --   sid:{NAME:r:<c>}:o         hash    the outbox: changes of these IDs on their way into the log
 --                                      n               number of the last change
 --                                      t               number up to which changes were removed
---                                      number -> change, as in the log; "d", "r" for a "D", "R" of an ID that was
---                                          not live
+--                                      number -> change, as in the log; in small letters where the number of live
+--                                          IDs is told elsewhere, or stays
 --   sid:{NAME}:m               hash    first code -> number up to which its outbox was moved into the log
 --   sid:{<number>}:synced      string  one on each server, for barriers
 --   In a reverse bucket a field of the width of the codes is a counter of suffixes, a longer one an ID, a shorter one an

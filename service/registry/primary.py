@@ -56,6 +56,7 @@ class Primary(Calls):
 
     Attributes:
         address: Where it is, for messages: nothing secret.
+        connections_made: How many there were so far: behind a new one, another server may answer.
         durable_before: Where it `waits`, all that was assigned before this second of the server's clock is durable.
     """
 
@@ -87,7 +88,7 @@ class Primary(Calls):
         self._promise = Promise(Durability(durability), replicas, timeout_ms, cluster_node)
         self._wait = Wait()
         self._checking = asyncio.Lock()
-        self._connections_made = 0
+        self.connections_made = 0
         self._connections_checked = -1
         pool, self.address = open_connections(url, timeout_ms, self._on_connect)
         self._client: Redis = Redis.from_pool(pool)
@@ -98,7 +99,7 @@ class Primary(Calls):
         return self._wait.needed
 
     async def _on_connect(self, _connection: Any) -> None:
-        self._connections_made += 1  # another server may answer at this address now
+        self.connections_made += 1  # another server may answer at this address now
 
     async def close(self) -> None:
         """Waits for the calls under way, each bounded in time, and closes the connections."""
@@ -184,17 +185,17 @@ class Primary(Calls):
         return replies
 
     async def _written_once(self, commands: Sequence[ScriptCall | tuple[Any, ...]]) -> list[Any]:
-        wait, made = self._wait, self._connections_made
+        wait, made = self._wait, self.connections_made
         replies = await self._waited(commands, wait)
         unknown = [place for place, reply in enumerate(replies) if isinstance(reply, redis_errors.NoScriptError)]
         if unknown:  # a fresh server, or SCRIPT FLUSH
-            if len(unknown) < len(commands) and self._connections_made != made:
+            if len(unknown) < len(commands) and self.connections_made != made:
                 raise redis_errors.ConnectionError("another server may answer now")  # and have only a part of them
             again = await self._waited([commands[place] for place in unknown], wait, in_full=True)
             for place, reply in zip(unknown, again, strict=True):
                 replies[place] = reply
         _none_failed(replies)
-        if self._connections_made == made:  # else another server may answer by now, of which this says nothing
+        if self.connections_made == made:  # else another server may answer by now, of which this says nothing
             for command, reply in zip(commands, replies, strict=True):
                 if wait.needed and isinstance(command, ScriptCall):
                     self.durable_before = max(self.durable_before, reply[0])
@@ -226,7 +227,7 @@ class Primary(Calls):
     @property
     def unchecked(self) -> bool:
         """Whether a connection was made since the last check that succeeded."""
-        return self._connections_checked != self._connections_made
+        return self._connections_checked != self.connections_made
 
     async def recheck(self) -> None:
         """Checks again where a new connection was made: another server may answer now. Inside `call` only.
@@ -249,7 +250,7 @@ class Primary(Calls):
             try:
                 for _ in range(2):  # the first round may have made the connection that it then distrusts
                     if self.unchecked:
-                        made = self._connections_made
+                        made = self.connections_made
                         await self._check()
                         self._connections_checked = made
             except redis_errors.RedisError as error:

@@ -27,6 +27,7 @@ from service.registry.changes import ChangeLog
 from service.registry.cluster import Cluster, Server
 from service.registry.contents import Contents
 from service.registry.history import RecordFacts
+from service.registry.mending import Mended, Mending
 from service.registry.request_queue import Reply, Request
 from service.registry.restoring import Restored, restored, restoring
 from service.registry.stepwise import SteppedRecord
@@ -53,6 +54,7 @@ class Record:
         self.buckets = keys.buckets
         self.changes = ChangeLog(history, keys, self.settle)
         self.tree = LiveTree(history, keys)
+        self._server = server
         self._keys = keys
         facts = RecordFacts(max_suffix, changes_kept, history)
         self._items: AtomicRecord | SteppedRecord
@@ -180,6 +182,18 @@ class Record:
     async def settle(self) -> None:
         """Returns when all that was read before is as durable as promised."""
         await self._items.settle()
+
+    async def mend(self) -> Mended | None:
+        """Makes the record whole again where it lies on several servers, of which some lost a part; else None.
+
+        No service may write to it meanwhile.
+
+        Raises:
+            RegistryUnavailable: A server cannot be reached; mend again.
+        """
+        if isinstance(self._items, SteppedRecord) and isinstance(self._server, Cluster):
+            return await Mending(self._server, self._keys, self._items, self.contents, self.tree).mend()
+        return None
 
     async def flush(self) -> None:
         """Returns when the log has every change that could be seen."""

@@ -7,12 +7,13 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from service.errors import RegistryRefused
-from service.registry.cluster import Server, open_server
+from service.registry.cluster import Cluster, Server, open_server
 from service.registry.durability import Durability
 from service.registry.history import Comparison, History, accept, compare
-from service.registry.keys import RecordKeys
+from service.registry.keys import RecordKeys, meta_key
 from service.registry.marks import Marks
 from service.registry.record import Record
+from service.registry.steps import lost_outboxes
 from service.semantic_id import MAX_SUFFIX, CodeLayout
 
 if TYPE_CHECKING:
@@ -95,15 +96,40 @@ class Registry:
         Raises:
             RegistryUnavailable: The server cannot be reached.
         """
-        return await compare(self._server, self._marks)
+        found = await compare(self._server, self._marks)
+        if not isinstance(self._server, Cluster):
+            return found
+        return [one._replace(parts=await self._lost_parts(self._server, one.name)) for one in found]
 
     async def accept(self, comparison: Comparison) -> bool:
         """Begins a new epoch of a record that is older than its marks; False where it has changed since.
 
+        On a cluster, what its servers still have is made whole first.
+
         Raises:
             RegistryUnavailable: The server cannot be reached.
         """
+        if isinstance(self._server, Cluster):
+            await self._mend(comparison)
         return await accept(self._server, comparison)
+
+    async def _mend(self, comparison: Comparison) -> None:
+        sizes, buckets = await self._layout_of(comparison.name)
+        if sizes:
+            keys = RecordKeys(comparison.name, CodeLayout(sizes), buckets)
+            history = History(self._server, keys.name, keys.meta, Marks(), comparison.found.epoch)
+            record = Record(self._server, keys, history, max_suffix=MAX_SUFFIX, changes_kept=self._changes_kept)
+            await record.mend()
+
+    async def _lost_parts(self, cluster: Cluster, name: str) -> int:
+        """Under how many of its first codes a server has lost IDs of a record."""
+        sizes, buckets = await self._layout_of(name)
+        return len(await lost_outboxes(cluster, RecordKeys(name, CodeLayout(sizes), buckets))) if sizes else 0
+
+    async def _layout_of(self, name: str) -> tuple[list[int], int]:
+        """The codebook sizes and the buckets of the record with this name; none where there is no record."""
+        ((sizes, buckets),) = await self._server.read([("HMGET", meta_key(name), "codebook_sizes", "buckets")])
+        return ([int(size) for size in sizes.split(b",")], int(buckets)) if sizes and buckets else ([], 0)
 
     async def close(self) -> None:
         """Sends what still waits, then closes the connections."""

@@ -8,6 +8,7 @@
 --                                       that has a suffix left, or the one that the item has there: the highest suffix
 --                                       that was seen under each of them before the item was begun, as 4 bytes each, and
 --                                       the IDs that the item held before
+--        "right" id change live         lets it be as it is said to be, "1" live or "0" not; see mending.py
 --        "put" id change                puts it back, where no other item holds it; "" is replied where one does
 --        "live" id                      brings it
 --        "dead" id change               takes it away; the change as it stands in the log
@@ -20,6 +21,7 @@
 local outbox, reverse = KEYS[1], KEYS[2]
 local item_id, version = ARGV[2], tonumber(ARGV[3])
 local width, code_bytes, max_suffix, moved = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local TRIMMED_PER_CALL = 64
 local SCANNED_WHOLE = 64 -- a group up to this size is searched from its first suffix
 
 local state = call('HMGET', outbox, 'n', 't')
@@ -130,11 +132,35 @@ local function put(id, change)
     return id
 end
 
-for number = trimmed + 1, moved do
+local function put_right(id, live, change)
+    local holder = call('HGET', reverse, id)
+    local was_live = false
+    if holder then
+        local whose
+        whose, was_live = read_holder(holder)
+        if whose ~= item_id then
+            return ''
+        end
+    end
+    local state = CONTROL .. (live and '1' or '0') .. pack_time(version)
+    call('HSET', reverse, id, (live and version == 0 and '' or state) .. item_id)
+    local codes, suffix = sub(id, 1, width), tonumber(sub(id, width + 1))
+    if suffix > math.max(highest_of(codes), 0) then
+        call('HSET', reverse, codes, string.format('%d', suffix))
+    end
+    if live ~= was_live then
+        count_live(codes, live and 1 or -1)
+        note(change)
+    end
+    return id
+end
+
+local trim = math.min(moved, trimmed + TRIMMED_PER_CALL)
+for number = trimmed + 1, trim do
     call('HDEL', outbox, number)
 end
-if moved > trimmed then
-    call('HSET', outbox, 't', moved)
+if trim > trimmed then
+    call('HSET', outbox, 't', trim)
 end
 
 local id = ARGV[9]
@@ -144,6 +170,8 @@ if ARGV[8] == 'issue' then
         former[#former + 1] = ARGV[i]
     end
     id = issue(ARGV[9], ARGV[10], former)
+elseif ARGV[8] == 'right' then
+    id = put_right(id, ARGV[11] == '1', ARGV[10])
 elseif ARGV[8] == 'put' then
     id = put(id, ARGV[10])
 else

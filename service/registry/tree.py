@@ -85,6 +85,18 @@ class LiveTree:
             found = await self._matching([(bucket, pattern) for bucket in buckets])
             yield list(chain.from_iterable(map(self._live, found)))
 
+    async def holders(self, buckets: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+        """All packed IDs of these buckets, dead ones too, and what stands for them.
+
+        Raises:
+            RegistryUnavailable: The server cannot be reached.
+        """
+        pattern = b"?" * (self._layout.width + 1) + b"*"
+        found = await self._matching([(bucket, pattern) for bucket in buckets])
+        return [
+            (field, holder) for fields in found for field, holder in fields.items() if len(field) > self._layout.width
+        ]
+
     async def _under(self, prefixes: Sequence[Codes]) -> list[dict[bytes, bytes]]:
         """The fields that stand right under each prefix: child prefixes, or from the last level on Semantic IDs."""
         return await self._matching([self._place(self._layout.pack_prefix(prefix)) for prefix in prefixes])

@@ -16,7 +16,7 @@ from redis.crc import key_slot
 from service.errors import RegistryOlder, RegistryRefused, SuffixExhausted
 from service.registry import Claim, Record, Registry
 from service.registry.assignment import ClaimResult
-from service.registry.stepwise import SteppedRecord
+from service.registry.steps import Steps
 from service.semantic_id import SemanticId
 from tests.agreement import agreed
 from tests.valkey import free_ports
@@ -80,8 +80,8 @@ STEPS = 5  # at most so many writes of one operation
 
 def die_before(record: Record, step: int) -> None:
     """Lets this worker of the record die before its n-th write."""
-    items = record._items
-    assert isinstance(items, SteppedRecord)
+    items = record._items._steps
+    assert isinstance(items, Steps)
     write, steps = items._write, iter(range(100))
 
     async def write_or_die(calls: Any) -> Any:
@@ -144,8 +144,8 @@ async def test_steps_that_come_late_undo_nothing(records: list[Record], name: st
     for earlier in before:
         await earlier(one)
     stalled, going_on = asyncio.Event(), asyncio.Event()
-    items = one._items
-    assert isinstance(items, SteppedRecord)
+    items = one._items._steps
+    assert isinstance(items, Steps)
     write, steps = items._write, iter(range(100))
 
     async def write_late(calls: Any) -> Any:
@@ -249,14 +249,14 @@ from service.registry import Claim, Registry
 async def work(url, namespace, step):
     registry = await Registry.connect(url, retry_ms=5000, buckets=16)
     record = await registry.record(namespace, "0123456789abcdef", (4, 8, 16))
-    write, steps = record._items._write, iter(range(100))
+    write, steps = record._items._steps._write, iter(range(100))
 
     async def write_or_die(calls):
         if calls and next(steps) == step:
             os.kill(os.getpid(), signal.SIGKILL)
         return await write(calls)
 
-    record._items._write = write_or_die
+    record._items._steps._write = write_or_die
     await record.claim([Claim(f"{number}", (3, 2, 1), bytes(8), number % 2 == 0) for number in range(20)])
 
 asyncio.run(work(sys.argv[1], sys.argv[2], int(sys.argv[3])))
@@ -293,7 +293,7 @@ async def test_a_slot_on_its_way_to_another_server(cluster: ValkeyCluster, recor
     source, target = {}, {}
     for slot in slots:
         primaries = {_id(node): node for node in cluster.primaries()}
-        source[slot] = next(node for node in primaries.values() if _serves(node, slot))
+        source[slot] = cluster.primary_of(slot)
         target[slot] = next(node for node in primaries.values() if node is not source[slot])
         target[slot].client().execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", _id(source[slot]))
         source[slot].client().execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", _id(target[slot]))
@@ -320,11 +320,6 @@ def _id(node: Any) -> str:
     return str(node.client().execute_command("CLUSTER", "MYID").decode())
 
 
-def _serves(node: Any, slot: int) -> bool:
-    table = node.client().execute_command("CLUSTER SLOTS")
-    return any(first <= slot <= end and primary[1] == node.port for first, end, primary, *_ in table)
-
-
 @pytest.mark.parametrize("lost", ["outbox", "IDs", "meta"])
 async def test_a_server_that_lost_its_part_issues_nothing(
     cluster: ValkeyCluster, records: list[Record], lost: str
@@ -333,7 +328,7 @@ async def test_a_server_that_lost_its_part_issues_nothing(
     await record.claim([claim("a"), claim("b")])
     keys = record._keys
     key = {"outbox": keys.outbox(bytes(CODES[:1])), "IDs": keys.reverse(bytes(CODES)), "meta": keys.meta}[lost]
-    node = next(node for node in cluster.primaries() if _serves(node, key_slot(key)))
+    node = cluster.primary_of(key_slot(key))
     node.client().delete(key)
 
     with pytest.raises(RegistryOlder):

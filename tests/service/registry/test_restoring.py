@@ -150,7 +150,7 @@ async def test_what_a_worker_left_half_put_back_another_finishes(
     await ours.claim([claim("a", OTHER, reassign=True)])
     await ours.retire(["b"])
     past = await past_of(ours)
-    items: Any = one._items
+    items: Any = one._items._steps
     write, steps = items._write, iter(range(100))
 
     async def write_or_die(calls: Any) -> Any:
