@@ -90,7 +90,7 @@ class ChangeEntry(BaseModel):
     item_id: str
     semantic_id: str = Field(description="What came (assigned, returned) or went.", examples=[SEMANTIC_ID_EXAMPLE])
     replaced_by: str | None = Field(
-        description="What came instead, where it was replaced; that one has its own change, before this."
+        description="What came instead, where it was replaced; that one has its own change."
     )
 
 

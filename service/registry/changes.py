@@ -30,7 +30,7 @@ class Change(NamedTuple):
         kind: `assigned` or `returned`, and the ID is live now; `retired` or `replaced`, and it is no longer.
         item_id: Whose.
         semantic_id: Which came, or went.
-        replaced_by: Which came instead, where it was replaced; that one has its own change, before this.
+        replaced_by: Which came instead, where it was replaced; that one has its own change.
     """
 
     revision: int

@@ -22,7 +22,7 @@
 --                                      than the one before, each of one ID:
 --                                          "A" ID ","         assigned           "D" ID ","           retired
 --                                          "B" ID ","         came back          "R" ID "," ID ","    replaced, and by which
---                                      The one that came instead has its own change, before. Old entries are dropped
+--                                      The one that came instead has its own change. Old entries are dropped
 --                                      whole, once all their changes are too old.
 --   sid:NAME:f:<bucket>        hash    forward; bucket = crc32(item id) mod buckets
 --                                      item id -> assignment: state 1 byte | assigned_at 4 bytes, seconds | digest
