@@ -82,6 +82,7 @@ class Follower:
         self._advancing = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self._epoch = ""  # in which history of the record its revision stands
         self._trie: Trie | None = None
         self._failure: FollowerError | None = None
         self._heard_at = time.monotonic()
@@ -191,13 +192,15 @@ class Follower:
         changes: list[dict[str, Any]] = []
         after, newest = trie.revision, trie.revision + 1
         while after < newest and len(changes) < CHANGES_PER_TRIE:
-            wanted = {"after": after, "limit": CHANGES_PER_READ, "wait_s": 0.0 if changes else wait_s}
+            epoch = {"epoch": self._epoch} if self._epoch else {}  # none before the record's first item
+            wanted = {**epoch, "after": after, "limit": CHANGES_PER_READ, "wait_s": 0.0 if changes else wait_s}
             response = self._get("/changes", wanted)
             if response.status_code == httpx.codes.GONE:
                 return self._taken()
             answer = orjson.loads(response.content)
             if not answer["changes"]:
                 break
+            self._epoch = answer["epoch"]
             changes += answer["changes"]
             after, newest = answer["next_after"], answer["revision"]
         if not changes:
@@ -209,7 +212,9 @@ class Follower:
         return trie.updated(*as_tensors(parsed, len(sizes)), after)
 
     def _taken(self) -> Trie:
-        return Trie.from_bytes(self._get("/trie", {}).content).to(self._device)
+        response = self._get("/trie", {})
+        _, self._epoch, _ = response.headers["etag"].strip('"').split("-")
+        return Trie.from_bytes(response.content).to(self._device)
 
     def _full_name(self) -> str | None:
         """The tokenizer with its fingerprint, so that no other of its name can take its place."""

@@ -9,6 +9,7 @@ changes tell is right whatever the scan saw of it. So the trie is that of the la
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,12 +17,14 @@ import numpy as np
 import torch
 
 from models import Trie
+from service.change_tensors import as_tensors
 from service.errors import ChangesGone, RegistryUnavailable
 from service.registry.changes import Change
 from service.registry.record import Record
 from service.semantic_id import CodeLayout
 
 ATTEMPTS = 3
+SNAPSHOTS_KEPT = 4
 CHANGES_PER_READ = 10_000
 
 
@@ -34,10 +37,10 @@ class Snapshot(NamedTuple):
 
 
 class Snapshots:
-    """Takes one snapshot at a time, and keeps the last for those who ask for the same."""
+    """Takes one snapshot at a time, and keeps those of the records last asked for."""
 
     def __init__(self) -> None:
-        self._last: Snapshot | None = None
+        self._last: deque[Snapshot] = deque(maxlen=SNAPSHOTS_KEPT)
         self._taking = asyncio.Lock()
 
     async def of(self, record: Record) -> Snapshot:
@@ -47,10 +50,13 @@ class Snapshots:
             RegistryUnavailable: The registry cannot be reached, or changes faster than it can be read.
         """
         async with self._taking:
-            last = self._last
-            if last is None or last.record is not record or last.revision != await record.changes.revision():
+            last = next((one for one in self._last if one.record is record), None)
+            if last is not None:
+                self._last.remove(last)
+            if last is None or last.revision != await record.changes.revision():
                 trie = await take(record)
-                last = self._last = Snapshot(record, trie.revision, await asyncio.to_thread(trie.to_bytes))
+                last = Snapshot(record, trie.revision, await asyncio.to_thread(trie.to_bytes))
+            self._last.append(last)
             return last
 
 
@@ -87,7 +93,10 @@ async def follow(record: Record, trie: Trie) -> Trie:
             break
     if revision:
         await record.settle()
-    return await asyncio.to_thread(_updated, trie, changes, revision) if changes else trie
+    if not changes:
+        return trie
+    told = as_tensors([(change.kind, change.semantic_id) for change in changes], len(trie.codebook_sizes))
+    return await asyncio.to_thread(trie.updated, *told, revision)
 
 
 async def _scanned(record: Record) -> Trie:
@@ -98,15 +107,6 @@ async def _scanned(record: Record) -> Trie:
     if revision:  # else there is nothing, and no bucket to look for it in
         rows += [await asyncio.to_thread(_rows, packed, record.layout) async for packed in record.tree.scan()]
     return await asyncio.to_thread(lambda: Trie.of(torch.cat(rows), record.layout.codebook_sizes, revision))
-
-
-def _updated(trie: Trie, changes: Sequence[Change], revision: int) -> Trie:
-    rows: list[tuple[int, ...]] = []
-    live: list[bool] = []
-    for change in changes:
-        rows.append((*change.semantic_id.codes, change.semantic_id.suffix))
-        live.append(change.live)
-    return trie.updated(torch.tensor(rows), torch.tensor(live), revision)
 
 
 def _rows(packed: Sequence[bytes], layout: CodeLayout) -> torch.Tensor:

@@ -131,6 +131,19 @@ def test_a_namespace_without_items_is_followed_from_its_first(
         assert follower.revision == 1
 
 
+def test_a_trie_of_another_epoch_is_taken_anew(service: Any, namespace: str, make_embedding: MakeEmbedding) -> None:
+    assign(service, namespace, make_embedding, 1, 2)
+    with Follower(url_of(service), namespace=namespace, interval_s=60) as follower:
+        before = follower.trie
+        follower._epoch = "another"  # as after an operator accepted an older registry
+
+        after = follower.advance()
+
+        assert after is not before
+        assert after.to_bytes() == before.to_bytes()
+        assert follower.advance() is after
+
+
 def test_a_change_is_waited_for_and_not_polled(service: Any, namespace: str, make_embedding: MakeEmbedding) -> None:
     follower = Follower(url_of(service), namespace=namespace, wait_s=0.5)
     before = follower.advance()
