@@ -116,6 +116,8 @@ class ChangeLog:
         """An ID names its item for good, so the log need not."""
         fields = [write_semantic_id(row.semantic_id, self._keys.layout) for row in rows]
         holders = await self._history.read([("HGET", self._keys.reverse(field), field) for field in fields])
+        if lost := holders.count(None):
+            self._history.lost_a_part(lost)
         return [
             Change(row.revision, row.kind, read_holder(holder)[0].decode(), row.semantic_id, row.replaced_by)
             for row, holder in zip(rows, holders, strict=True)

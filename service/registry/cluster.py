@@ -205,9 +205,11 @@ class Cluster(Calls):
         """As `Primary.written`; one wait for each server. Inside `call` only."""
         return await self._spread(commands, Primary.written)
 
-    async def barrier(self, key: bytes) -> None:
-        """Returns when what was read of this key's server is as durable as promised; inside `call` only."""
-        node = self._slots[key_slot(key)]
+    async def barrier(self, keys: Sequence[bytes]) -> None:
+        """Returns when what was read of these keys' servers is as durable as promised; inside `call` only."""
+        await _all_of([self._barrier(node) for node in {self._slots[key_slot(key)] for key in keys}])
+
+    async def _barrier(self, node: Primary) -> None:
         if node.unchecked:
             await node.recheck()
         if node.waits:
@@ -239,10 +241,20 @@ class Cluster(Calls):
         try:
             return await ask(node, commands)
         except redis_errors.AskError as error:
-            if len(commands) == 1:
-                return [await self._ask_importing(f"{error.host}:{error.port}", commands[0], ask)]
+            slot, target = error.slot_id, f"{error.host}:{error.port}"
+        if len(commands) == 1:
+            return [await self._ask_importing(target, commands[0], ask)]
         # A slot is on its way: what is still here is answered here, the rest where the slot goes.
-        return [(await self._ask(node, [command], ask))[0] for command in commands]
+        of_slot = [place for place, command in enumerate(commands) if _slot(command) == slot]
+        others = [place for place, command in enumerate(commands) if _slot(command) != slot]
+        answers: list[Any] = [None] * len(commands)
+        for place in of_slot:
+            (answers[place],) = await self._ask(node, [commands[place]], ask)
+        if others:
+            found = await self._ask(node, [commands[place] for place in others], ask)
+            for place, answer in zip(others, found, strict=True):
+                answers[place] = answer
+        return answers
 
     async def _ask_importing(self, address: str, command: Command, ask: Ask) -> Any:
         if address not in self._nodes:

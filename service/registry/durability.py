@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     Command = Callable[..., Awaitable[Any]]
+    Pipelined = Callable[[Sequence[tuple[Any, ...]]], Awaitable[list[Any]]]
 
 logger = logging.getLogger(__name__)
+
+SYNCS_PROBED = 3  # the first may come at once, each of the others a second after the one before
+_PROBE = b"sid:probe"
 
 
 class Durability(StrEnum):
@@ -82,12 +87,14 @@ class Promise:
     timeout_ms: int
     cluster_node: bool = False
 
-    async def examine(self, address: str, command: Command) -> Wait:
+    async def examine(self, address: str, command: Command, pipelined: Pipelined, honest: set[str]) -> Wait:
         """What to wait for behind each write to this server.
 
         Args:
             address: The server's, for the message.
             command: Sends a command to the server.
+            pipelined: Sends several on one connection.
+            honest: Runs of servers whose confirmations were found to be true; the server's is added.
 
         Raises:
             RegistryRefused: The server would break the promise; the message names the setting.
@@ -104,6 +111,13 @@ class Promise:
         if self.durability is Durability.MEMORY:
             return Wait()
         sync = await self._needs_sync(address, command, config, server)
+        if config.get("appendfsync") == "everysec" and server.get("run_id", "") not in honest:
+            if self.cluster_node or await _confirms_too_early(pipelined, self.timeout_ms):
+                raise RegistryRefused(
+                    f"The registry at {address} syncs to disk once a second (appendfsync everysec) and confirms writes "
+                    "before that: set its appendfsync to always, or weaken the promise with SID_DURABILITY=memory."
+                )
+            honest.add(server.get("run_id", ""))
         if self.durability is Durability.FSYNC:
             return Wait(sync)
         await self._count_replicas(address, command)
@@ -118,7 +132,7 @@ class Promise:
             )
         if config.get("appendfsync") == "no":
             raise RegistryRefused(
-                f"The registry at {address} never syncs (appendfsync no): set it to always or everysec, or weaken "
+                f"The registry at {address} never syncs (appendfsync no): set it to always, or weaken "
                 "the promise with SID_DURABILITY=memory."
             )
         # Under no-appendfsync-on-rewrite even "always" answers before the sync while a rewrite runs.
@@ -148,6 +162,18 @@ class Promise:
                 f"{self.replicas}: connect more, or weaken the promise with a smaller SID_REPLICAS or "
                 "SID_DURABILITY=fsync."
             )
+
+
+async def _confirms_too_early(pipelined: Pipelined, timeout_ms: int) -> bool:
+    """Whether a server that syncs once a second confirms several writes, one after the other, in less.
+
+    Valkey 9.1 does: its WAITAOF counts what was written to the file, though the file is synced later.
+    """
+    write = [("SET", _PROBE, b"1"), ("WAITAOF", 1, 0, timeout_ms)]
+    began = time.monotonic()
+    answers = await pipelined(write * SYNCS_PROBED)
+    confirmed = all(answer[0] for answer in answers[1::2])
+    return confirmed and time.monotonic() - began < SYNCS_PROBED - 2
 
 
 async def _config(command: Command) -> dict[str, str]:

@@ -1,7 +1,7 @@
 -- On a cluster: what an item holds, and what is being done with it. One call is one item, in one slot.
 --
 -- KEYS   the item's forward bucket
--- ARGV   not used; item id, bytes of packed codes, bytes of one code, and
+-- ARGV   "1" to write even where nothing is new, so that a wait behind this call covers what it found; else "0"; item id, bytes of packed codes, bytes of one code, and
 --        "begin"  request base places   what record.lua is asked ("K", "R", "D"), the highest suffix seen under each of
 --                                       its places before, as 4 bytes each, and how many of its places may be had: its
 --                                       own codes and all alternatives up to the first that had a suffix left; or what
@@ -26,7 +26,20 @@ local control_field = CONTROL .. item_id
 local control = call('HGET', forward, control_field) or ''
 local value = call('HGET', forward, item_id)
 
+-- Where the server answers before it has synced or replicated, what was found is written again: then the wait behind
+-- this call covers it too.
+local function keep()
+    if ARGV[1] == '1' then
+        if value then
+            call('HSET', forward, item_id, value)
+        elseif control ~= '' then
+            call('HSET', forward, control_field, control)
+        end
+    end
+end
+
 local function standing(current, mine)
+    keep()
     return { now, current, mine, value or false, call('HGET', forward, DEAD .. item_id) or '' }
 end
 
@@ -139,6 +152,7 @@ end
 
 local function commit(expected, id)
     if control ~= expected then
+        keep()
         return { now, value or false, 0 }
     end
     local operation, at, rest = sub(control, 5, 5), sub(control, 6, 9), sub(control, 10)

@@ -87,6 +87,7 @@ class Primary(Calls):
         self.durable_before = 0
         self._promise = Promise(Durability(durability), replicas, timeout_ms, cluster_node)
         self._wait = Wait()
+        self._honest: set[str] = set()
         self._checking = asyncio.Lock()
         self.connections_made = 0
         self._connections_checked = -1
@@ -259,7 +260,7 @@ class Primary(Calls):
                 raise
 
     async def _check(self) -> None:
-        self._wait = await self._promise.examine(self.address, self.command)
+        self._wait = await self._promise.examine(self.address, self.command, self.pipelined, self._honest)
         self.durable_before = 0
 
 

@@ -16,7 +16,8 @@ local CONTENT = 9 -- in a request: digest, codes, alternatives begin after the l
 -- costs no counter.
 local function issue(codes, item_id)
     local reverse, suffix = reverse_key(codes), 0
-    if call('HSETNX', reverse, codes .. '0', item_id) == 0 then
+    -- A counter without a suffix 0 is of a group of which only later ones were put back.
+    if call('HEXISTS', reverse, codes) == 1 or call('HSETNX', reverse, codes .. '0', item_id) == 0 then
         suffix = call('HINCRBY', reverse, codes, 1)
         if suffix > max_suffix then
             call('HINCRBY', reverse, codes, -1)
@@ -31,7 +32,10 @@ end
 
 local function full(codes)
     local highest = call('HGET', reverse_key(codes), codes)
-    return (highest and tonumber(highest) or 0) >= max_suffix and call('HEXISTS', reverse_key(codes), codes .. '0') == 1
+    if highest then
+        return tonumber(highest) >= max_suffix
+    end
+    return max_suffix == 0 and call('HEXISTS', reverse_key(codes), codes .. '0') == 1
 end
 
 -- The codes that a request's item may be placed under, best first: its own, then those of other last codes.

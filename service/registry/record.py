@@ -53,7 +53,7 @@ class Record:
         self.layout = keys.layout
         self.buckets = keys.buckets
         self.changes = ChangeLog(history, keys, self.settle)
-        self.tree = LiveTree(history, keys)
+        self.tree = LiveTree(history, keys, self.flush)
         self._server = server
         self._keys = keys
         facts = RecordFacts(max_suffix, changes_kept, history)

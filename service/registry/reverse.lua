@@ -2,7 +2,7 @@
 --
 -- KEYS   the outbox of the first code; the bucket of the ID; the buckets of the prefixes that are counted: under one code,
 --        under two, and so on, up to all but the last two
--- ARGV   not used; item id, version, bytes of packed codes, bytes of one code, the highest suffix; a number that the outbox is known
+-- ARGV   "1" to write even where nothing is new, so that a wait behind this call covers what it found; else "0"; item id, version, bytes of packed codes, bytes of one code, the highest suffix; a number that the outbox is known
 --        to have reached, up to which all changes are in the log; and
 --        "issue" bases codes former...  an ID under the first of these codes (a list of packed codes, one after another)
 --                                       that has a suffix left, or the one that the item has there: the highest suffix
@@ -22,6 +22,7 @@ local outbox, reverse = KEYS[1], KEYS[2]
 local item_id, version = ARGV[2], tonumber(ARGV[3])
 local width, code_bytes, max_suffix, moved = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local TRIMMED_PER_CALL = 64
+local FOUND_PER_CALL = 256
 local SCANNED_WHOLE = 64 -- a group up to this size is searched from its first suffix
 
 local state = call('HMGET', outbox, 'n', 't')
@@ -79,10 +80,15 @@ local function highest_of(codes)
 end
 
 local function find(codes, from, highest)
-    for suffix = from, highest do
-        local holder = call('HGET', reverse, codes .. suffix)
-        if holder and read_holder(holder) == item_id then
-            return codes .. suffix
+    for start = from, highest, FOUND_PER_CALL do
+        local fields = {}
+        for suffix = start, math.min(start + FOUND_PER_CALL - 1, highest) do
+            fields[#fields + 1] = codes .. suffix
+        end
+        for place, holder in ipairs(call('HMGET', reverse, unpack(fields))) do
+            if holder and read_holder(holder) == item_id then
+                return fields[place]
+            end
         end
     end
     return nil
@@ -176,5 +182,8 @@ elseif ARGV[8] == 'put' then
     id = put(id, ARGV[10])
 else
     set_state(id, ARGV[8] == 'live', ARGV[10] or 'B' .. id .. ',')
+end
+if ARGV[1] == '1' and #changes == 0 then
+    call('HSET', outbox, 'n', reached)
 end
 return { tonumber(call('TIME')[1]), id, first, unpack(changes) }

@@ -20,7 +20,7 @@ from service.registry.primary import Script, ScriptCall
 from service.registry.restoring import asked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from service.registry.cluster import Cluster
     from service.registry.keys import RecordKeys
@@ -55,7 +55,12 @@ class Steps:
         """Where each request's item may be placed, and how far the suffixes went there before it was begun."""
         lists = [_codes_of(request.request, self._keys) for request in requests]
         flat = list(dict.fromkeys(codes for places in lists for codes in places))
-        found = await self._history.read([("HMGET", self._keys.reverse(codes), codes, codes + b"0") for codes in flat])
+        first = list({self._keys.first_code(codes): None for codes in flat})
+        reads: list[tuple[Any, ...]] = [("HMGET", self._keys.reverse(codes), codes, codes + b"0") for codes in flat]
+        reads += [("HMGET", self._keys.outboxes, *first)] if first else []
+        found = await self._history.read(reads)
+        for code, number in zip(first, found.pop() if first else (), strict=True):
+            self._moved[code] = max(self._moved.get(code, 0), int(number or 0))
         highest = {
             codes: int(last) if last else (0 if first else -1) for codes, (last, first) in zip(flat, found, strict=True)
         }
@@ -82,8 +87,9 @@ class Steps:
         replaced = [one for one in work if one.operation == b"R" and one.semantic_id]
         await self._turn([self._replaced(one) for one in replaced], changes)
         # What others changed who took these steps before may not be in the log yet: it is wanted too.
-        told = {change.code for change in changes}
-        changes += await self._outboxes({self._keys.first_code(id_) for one in work for id_ in one.touched} - told)
+        told = {id_ for change in changes for id_ in change.ids(self._keys.layout.width)}
+        silent = {self._keys.first_code(id_) for one in work for id_ in one.touched if id_ not in told}
+        changes += await self._outboxes(silent)
         await self._feed(changes)
         committed = await self._write(
             [self._forward(one.item_id, b"commit", one.control, one.semantic_id) for one in work]
@@ -106,6 +112,7 @@ class Steps:
 
     async def flush(self) -> None:
         """Returns when the log has every change that could be seen, those of workers that died too."""
+        await self._history.begin()
         codes = list(self._keys.first_codes())
         reached = await self._cluster.read([("HGET", self._keys.outbox(code), b"n") for code in codes])
         (moved,) = await self._cluster.read([("HGETALL", self._keys.outboxes)])
@@ -165,12 +172,17 @@ class Steps:
                     missing.add(code)
             self._history.reached(revision)
             self._revised(revision)
-            changes = [*await self._outboxes(missing), *rest]
+            found = await self._outboxes(missing)
+            for code, first, _ in found:
+                if first > self._moved[code] + 1:  # what comes before was removed once it was in the log
+                    self._history.lost_a_part(1)
+            changes = [*found, *rest]
 
     async def _outboxes(self, codes: Iterable[bytes]) -> list[_Changes]:
         """All that the outboxes of these first codes hold."""
         codes = list(codes)
         found = await self._cluster.read([("HGETALL", self._keys.outbox(code)) for code in codes])
+        await self._cluster.call(partial(self._cluster.barrier, [self._keys.outbox(code) for code in codes]))
         changes = []
         for code, fields in zip(codes, found, strict=True):
             numbers = sorted(int(name) for name in fields if name.isdigit())
@@ -253,6 +265,11 @@ class _Changes(NamedTuple):
     first: int
     told: list[bytes]
 
+    def ids(self, width: int) -> Iterator[bytes]:
+        """The ID of each, by the width of packed codes."""
+        for change in self.told:
+            yield change[1 : change.index(b",", 1 + width)]
+
 
 @dataclass
 class Work:
@@ -273,7 +290,8 @@ class Work:
     semantic_id: bytes = b""
 
     def __post_init__(self) -> None:
-        self.held = held_id(self.value) if self.value else b""
+        self.before = self.value or b""
+        self.held = held_id(self.before) if self.before else b""
 
     @property
     def version(self) -> int:
@@ -316,6 +334,8 @@ class Work:
         """What `record.lua` replies to the request that this was begun for."""
         issued = self.operation in {b"A", b"R"}
         former = [semantic_id for semantic_id, _ in split_former(self.former, keys.layout.width)]
+        if self.operation == b"D":  # as this retired it, whatever came of it since
+            return bytes([self.before[0] | RETIRED]) + self.control[5:9] + self.before[1:]
         if self.value is None or not issued or self.semantic_id in former:
             return self.value
         _, places = self.places(keys)

@@ -74,7 +74,7 @@ class SteppedRecord:
 
     async def settle(self) -> None:
         """As `AtomicRecord.settle`, of what was read of the log."""
-        await self._cluster.call(partial(self._cluster.barrier, self._keys.meta))
+        await self._cluster.call(partial(self._cluster.barrier, [self._keys.meta]))
 
     async def flush(self) -> None:
         """Returns when the log has every change that could be seen, those of workers that died too."""
@@ -100,28 +100,28 @@ class SteppedRecord:
 
     async def _attempt(self, requests: dict[int, Request]) -> dict[int, Reply]:
         """The replies to those that could be begun, or needed nothing; an item that was found begun has to wait."""
-        asked = dict(zip(requests, await self._steps.places(list(requests.values())), strict=True))
-        begun = await self._steps.begin([(request, asked[place]) for place, request in requests.items()])
-        work: dict[bytes, Work] = {}
+        places = dict(zip(requests, await self._steps.places(list(requests.values())), strict=True))
+        begun = await self._steps.begin([(request, places[place]) for place, request in requests.items()])
+        work: dict[tuple[bytes, bytes], Work] = {}  # of an item there may be two, one after the other
         replies: dict[int, Reply] = {}
         own: dict[int, Work] = {}
         for (place, request), (now, control, mine, value, former) in zip(requests.items(), begun, strict=True):
             if not control:
                 replies[place] = Reply(value, at_time(now))
                 continue
-            one = work.setdefault(request.item_id, Work(request.item_id, control, value, former))
+            one = work.setdefault((request.item_id, control), Work(request.item_id, control, value, former))
             if mine:
                 own[place] = one
         await self._steps.finish(work.values())
         for place, one in own.items():
-            if one.value is not None or not asked[place].free:
+            if one.value is not None or not places[place].free:
                 replies[place] = Reply(one.reply(self._keys), one.at)
         return replies
 
     async def _attempt_to_restore(self, requests: dict[int, Request]) -> dict[int, Reply]:
         """The same of requests to put IDs back."""
         begun = await self._steps.begin([(request, NOWHERE) for request in requests.values()])
-        work: dict[bytes, Work] = {}
+        work: dict[tuple[bytes, bytes], Work] = {}  # of an item there may be two, one after the other
         replies: dict[int, Reply] = {}
         own: dict[int, Work] = {}
         idle: dict[int, tuple[datetime, bytes | None, bytes]] = {}
@@ -129,7 +129,7 @@ class SteppedRecord:
             if not control:
                 idle[place] = at_time(now), value, former
                 continue
-            one = work.setdefault(request.item_id, Work(request.item_id, control, value, former))
+            one = work.setdefault((request.item_id, control), Work(request.item_id, control, value, former))
             if mine:
                 own[place] = one
         await self._steps.finish(work.values())

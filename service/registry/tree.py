@@ -6,10 +6,11 @@ the size of the catalogue.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, NamedTuple
 
+from service.errors import RegistryUnavailable
 from service.registry.assignment import read_holder, read_semantic_id
 from service.semantic_id import SemanticId
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 Codes = tuple[int, ...]
 FIELDS_PER_SCAN = 10_000
 BUCKETS_PER_READ = 64
+ATTEMPTS = 10
 _SPECIAL = frozenset(b"*?[\\")  # in a pattern
 
 
@@ -33,8 +35,10 @@ class Page(NamedTuple):
 class LiveTree:
     """Reads the live tree of one record."""
 
-    def __init__(self, history: History, keys: RecordKeys) -> None:
+    def __init__(self, history: History, keys: RecordKeys, flush: Callable[[], Awaitable[None]]) -> None:
+        """Reads the tree; `flush` returns when its counts have every change that could be seen."""
         self._history = history
+        self._flush = flush
         self._keys = keys
         self._layout = keys.layout
         self._levels = len(keys.layout.codebook_sizes)
@@ -63,7 +67,13 @@ class LiveTree:
         """
         truncated = True
         semantic_ids: list[SemanticId] = []
+        attempts = 0
         while truncated and not semantic_ids:  # again, where all that was counted has gone in the meantime
+            if attempts:
+                await self._flush()  # the count may be of changes that nobody has told yet
+            if attempts == ATTEMPTS:
+                raise RegistryUnavailable("The record changes faster than a page of it can be read.")
+            attempts += 1
             front, truncated = [prefix], False
             while front and len(front[0]) < self._levels - 1:
                 children = await self.children(front)

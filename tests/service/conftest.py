@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from service.registry import Registry
+from service.registry import Registry, durability
 from tests.valkey import Valkey
 from tests.valkey_cluster import ValkeyCluster
 
@@ -41,6 +41,16 @@ def start_valkey(short_path: Path) -> Iterator[Callable[..., Valkey]]:
     for server in servers:
         if server.process.poll() is None:
             server.kill()
+
+
+@pytest.fixture
+def believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a server confirm what it has not synced yet, as the one at hand does: the waiting is tested all the same."""
+
+    async def believe(*_: object) -> bool:
+        return False
+
+    monkeypatch.setattr(durability, "_confirms_too_early", believe)
 
 
 @pytest.fixture(scope="session")

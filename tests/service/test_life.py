@@ -195,6 +195,7 @@ async def test_all_ids_of_a_retired_item_say_that_it_is_retired(record: Record) 
     assert [assignment and assignment.retired_at for assignment in found] == [retired.retired_at] * 2
 
 
+@pytest.mark.usefixtures("believed")
 async def test_an_id_that_came_back_is_told_only_once_it_is_synced(
     start_valkey: Callable[..., Valkey], connect: Connect
 ) -> None:

@@ -181,6 +181,7 @@ async def test_too_many_followers_are_refused(record: Record, monkeypatch: pytes
     await waiting
 
 
+@pytest.mark.usefixtures("believed")
 async def test_a_change_is_told_only_once_it_is_synced(start_valkey: Callable[..., Valkey], connect: Connect) -> None:
     server = start_valkey(appendfsync="everysec")
     writer, reader = [await (await connect(server.url)).record("default", FINGERPRINT, SIZES) for _ in range(2)]

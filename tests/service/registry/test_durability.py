@@ -6,14 +6,14 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from service.errors import RegistryRefused, RegistryUnavailable
-from service.registry import Claim, Record, Registry
+from service.registry import Claim, Record, Registry, durability
 from service.registry.primary import Primary, Script, ScriptCall
 from tests.topologies import wait_until
 from tests.valkey import Valkey, free_ports
@@ -72,6 +72,7 @@ async def record_of(connect: Connect, server: Valkey, **options: object) -> Reco
     return await registry.record("default", "0123456789abcdef", SIZES)
 
 
+@pytest.mark.usefixtures("believed")
 @pytest.mark.parametrize(("policy", "syncs"), [("always", 0), ("everysec", 1)])
 async def test_a_call_waits_once_for_the_replicas_and_where_it_must_for_the_sync(
     start_pair: Callable[..., Pair], connect: Connect, policy: str, syncs: int
@@ -198,7 +199,7 @@ COUNT = Script(b"redis.call('HINCRBY', KEYS[1], ARGV[2], 1) return {tonumber(red
 
 
 @pytest.fixture
-async def waiting_primary(start_valkey: Callable[..., Valkey]) -> tuple[Valkey, Primary]:
+async def waiting_primary(believed: None, start_valkey: Callable[..., Valkey]) -> tuple[Valkey, Primary]:
     server = start_valkey(appendfsync="everysec")
     primary = Primary(server.url, "fsync", 2000, 1000)
     await primary.call(primary.check)
@@ -236,3 +237,22 @@ async def test_a_failed_write_among_several_fails_them_all_without_quoting_them(
 
     assert "secret text" not in str(failure.value)
     await primary.close()
+
+
+async def test_a_server_that_confirms_before_it_syncs_is_refused(start_valkey: Callable[..., Valkey]) -> None:
+    server = start_valkey(appendfsync="everysec")  # syncs once a second, and confirms ten times in it
+    primary = Primary(server.url, "fsync", 2000, 1000)
+
+    with pytest.raises(RegistryRefused, match=r"confirms writes before that: set its appendfsync to always"):
+        await primary.call(primary.check)
+
+    await primary.close()
+
+
+@pytest.mark.parametrize(("delay_s", "too_early"), [(0.1, True), (1.0, False)])
+async def test_confirmations_are_told_from_syncs_by_their_pace(delay_s: float, *, too_early: bool) -> None:
+    async def confirm(commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        await asyncio.sleep(delay_s * len(commands) / 2)
+        return [[1, 0] for _ in commands]
+
+    assert await durability._confirms_too_early(confirm, 2000) == too_early

@@ -269,6 +269,7 @@ async def test_what_another_service_assigned_is_marked_once_it_is_told(
     assert {mark.revision for mark in Marks(short_path / "history").of(NAME)} == {2}
 
 
+@pytest.mark.usefixtures("believed")
 @pytest.mark.parametrize("durability", ["fsync", "memory"])
 async def test_a_server_that_syncs_later_is_marked_only_as_far_as_acknowledged(
     start_valkey: Callable[..., Valkey], connect: Connect, short_path: Path, durability: str

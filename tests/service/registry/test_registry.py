@@ -481,6 +481,7 @@ async def test_wrong_credentials_and_wrong_urls_are_refused_without_telling_the_
     await connect(f"unix://:right@{server.socket}")
 
 
+@pytest.mark.usefixtures("believed")
 async def test_a_weaker_sync_policy_is_waited_for(start_valkey: Callable[..., Valkey], connect: Connect) -> None:
     server = start_valkey(appendfsync="everysec")
     record = await (await connect(server.url)).record("default", FINGERPRINT, SIZES)
@@ -495,6 +496,7 @@ async def test_a_weaker_sync_policy_is_waited_for(start_valkey: Callable[..., Va
     assert len(await suffixes_of(record, [f"item {number}" for number in range(20)])) == 20
 
 
+@pytest.mark.usefixtures("believed")
 async def test_reading_what_another_has_just_claimed_waits_for_its_sync(
     start_valkey: Callable[..., Valkey], connect: Connect
 ) -> None:
@@ -513,6 +515,7 @@ async def test_reading_what_another_has_just_claimed_waits_for_its_sync(
     assert server.client().info("commandstats")["cmdstat_waitaof"]["calls"] == before
 
 
+@pytest.mark.usefixtures("believed")
 async def test_an_unconfirmed_sync_is_not_acknowledged(start_valkey: Callable[..., Valkey], connect: Connect) -> None:
     server = start_valkey(appendfsync="everysec")
     record = await (await connect(server.url, timeout_ms=300)).record("default", FINGERPRINT, SIZES)
@@ -535,6 +538,7 @@ async def test_a_server_that_hides_its_settings_is_asked_to_confirm(
     assert server.client().info("commandstats")["cmdstat_waitaof"]["calls"] >= 2
 
 
+@pytest.mark.usefixtures("believed")
 async def test_a_server_that_came_back_with_a_weaker_policy_is_waited_for(
     start_valkey: Callable[..., Valkey], connect: Connect
 ) -> None:

@@ -109,6 +109,22 @@ async def test_a_record_put_back_is_the_record_and_putting_it_back_again_changes
     assert await agreed(theirs) == await agreed(ours)
 
 
+async def test_no_suffix_below_one_that_was_put_back_is_issued(make: Make) -> None:
+    ours, theirs = await make("ours"), await make("theirs")
+    await ours.claim([claim("first", (1, 2, 1)), claim("second", (1, 2, 1))])
+    first, second = await ours.by_item_ids(["first", "second"])
+    assert first is not None
+    assert second is not None
+
+    await theirs.restore([second])
+    (new,) = await theirs.claim([claim("new", (1, 2, 1))])
+    (answer,) = await theirs.restore([first])
+
+    assert isinstance(new, ClaimResult)
+    assert new.assignment.semantic_id.suffix == 2
+    assert answer == Restored(created=True)
+
+
 async def test_what_the_record_holds_stands(make: Make) -> None:
     ours, theirs = await make("ours"), await make("theirs")
     await ours.claim([claim("a", CODES), claim("b", CODES), claim("c", OTHER), claim("d", CODES)])
