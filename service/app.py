@@ -136,6 +136,7 @@ async def open_registry(settings: Settings, stack: AsyncExitStack, marks: Marks 
                 url,
                 durability=settings.durability,
                 timeout_ms=settings.registry_timeout_ms,
+                buckets=settings.buckets,
                 changes_kept=settings.changes_kept,
                 replicas=settings.replicas,
                 marks=marks,

@@ -79,6 +79,12 @@ class Settings(BaseSettings):
         description="What becomes of an item whose codes have no suffix left, by namespace, as JSON such as "
         '`{"shop": "next_nearest", "*": "error"}`; `error` where nothing is said.',
     )
+    buckets: int = Field(
+        default=16_384,
+        ge=1,
+        le=2**32,
+        description="Buckets of a new record: about a hundredth of the items it will have.",
+    )
     changes_kept: int = Field(
         default=100_000, ge=0, description="Changes of a record that `GET /changes` can still tell, at least."
     )
