@@ -31,8 +31,8 @@ class Settings(BaseSettings):
         default=None,
         repr=False,  # it may hold a password
         description=(
-            "URL of a Redis or Valkey (`redis://`, `rediss://`, `unix://`) or of its sentinels (`redis+sentinel://`, "
-            "`rediss+sentinel://`); unset: the embedded one."
+            "URL of a Redis or Valkey (`redis://`, `rediss://`, `unix://`), of its sentinels (`redis+sentinel://`, "
+            "`rediss+sentinel://`) or of a cluster (`redis+cluster://`, `rediss+cluster://`); unset: the embedded one."
         ),
     )
     durability: Durability = Field(
