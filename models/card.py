@@ -57,9 +57,14 @@ def _training(training: Mapping[str, Any]) -> str:
     lines = ["## Training", ""]
     if command:
         lines += ["```", command, "```", ""]
+    if "stopped_on" in training:
+        lines += [
+            f"{training['epochs_run']} epochs of joint training were run. Kept is the state with the smallest",
+            f"{training['stopped_on']} ({training['held_out_items']:,} items were held out).",
+        ]
+    else:
+        lines += [f"By k-means alone, on all items but {training['held_out_items']:,} that were held out."]
     lines += [
-        f"{training['epochs_run']} epochs of joint training were run. Kept is the state with the smallest",
-        f"{training['stopped_on']} ({training['held_out_items']:,} items were held out).",
         "All hyper-parameters are in `manifest.json`.",
         "",
         "Training on your own catalogue takes minutes and gives better IDs for it:",

@@ -9,21 +9,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from models.kmeans import KMeansConfig, kmeans
-from models.network import NetworkConfig, start_linear
+from models.codebooks import cluster_residuals
+from models.kmeans import KMeansConfig
+from models.network import DecoderNetwork, EncoderNetwork, NetworkConfig, start_linear
 from models.projection import ProjectionConfig, draw_rows, projection
+from models.quantizer import Quantizer
 from models.rqvae import RQVAE, LossConfig, Variances
 
 CHUNK_ROWS = 8192
-
-# Residuals below this share of the latents' root mean square are float32's rounding.
-ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,24 @@ class Measure(NamedTuple):
     value: float
 
 
+class Trained(Protocol):
+    """What is frozen of a fitted model, whatever the family."""
+
+    @property
+    def network(self) -> EncoderNetwork:
+        """Of embeddings to latents."""
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """Of latents to codes and back."""
+
+    @property
+    def decoder(self) -> DecoderNetwork:
+        """Of quantized latents to embeddings."""
+
+
 class Fit(NamedTuple):
-    """A fitted RQ-VAE.
+    """A fitted model.
 
     Attributes:
         model: At the best measurement.
@@ -96,7 +111,7 @@ class Fit(NamedTuple):
         held_out: Row numbers that were not trained on.
     """
 
-    model: RQVAE
+    model: Trained
     best: Measure
     history: tuple[Measure, ...]
     held_out: Tensor
@@ -214,18 +229,10 @@ class _Fitting:
     @torch.no_grad()
     def _cluster_codebooks(self) -> None:
         """k-means of what each level receives, on all training rows."""
-        for level, codebook in enumerate(self.model.quantizer.codebooks):
-            residuals = self._residuals(level)
-            if level == 0:
-                rounding = ROUNDING * residuals.square().sum(dim=1).mean().sqrt()
-            # What rounding left of rows that the levels before took whole is nothing; clustered, it would put codewords
-            # so close together that every such row is near a tie.
-            residuals = torch.where(residuals.norm(dim=1, keepdim=True) > rounding, residuals, 0.0)
-            clustering = kmeans(
-                residuals, len(codebook), self.generator, self.weights[self.training], self.config.kmeans
-            )
-            codebook.copy_(clustering.codebook)
-        self.model.quantizer.initialised.fill_(value=True)
+        chunks = self.training.split(CHUNK_ROWS)
+        latents = torch.cat([self.model.network(self.embeddings[rows]) for rows in chunks])
+        weights = self.weights[self.training]
+        cluster_residuals(self.model.quantizer, latents, weights, self.config.kmeans, self.generator)
 
     def _train_epoch(
         self, epoch: int, optimiser: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler
@@ -270,13 +277,6 @@ class _Fitting:
         yield from rows[order].split(self.config.batch_rows)
 
     @torch.no_grad()
-    def _residuals(self, level: int) -> Tensor:
-        """What a level receives of each training row, (N, d)."""
-        chunks = self.training.split(CHUNK_ROWS)
-        quantize, network = self.model.quantizer.quantize, self.model.network
-        return torch.cat([quantize(network(self.embeddings[rows])).residuals[:, level] for rows in chunks])
-
-    @torch.no_grad()
     def _latent_variance(self) -> float:
         """Of the training rows' latents, weighted as they are drawn."""
         latents = torch.cat([self.model.network(self.embeddings[rows]) for rows in self.training.split(CHUNK_ROWS)])
@@ -303,17 +303,34 @@ class _Fitting:
                 reset += dead
         return reset
 
-    @torch.no_grad()
     def _measure(self, epoch: int, codes: Tensor, *, refitted: bool = False) -> Measure:
         rows = self.held_out if len(self.held_out) else self.training[:5_000]
-        batch = self.embeddings[rows]
-        miss = (batch - self.model.decoder(self.model.quantizer.decode(codes[rows]))).square().sum(dim=1)
-        share = self.weights[rows] / self.weights[rows].sum()
-        reconstruction = float((miss * share).sum()) / self.variance
-        _, inverse, counts = codes.unique(dim=0, return_inverse=True, return_counts=True)
-        colliding = float(((counts[inverse[rows]] > 1) * share).sum())
+        reconstruction, colliding = held_out_measures(
+            self.model, self.embeddings, self.weights, codes, rows=rows, variance=self.variance
+        )
         value = reconstruction + self.config.collision_price * colliding
         return Measure(epoch, refitted, reconstruction, colliding, value)
+
+
+@torch.no_grad()
+def held_out_measures(
+    model: Trained, embeddings: Tensor, weights: Tensor, codes: Tensor, *, rows: Tensor, variance: float
+) -> tuple[float, float]:
+    """Reconstruction error of some rows as a share of the variance, and the share of them that collide with any row.
+
+    Args:
+        model: What is measured.
+        embeddings: (N, D) float32.
+        weights: (N,) float, what each row counts.
+        codes: (N, L) int64, of all rows.
+        rows: (n,) int64, the rows that are measured.
+        variance: Of the embeddings, summed over features.
+    """
+    miss = (embeddings[rows] - model.decoder(model.quantizer.decode(codes[rows]))).square().sum(dim=1)
+    share = weights[rows] / weights[rows].sum()
+    _, inverse, counts = codes.unique(dim=0, return_inverse=True, return_counts=True)
+    colliding = float(((counts[inverse[rows]] > 1) * share).sum())
+    return float((miss * share).sum()) / variance, colliding
 
 
 def colliding_pairs(codes: Tensor, rows: Tensor) -> Tensor:

@@ -22,10 +22,13 @@ class KMeansConfig:
     Attributes:
         iterations: At most so many.
         tolerance: Stop where the inertia falls by less than this share of itself.
+        balanced: Let no cluster have more than its share of the rows while iterating, see `assign_balanced`; rows count
+            alike there, whatever they weigh.
     """
 
     iterations: int = 30
     tolerance: float = 1e-4
+    balanced: bool = False
 
 
 class Clustering(NamedTuple):
@@ -72,7 +75,7 @@ def kmeans(
     codebook = _plus_plus(centred, size, weights, generator)
     previous = float("inf")
     for _ in range(config.iterations):
-        codes, distances = assign(centred, codebook)
+        codes, distances = (assign_balanced if config.balanced else assign)(centred, codebook)
         inertia = float((distances * weights).sum() / weights.sum())
         codebook = _means(centred, codes, distances, weights, codebook)
         if previous - inertia <= config.tolerance * inertia:
@@ -98,6 +101,32 @@ def assign(points: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
         codes[rows] = torch.addmm(offsets, chunk, codewords.T, alpha=-2).argmin(dim=1)
         distances[rows] = (chunk - codewords[codes[rows]]).square().sum(dim=1)
     return codes, distances
+
+
+def assign_balanced(points: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """As `assign`, where no codeword takes more than ceil(N / K) points; for training only, it depends on all points.
+
+    Deferred acceptance (Gale and Shapley, 1962): each point asks the nearest codeword that has not refused it yet, each
+    codeword keeps the nearest of those that ask. But for equal distances the outcome does not depend on the points'
+    order. Balanced residual k-means is OneRec's (Deng et al., 2025), which fills one cluster after the other
+    instead. Holds N x K distances and their order.
+    """
+    capacity = -(-len(points) // len(codebook))
+    norms = codebook.square().sum(dim=1)
+    scores = torch.addmm(norms, points, codebook.T, alpha=-2).add_(points.square().sum(dim=1, keepdim=True))
+    wishes = scores.argsort(dim=1, stable=True)
+    refusals = torch.zeros(len(points), 1, dtype=torch.int64, device=points.device)
+    while True:
+        asked = wishes.gather(1, refusals)
+        near = scores.gather(1, asked)[:, 0].argsort(stable=True)
+        queue = near[asked[near, 0].argsort(stable=True)]  # by codeword, then by distance
+        asking = torch.bincount(asked[:, 0], minlength=len(codebook))
+        place = torch.arange(len(points), device=points.device) - (asking.cumsum(0) - asking)[asked[queue, 0]]
+        refused = queue[place >= capacity]
+        if not len(refused):
+            codes = asked[:, 0]
+            return codes, (points - codebook[codes]).square().sum(dim=1)
+        refusals[refused] += 1
 
 
 def _checked_weights(points: Tensor, size: int, weights: Tensor | None) -> Tensor:

@@ -24,8 +24,9 @@ from models.text_encoder import TextEncoder, WordPieces
 M = TypeVar("M", bound=nn.Module)
 
 # Every family a checkpoint can hold, by the name its manifest gives.
-FAMILIES: Mapping[str, type[ResidualQuantizer]] = {
+FAMILIES: Mapping[str, Callable[[Sequence[int], int], Quantizer]] = {
     "rqvae": ResidualQuantizer,
+    "rq-kmeans": ResidualQuantizer,
 }
 
 

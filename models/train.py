@@ -15,15 +15,20 @@ from torch import Tensor
 from models import catalogue
 from models.card import BELOW_FLOAT64, model_card
 from models.checkpoint import Manifest, freeze, save
+from models.cluster import FITTERS, ClusterConfig, fit_clusters
 from models.embedding_cache import embed_texts
 from models.evaluate import Report, evaluate
 from models.exactness import calibrate
 from models.fit import Fit, FitConfig, fit
 from models.template import TextTemplate
 from models.text_encoder import MINILM, TextEncoder, TextEncoderConfig
-from models.tokenizer import TokenizerParts
+from models.tokenizer import FAMILIES, TokenizerParts
 
 CALIBRATION_ROWS = 20_000
+
+_STOPPING = {
+    "stopped_on": "held-out reconstruction error + collision_price x share of held-out items that share all codes"
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,8 @@ class TrainConfig:
 
     Attributes:
         name: The tokenizer's name.
-        fit: Hyper-parameters of the RQ-VAE.
+        family: A key of `models.tokenizer.FAMILIES`.
+        fit: Hyper-parameters: a `FitConfig` for `rqvae`, a `ClusterConfig` for the others.
         template: Fields -> text.
         balance_by: A column of the catalogue; rows are drawn so that a value with n rows counts n^balance. A file
             without the column counts as one value. None: all rows alike.
@@ -42,7 +48,8 @@ class TrainConfig:
     """
 
     name: str = "tokenizer"
-    fit: FitConfig = field(default_factory=FitConfig)
+    family: str = "rqvae"
+    fit: FitConfig | ClusterConfig = field(default_factory=FitConfig)
     template: TextTemplate = field(default_factory=TextTemplate)
     balance_by: str | None = None
     balance: float = 0.5
@@ -101,15 +108,16 @@ def train_checkpoint(
         CheckpointError: The text encoder cannot be loaded.
     """
     _refuse_full_directory(out)
+    config_of(config.family)
     encoder = _text_encoder(sources, text_encoder, device)
     data = read_training_data(sources, config, encoder, embedding_cache, say)
     say(f"training on {len(data.embeddings):,} items of {len(sources)} files, {data.embeddings.shape[1]} dimensions")
     distinct, largest = len(data.embeddings.unique(dim=0)), max(config.fit.codebook_sizes)
     if distinct < largest:
         say(f"warning: {distinct:,} different embeddings for codebooks of up to {largest}: some codewords stay unused")
-    fitted = fit(data.embeddings, config.fit, data.weights)
+    fitted = fit_family(data.embeddings, config, data.weights)
     parts = TokenizerParts(
-        "rqvae", config.template, encoder, fitted.model.network, fitted.model.quantizer, fitted.model.decoder
+        config.family, config.template, encoder, fitted.model.network, fitted.model.quantizer, fitted.model.decoder
     )
     report = evaluate(data.embeddings, parts.network, parts.quantizer, parts.decoder, data.weights)
     say(str(report))
@@ -130,6 +138,32 @@ def train_checkpoint(
     (out / "README.md").write_text(model_card(manifest), encoding="utf-8")
     say(f"wrote {manifest.full_name} to {out}")
     return manifest
+
+
+def config_of(family: str) -> FitConfig | ClusterConfig:
+    """A family's hyper-parameters as they are by default.
+
+    Raises:
+        ValueError: There is no such family.
+    """
+    if family not in FAMILIES:
+        msg = f"there is no family {family!r}; known are {', '.join(FAMILIES)}"
+        raise ValueError(msg)
+    return FitConfig() if family == "rqvae" else ClusterConfig()
+
+
+def fit_family(embeddings: Tensor, config: TrainConfig, weights: Tensor | None = None) -> Fit:
+    """Fit the config's family to embeddings (N, D) float32, rows weighted by (N,).
+
+    Raises:
+        ValueError: The hyper-parameters are another family's, or the fit fails.
+    """
+    if config.family == "rqvae" and isinstance(config.fit, FitConfig):
+        return fit(embeddings, config.fit, weights)
+    if config.family in FITTERS and isinstance(config.fit, ClusterConfig):
+        return fit_clusters(config.family, embeddings, config.fit, weights)
+    msg = f"a {type(config.fit).__name__} does not fit the family {config.family!r}"
+    raise ValueError(msg)
 
 
 def read_training_data(
@@ -236,7 +270,7 @@ def _training_notes(config: TrainConfig, data: TrainingData, fitted: Fit, comman
         "config": asdict(config),
         "files": list(data.notes),
         "data_terms": config.data_terms,
-        "stopped_on": "held-out reconstruction error + collision_price x share of held-out items that share all codes",
+        **(_STOPPING if config.family == "rqvae" else {}),
         "held_out_items": len(fitted.held_out),
         "epochs_run": max(measure.epoch for measure in fitted.history),
         "torch": torch.__version__,

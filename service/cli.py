@@ -57,11 +57,14 @@ def train(
     items: Annotated[list[Path], typer.Argument(exists=True, help="Catalogues, or arrays of embeddings.")],
     out: Annotated[Path, typer.Option(help="The new checkpoint's directory.")],
     name: Annotated[str | None, typer.Option(help="The tokenizer's name; OUT's last part if not given.")] = None,
+    family: Annotated[str, typer.Option(help="rqvae, or rq-kmeans.")] = "rqvae",
     levels: Annotated[int, typer.Option(min=1, max=25, help="L, the number of codes.")] = 4,
     codebook_size: Annotated[int, typer.Option(min=1, max=65536, help="K, codewords of each level.")] = 256,
     latent: Annotated[int | None, typer.Option(min=1, help="d, the latent's width.")] = None,
-    hidden: Annotated[str, typer.Option(help="Widths between D and d, such as 512,256,128; '': linear.")] = "512",
-    epochs: Annotated[int | None, typer.Option(min=0, help="Of joint training, at most.")] = None,
+    hidden: Annotated[
+        str | None, typer.Option(help="rqvae: widths between D and d, such as 512,256,128; '': linear.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=0, help="rqvae: of joint training, at most.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
     options: Annotated[
         list[str] | None,
@@ -78,16 +81,17 @@ def train(
     """Train a tokenizer on catalogues and freeze it: weights, manifest, report, model card."""
     from models import CheckpointError
     from models.configuration import configured
-    from models.fit import FitConfig
-    from models.train import TrainConfig, train_checkpoint
+    from models.train import TrainConfig, config_of, train_checkpoint
 
-    settings = [f"codebook_sizes={[codebook_size] * levels}", f"seed={seed}", f"hidden=[{hidden}]"]
+    settings = [f"codebook_sizes={[codebook_size] * levels}", f"seed={seed}"]
+    settings += [f"hidden=[{hidden}]"] if hidden is not None else []
     settings += [f"latent={latent}"] if latent is not None else []
     settings += [f"epochs={epochs}"] if epochs is not None else []
     try:
         config = TrainConfig(
             name=name or out.name,
-            fit=configured(FitConfig(), [*settings, *(options or [])]),
+            family=family,
+            fit=configured(config_of(family), [*settings, *(options or [])]),
             balance_by=balance_by,
             balance=balance,
             max_suffix=max_suffix,

@@ -1,0 +1,129 @@
+"""Families fitted by k-means alone, without a learned encoder: latents are embeddings or their principal components.
+
+`rq-kmeans`: residual k-means on all rows at once (RQ-KMeans: Luo et al., QARM, 2024; OneRec: Deng et al., 2025). The
+encoder network is the centred identity, or with `latent` the projection to that many principal components.
+
+Codes stay a function of the content alone by the same argument as an RQ-VAE's: the network is linear with a known gain,
+and each level's margin is the distance of what it receives to the nearest plane midway between the codeword chosen and
+any other. A latent error of norm e moves the residual of every level by e while no code changes, so it changes none
+while e is below the smallest margin; rows nearer than that are computed again on the canonical path. What training drew
+on (balance, the other rows) is gone from a frozen tokenizer: each row goes to its nearest codeword.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from models.codebooks import cluster_residuals
+from models.fit import Fit, Measure, held_out_measures
+from models.kmeans import KMeansConfig
+from models.network import DecoderNetwork, EncoderNetwork, NetworkConfig, start_linear
+from models.projection import ProjectionConfig, projection
+from models.quantizer import Quantizer
+from models.residual import ResidualQuantizer
+
+CHUNK_ROWS = 8192
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Hyper-parameters of a fit by k-means.
+
+    Attributes:
+        codebook_sizes: K_l for each level.
+        latent: d, so many principal components; 0: the embeddings themselves.
+        held_out: Share of the rows that are not clustered but measured, 5,000 at most.
+        projection: How the components are chosen; principal ones by default.
+        kmeans: Of each clustering; `balanced` limits the clusters' sizes.
+        seed: Of everything drawn.
+    """
+
+    codebook_sizes: tuple[int, ...] = (256, 256, 256, 256)
+    latent: int = 0
+    held_out: float = 0.05
+    projection: ProjectionConfig = field(default_factory=lambda: ProjectionConfig(local=0.0, whitening=0.0))
+    kmeans: KMeansConfig = field(default_factory=KMeansConfig)
+    seed: int = 0
+
+
+class Clustered(NamedTuple):
+    """A model fitted by k-means: linear networks around a quantizer."""
+
+    network: EncoderNetwork
+    quantizer: Quantizer
+    decoder: DecoderNetwork
+
+
+class ClusterData(NamedTuple):
+    """What a quantizer is fitted to: latents (N, d) float32 and what each row counts (N,) float32."""
+
+    latents: Tensor
+    weights: Tensor
+
+
+def fit_clusters(family: str, embeddings: Tensor, config: ClusterConfig, weights: Tensor | None = None) -> Fit:
+    """Fit a family of `FITTERS`.
+
+    Args:
+        family: Its name.
+        embeddings: (N, D) float32, finite.
+        config: Hyper-parameters.
+        weights: (N,) float, what each row counts; equal where None.
+
+    Raises:
+        ValueError: There are too few rows, they are all equal, or the settings do not fit the embeddings.
+    """
+    if len(embeddings) < 2 or torch.equal(embeddings, embeddings[:1].expand_as(embeddings)):
+        raise ValueError(f"training needs at least 2 items that differ, got {len(embeddings):,}")
+    generator = torch.Generator().manual_seed(config.seed)
+    weights = torch.ones(len(embeddings)) if weights is None else weights.float()
+    order = torch.randperm(len(embeddings), generator=generator)
+    count = min(5_000, round(config.held_out * len(embeddings)))
+    held_out, training = order[:count], order[count:]
+    share = (weights / weights.sum())[:, None]
+    centre = (embeddings * share).sum(dim=0)
+    variance = float(((embeddings - centre).square() * share).sum().clamp_min(1e-12))
+    network, decoder = _linear_networks(embeddings[training] - centre, weights[training], config, generator)
+    network.centre.copy_(centre)
+    decoder.centre.copy_(centre)
+    with torch.no_grad():
+        latents = torch.cat([network(embeddings[rows]) for rows in training.split(CHUNK_ROWS)])
+        quantizer = FITTERS[family](ClusterData(latents, weights[training]), config, generator)
+        model = Clustered(network.eval(), quantizer.eval(), decoder.eval())
+        codes = torch.cat([quantizer.quantize(network(rows)).codes for rows in embeddings.split(CHUNK_ROWS)])
+    measured = held_out if len(held_out) else training[:5_000]
+    reconstruction, colliding = held_out_measures(model, embeddings, weights, codes, rows=measured, variance=variance)
+    measure = Measure(0, False, reconstruction, colliding, reconstruction)
+    return Fit(model, measure, (measure,), held_out)
+
+
+def _linear_networks(
+    centred: Tensor, weights: Tensor, config: ClusterConfig, generator: torch.Generator
+) -> tuple[EncoderNetwork, DecoderNetwork]:
+    """The identity, or the projection to principal components and its least-squares inverse."""
+    width = centred.shape[1]
+    shape = NetworkConfig((width, config.latent or width))
+    network, decoder = EncoderNetwork(shape), DecoderNetwork(shape)
+    down = up = torch.eye(width)
+    if config.latent:
+        down, up = projection(centred, weights, config.latent, config.projection, generator)
+    start_linear(network.layers, down, torch.eye(len(down)))
+    start_linear(decoder.layers, up, torch.eye(width))
+    return network, decoder
+
+
+def _residual(data: ClusterData, config: ClusterConfig, generator: torch.Generator) -> ResidualQuantizer:
+    quantizer = ResidualQuantizer(config.codebook_sizes, data.latents.shape[1])
+    cluster_residuals(quantizer, data.latents, data.weights, config.kmeans, generator)
+    return quantizer
+
+
+# What fits each family's quantizer to latents.
+FITTERS: Mapping[str, Callable[[ClusterData, ClusterConfig, torch.Generator], Quantizer]] = {
+    "rq-kmeans": _residual,
+}
