@@ -3,11 +3,13 @@
 `rq-kmeans`: residual k-means on all rows at once (RQ-KMeans: Luo et al., QARM, 2024; OneRec: Deng et al., 2025). The
 encoder network is the centred identity, or with `latent` the projection to that many principal components.
 
-Codes stay a function of the content alone by the same argument as an RQ-VAE's: the network is linear with a known gain,
+`hierarchical`: k-means of all rows, then of each cluster's rows, and so on, see `models.tree`.
+
+Codes stay a function of the content alone by the same argument as an RQ-VAE's. The network is linear with a known gain,
 and each level's margin is the distance of what it receives to the nearest plane midway between the codeword chosen and
-any other. A latent error of norm e moves the residual of every level by e while no code changes, so it changes none
-while e is below the smallest margin; rows nearer than that are computed again on the canonical path. What training drew
-on (balance, the other rows) is gone from a frozen tokenizer: each row goes to its nearest codeword.
+any other. A latent error of norm e moves what each level receives by e at most while no code changes, so it changes
+none while e is below the smallest margin; rows nearer than that are computed again on the canonical path. What training
+drew on (balance, the other rows) is gone from a frozen tokenizer: each row goes to its nearest codeword.
 """
 
 from __future__ import annotations
@@ -19,13 +21,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.codebooks import cluster_residuals
+from models.codebooks import cluster_residuals, cluster_tree
 from models.fit import Fit, Measure, held_out_measures
 from models.kmeans import KMeansConfig
 from models.network import DecoderNetwork, EncoderNetwork, NetworkConfig, start_linear
 from models.projection import ProjectionConfig, projection
 from models.quantizer import Quantizer
 from models.residual import ResidualQuantizer
+from models.tree import TreeQuantizer
 
 CHUNK_ROWS = 8192
 
@@ -37,6 +40,7 @@ class ClusterConfig:
     Attributes:
         codebook_sizes: K_l for each level.
         latent: d, so many principal components; 0: the embeddings themselves.
+        rows_per_child: `hierarchical`: a node of n rows has at most n / rows_per_child children.
         held_out: Share of the rows that are not clustered but measured, 5,000 at most.
         projection: How the components are chosen; principal ones by default.
         kmeans: Of each clustering; `balanced` limits the clusters' sizes.
@@ -45,6 +49,7 @@ class ClusterConfig:
 
     codebook_sizes: tuple[int, ...] = (256, 256, 256, 256)
     latent: int = 0
+    rows_per_child: int = 1
     held_out: float = 0.05
     projection: ProjectionConfig = field(default_factory=lambda: ProjectionConfig(local=0.0, whitening=0.0))
     kmeans: KMeansConfig = field(default_factory=KMeansConfig)
@@ -123,7 +128,14 @@ def _residual(data: ClusterData, config: ClusterConfig, generator: torch.Generat
     return quantizer
 
 
+def _tree(data: ClusterData, config: ClusterConfig, generator: torch.Generator) -> TreeQuantizer:
+    quantizer = TreeQuantizer(config.codebook_sizes, data.latents.shape[1])
+    cluster_tree(quantizer, *data, config.kmeans, generator, rows_per_child=config.rows_per_child)
+    return quantizer
+
+
 # What fits each family's quantizer to latents.
 FITTERS: Mapping[str, Callable[[ClusterData, ClusterConfig, torch.Generator], Quantizer]] = {
     "rq-kmeans": _residual,
+    "hierarchical": _tree,
 }

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from models.kmeans import KMeansConfig, kmeans
 from models.residual import ResidualQuantizer
+from models.tree import TreeQuantizer
 
 CHUNK_ROWS = 8192
 
@@ -39,3 +40,53 @@ def cluster_residuals(
         residuals = torch.where(residuals.norm(dim=1, keepdim=True) > rounding, residuals, 0.0)
         codebook.copy_(kmeans(residuals, len(codebook), generator, weights, config).codebook)
     quantizer.initialised.fill_(value=True)
+
+
+@torch.no_grad()
+def cluster_tree(
+    quantizer: TreeQuantizer,
+    latents: Tensor,
+    weights: Tensor,
+    config: KMeansConfig,
+    generator: torch.Generator,
+    *,
+    rows_per_child: int = 1,
+) -> None:
+    """Hierarchical k-means: cluster the rows of each node, and the rows of each of its clusters again.
+
+    A node of no more different rows than it may have children has each of them as a child; a cluster that no row is
+    nearest to becomes no child.
+
+    Args:
+        quantizer: Its levels are grown.
+        latents: (N, d) float32.
+        weights: (N,) float, what each row counts.
+        config: Of each node's k-means.
+        generator: Of the random starts.
+        rows_per_child: A node of n rows has at most n / rows_per_child children, and at least one.
+    """
+    nodes = [torch.arange(len(latents))]
+    for level, size in enumerate(quantizer.codebook_sizes):
+        centres, children, following = [], [], []
+        for rows in nodes:
+            limit = min(size, max(1, len(rows) // rows_per_child))
+            clusters, codes = _children(latents[rows], weights[rows], limit, config, generator)
+            centres.append(clusters)
+            children.append(len(clusters))
+            following += [rows[codes == code] for code in range(len(clusters))]
+        quantizer.grow(level, torch.cat(centres), torch.tensor(children))
+        nodes = following
+
+
+def _children(
+    points: Tensor, weights: Tensor, limit: int, config: KMeansConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Centres (C, d) of a node's children, and the child (n,) of each of its points (n, d)."""
+    distinct, codes = points.unique(dim=0, return_inverse=True)
+    if len(distinct) <= limit:
+        return distinct, codes
+    if not float(weights.sum()) > 0:
+        weights = torch.ones_like(weights)
+    clustering = kmeans(points, limit, generator, weights, config)
+    used, codes = clustering.codes.unique(return_inverse=True)
+    return clustering.codebook[used], codes

@@ -191,6 +191,32 @@ def nearest_codeword(
     return NearestCodeword(code, margin)
 
 
+def nearest_candidate(residuals: Tensor, candidates: Tensor, absent: Tensor | None = None) -> NearestCodeword:
+    """The nearest of each residual's own candidates, all distances and planes by differences; ties to the lowest index.
+
+    Args:
+        residuals: (B, d) float.
+        candidates: (B, K, d), same dtype and device.
+        absent: (B, K) bool, candidates that fill up a row and cannot be chosen; never all of a row. None: all count.
+    """
+    row = torch.arange(len(residuals), device=residuals.device)
+
+    def present(values: Tensor) -> Tensor:
+        return values if absent is None else values.masked_fill(absent, torch.inf)
+
+    nearest = present((residuals[:, None] - candidates).square().sum(dim=2)).argmin(dim=1)
+    # Of a residual much longer than the codewords the squares swallow what parts them; this does not.
+    nearest = present(_distance_differences(residuals, candidates[row, nearest], candidates)).argmin(dim=1)
+    chosen = candidates[row, nearest]
+    offsets = present(_plane_distances(residuals, chosen, candidates))
+    equal = (chosen[:, None] == candidates).all(dim=2)
+    equal = equal if absent is None else equal & ~absent
+    distance = (residuals - chosen).norm(dim=1, keepdim=True)
+    first = (equal | (offsets <= TIE_TOLERANCE * distance)).int().argmax(dim=1)
+    planes = present(_plane_distances(residuals, candidates[row, first], candidates))
+    return NearestCodeword(first, planes.amin(dim=1).clamp_min(0))
+
+
 def rank_codewords(residuals: Tensor, codebook: Tensor, count: int, *, exact: bool = False) -> Ranking:
     """The nearest codewords in order of their Euclidean distance; ties go to the lowest index.
 
@@ -250,22 +276,17 @@ def _by_expansion(residuals: Tensor, table: SearchTable) -> NearestCodeword:
 
 def _by_differences(residuals: Tensor, codebook: Tensor) -> NearestCodeword:
     """All K distances and planes by differences, some rows at a time."""
-    codes, margins = [], []
-    for rows in residuals.split(max(1, DIFFERENCES // codebook.numel())):
-        nearest = (rows[:, None] - codebook).square().sum(dim=2).argmin(dim=1)
-        # Of a residual much longer than the codewords the squares swallow what parts them; this does not.
-        nearest = _distance_differences(rows, codebook[nearest], codebook).argmin(dim=1)
-        offsets = _plane_distances(rows, codebook[nearest], codebook)
-        equal = (codebook[nearest][:, None] == codebook).all(dim=2)
-        distance = (rows - codebook[nearest]).norm(dim=1, keepdim=True)
-        first = (equal | (offsets <= TIE_TOLERANCE * distance)).int().argmax(dim=1)
-        codes.append(first)
-        margins.append(_plane_distances(rows, codebook[first], codebook).amin(dim=1).clamp_min(0))
-    return NearestCodeword(torch.cat(codes), torch.cat(margins))
+    parts = [
+        nearest_candidate(rows, codebook.expand(len(rows), -1, -1))
+        for rows in residuals.split(max(1, DIFFERENCES // codebook.numel()))
+    ]
+    return NearestCodeword(torch.cat([part.code for part in parts]), torch.cat([part.margin for part in parts]))
 
 
 def _distance_differences(residuals: Tensor, chosen: Tensor, others: Tensor) -> Tensor:
-    """d_j - d_1 (B, K), squared distances of residuals (B, d) to all codewords (K, d) less those to the chosen (B, d).
+    """d_j - d_1 (B, K), squared distances of residuals (B, d) to the others less those to the chosen (B, d).
+
+    The others are codewords (K, d), or each row's own (B, K, d).
 
     As (c_1 - c_j)(2x - c_1 - c_j), which keeps its digits however close the codewords are.
     """

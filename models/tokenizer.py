@@ -20,6 +20,7 @@ from models.quantizer import Quantizer, Ranking
 from models.residual import ResidualQuantizer
 from models.template import TextTemplate
 from models.text_encoder import TextEncoder, WordPieces
+from models.tree import TreeQuantizer
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -27,6 +28,7 @@ M = TypeVar("M", bound=nn.Module)
 FAMILIES: Mapping[str, Callable[[Sequence[int], int], Quantizer]] = {
     "rqvae": ResidualQuantizer,
     "rq-kmeans": ResidualQuantizer,
+    "hierarchical": TreeQuantizer,
 }
 
 

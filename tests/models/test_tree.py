@@ -1,0 +1,154 @@
+"""The tree: against walks by scikit-learn, uneven nodes, and what is no tree."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sklearn.cluster import KMeans
+from sklearn.metrics import pairwise_distances_argmin
+
+from models.cluster import ClusterConfig, fit_clusters
+from models.tree import TreeQuantizer
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """2,000 latents (2000, 10) around 40 centres of very different sizes."""
+    source = torch.Generator().manual_seed(9)
+    chances = torch.linspace(1, 0.01, 40) ** 3
+    places = torch.multinomial(chances, 2_000, replacement=True, generator=source)
+    return 3 * torch.randn(40, 10, generator=source)[places] + torch.randn(2_000, 10, generator=source)
+
+
+def fitted(rows, sizes=(6, 6, 6), **options):
+    return fit_clusters("hierarchical", rows, ClusterConfig(codebook_sizes=sizes, held_out=0.0, **options)).model
+
+
+@pytest.fixture
+def uneven():
+    """A root of 2 children, of which the first has 3 and the second 1."""
+    tree = TreeQuantizer((2, 4), 2)
+    tree.grow(0, torch.tensor([[-10.0, 0.0], [10.0, 0.0]]), torch.tensor([2]))
+    tree.grow(1, torch.tensor([[-12.0, 0.0], [-10.0, 0.0], [-8.0, 0.0], [10.0, 0.0]]), torch.tensor([3, 1]))
+    return tree.double()
+
+
+def test_codes_are_those_of_a_walk_that_asks_scikit_learn_at_every_node(rows):
+    # given
+    model = fitted(rows)
+    tree, latents = model.quantizer.double(), model.network(rows).detach().double()
+    # when
+    walked = []
+    for latent in latents[:400].numpy():
+        node, path = 0, []
+        for level in range(3):
+            start, end = tree.offsets(level)[node : node + 2].tolist()
+            code = int(pairwise_distances_argmin(latent[None], tree.centres(level)[start:end].numpy())[0])
+            path.append(code)
+            node = start + code
+        walked.append(path)
+    # then
+    assert tree.quantize(latents[:400]).codes.tolist() == walked
+
+
+def test_the_tree_errs_as_little_as_one_of_scikit_learn_s_k_means():
+    # given rows without lumps, of which one random start would find more than another
+    rows = torch.randn(3_000, 10, generator=torch.Generator().manual_seed(1)) * torch.linspace(2, 0.5, 10)
+    model = fitted(rows, (5, 5))
+    ours = model.quantizer.quantize(model.network(rows).detach()).residuals[:, -1].square().sum(dim=1).mean()
+    # when
+    total = 0.0
+    points = rows.numpy()
+    root = KMeans(5, n_init=1, random_state=0).fit(points)
+    for code in range(5):
+        inside = points[root.labels_ == code]
+        total += KMeans(min(5, len(inside)), n_init=1, random_state=0).fit(inside).inertia_
+    # then
+    assert float(ours) == pytest.approx(total / len(rows), rel=0.04)
+
+
+def test_a_path_leads_to_its_own_node_and_decodes_to_its_centre(uneven):
+    quantization = uneven.quantize(torch.tensor([[-8.4, 1.0], [-13.0, 0.0], [9.0, 0.0]]).double())
+    assert quantization.codes.tolist() == [[0, 2], [0, 0], [1, 0]]
+    assert uneven.decode(quantization.codes).tolist() == [[-8.0, 0.0], [-12.0, 0.0], [10.0, 0.0]]
+    received = torch.tensor([[-8.4, 1], [1.6, 1], [-0.4, 1]]).double()
+    assert torch.allclose(quantization.residuals[0], received)
+
+
+def test_the_margin_counts_planes_on_the_path_only(uneven):
+    # of the second, the only child of its node, the plane in front of the root alone
+    margins = uneven.quantize(torch.tensor([[-8.4, 0.0], [0.5, 0.0]]).double()).margins
+    assert margins.tolist() == [[pytest.approx(8.4), pytest.approx(0.6)], [pytest.approx(0.5), float("inf")]]
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_ties_of_siblings_go_to_the_lowest_code(uneven, exact):
+    quantization = uneven.quantize(torch.tensor([[-9.0, 3.0], [0.0, 1.0]]).double(), exact=exact)
+    assert quantization.codes.tolist() == [[0, 1], [0, 2]]
+    assert quantization.margins[0, 1] == quantization.margins[1, 0] == 0
+
+
+def test_a_child_that_does_not_exist_is_never_chosen_nor_decoded(uneven):
+    far = uneven.quantize(torch.tensor([[1e6, 0.0], [10.0, 1e6], [0.1, 0.0]]).double())
+    assert far.codes[:, 1].tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match=r"\[1, 2\] lead nowhere: there is no child 2 at level 2"):
+        uneven.decode(torch.tensor([[0, 2], [1, 2]]))
+
+
+def test_every_node_that_training_made_is_reached_by_a_training_row(rows):
+    model = fitted(rows, (8, 8, 8))
+    codes = model.quantizer.quantize(model.network(rows)).codes
+    assert len(codes.unique(dim=0)) == len(model.quantizer.centres(2))
+    assert int(model.quantizer.offsets(2).diff().min()) == 1  # some are small
+    assert int(model.quantizer.offsets(2).diff().max()) == 8
+
+
+def test_a_node_of_few_rows_has_each_of_them_as_a_child_and_fewer_children_if_wished():
+    rows = torch.tensor([[0.0, 0], [0, 1], [0, 1], [50, 0], [50, 2], [51, 1]])
+    model = fitted(rows, (2, 4))
+    assert model.quantizer.offsets(1).diff().sort().values.tolist() == [2, 3]
+    assert torch.allclose(
+        model.decoder(model.quantizer.decode(model.quantizer.quantize(model.network(rows)).codes)), rows
+    )
+    assert fitted(rows, (2, 4), rows_per_child=3).quantizer.offsets(1).diff().tolist() == [1, 1]
+
+
+def test_codes_do_not_depend_on_how_many_rows_are_measured_at_once(rows, monkeypatch):
+    model = fitted(rows)
+    tree, latents = model.quantizer.double(), model.network(rows).double()
+    whole = tree.quantize(latents)
+    monkeypatch.setattr("models.tree.DIFFERENCES", 700)
+    pieces = tree.quantize(latents)
+    assert torch.equal(whole.codes, pieces.codes)
+    assert torch.allclose(whole.margins, pieces.margins)
+
+
+def test_a_batch_without_rows_has_no_codes(uneven):
+    assert uneven.quantize(torch.zeros(0, 2).double()).codes.shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("centres", "children"), [((3, 2), [1, 1]), ((2, 2), [2, 0]), ((6, 2), [5, 1]), ((2, 3), [1, 1]), ((2, 2), [2])]
+)
+def test_what_is_no_tree_is_refused_when_grown_and_when_loaded(centres, children, uneven):
+    with pytest.raises(ValueError, match="level 2 of the tree does not fit"):
+        uneven.grow(1, torch.zeros(centres), torch.tensor(children))
+    state = uneven.state_dict()
+    state["centres_1"], state["offsets_1"] = torch.zeros(centres), torch.tensor([0, *children]).cumsum(0)
+    with pytest.raises(ValueError, match="level 2 of the tree does not fit"):
+        TreeQuantizer((2, 4), 2).load_state_dict(state)
+
+
+def test_a_loaded_tree_is_the_one_that_was_saved(uneven):
+    other = TreeQuantizer((2, 4), 2).double()
+    other.load_state_dict(uneven.state_dict())
+    latents = torch.randn(100, 2, generator=torch.Generator().manual_seed(0)).double() * 10
+    assert torch.equal(other.quantize(latents).codes, uneven.quantize(latents).codes)
+    with pytest.raises(RuntimeError, match="centres_1"):
+        other.load_state_dict({k: v for k, v in uneven.state_dict().items() if k != "centres_1"})
+
+
+@pytest.mark.parametrize(("sizes", "dimension"), [((), 2), ((2, 0), 2), ((2,), 0)])
+def test_a_tree_without_levels_codewords_or_width_is_refused(sizes, dimension):
+    with pytest.raises(ValueError, match="needs levels"):
+        TreeQuantizer(sizes, dimension)
