@@ -153,6 +153,7 @@ def read_manifest(directory: Path) -> Manifest:
     except TypeError as error:
         msg = f"{path} is not a manifest: {error}"
         raise CheckpointError(msg) from error
+    _check_max_suffix(path, manifest)
     return manifest
 
 
@@ -201,6 +202,13 @@ def load_parts(
         msg = f"the checkpoint at {directory} cannot be loaded: {error}"
         raise CheckpointError(msg) from error
     return parts
+
+
+def _check_max_suffix(path: Path, manifest: Manifest) -> None:
+    highest: Any = manifest.max_suffix
+    if highest is not None and (not isinstance(highest, int) or isinstance(highest, bool) or highest < 0):
+        msg = f"max_suffix in {path} is {highest!r}; expected a whole number from 0, or null"
+        raise CheckpointError(msg)
 
 
 def _bounds(directory: Path, manifest: Manifest) -> ErrorBounds:

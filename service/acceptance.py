@@ -52,7 +52,7 @@ def described(comparison: Comparison) -> str:
     """A line on a record."""
     found, marks = comparison.found, sorted(comparison.marks, key=lambda mark: mark.revision)
     known = ", ".join(f"revision {mark.revision} of epoch {mark.epoch.decode()}" for mark in marks) or "no mark"
-    words = "OLDER" if comparison.older else "ok"
+    words = "OLDER" if comparison.older else "ok" if marks else "?"
     line = f"{words:5}  {comparison.name}  registry: {found}, {comparison.live} live items; acknowledged: {known}"
     if comparison.parts:
         line += f"; servers have lost IDs under {comparison.parts} first codes"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import replace
@@ -19,6 +20,7 @@ from service.registry.marks import Marks
 from service.registry.record import Record
 from service.registry.registry import SCHEMA
 from service.restore import Outcome, Refusals, restore_table
+from service.schemas import NAMESPACE_PATTERN
 from service.settings import Settings
 
 
@@ -106,7 +108,7 @@ async def restore(
         )
     description = description._replace(origin=replace(description.origin, max_suffix=manifest.max_suffix))
     refused = path.with_suffix(".refused.jsonl")
-    namespace = namespace or description.origin.namespace
+    namespace = description.origin.namespace if namespace is None else namespace
     marked = (settings.data_dir / "history").is_dir()  # else no service of this directory acknowledged anything
     async with opened_record(settings, manifest, namespace, create=True, marked=marked) as record:
         with draft(refused) as file, closing(Refusals(file)) as refusals:
@@ -162,6 +164,9 @@ async def opened_record(
         SemidError: The registry cannot be reached, or refuses.
         ValueError: The namespace cannot name a record.
     """
+    if re.fullmatch(NAMESPACE_PATTERN, namespace) is None:
+        msg = f"{namespace!r} is no namespace: 1 to 64 letters, digits and any of _ . -"
+        raise ValueError(msg)
     async with AsyncExitStack() as stack:
         marks = None
         if marked:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from models.catalogue import CatalogueItem
+    from service.registry.history import Comparison
     from service.settings import Settings
 
 Checkpoint = Annotated[Path | None, typer.Option(help="Its tokenizer's checkpoint; SID_CHECKPOINT if not given.")]
@@ -173,6 +174,8 @@ def export(
     """
     from service.backup import export as run
 
+    if token_base and format_ is not Format.JSONL:
+        raise typer.BadParameter(f"{format_.value} has no token ids", param_hint="--token-base")
     settings = _settings(checkpoint)
     with _failures(), _Bar(file.name, " items") as bar:
         description, suffixes = asyncio.run(
@@ -212,7 +215,8 @@ def import_(
         description, outcome, refused = asyncio.run(
             run(settings, file, tokenizer=tokenizer, namespace=namespace, progress=bar.show)
         )
-    where = f"namespace {namespace or description.origin.namespace} under {description.origin.tokenizer}"
+    namespace = description.origin.namespace if namespace is None else namespace
+    where = f"namespace {namespace} under {description.origin.tokenizer}"
     typer.echo(f"{where}: {outcome.restored} IDs restored, {outcome.known} were there already")
     if outcome.refused:
         raise _failure(f"{outcome.refused} rows were refused; the reasons are in {refused}")
@@ -230,6 +234,7 @@ def status() -> None:
         comparisons = asyncio.run(compared(_settings()))
     for comparison in comparisons:
         typer.echo(described(comparison))
+    _require_marks(comparisons)
     if older := [comparison.name for comparison in comparisons if comparison.older]:
         raise _failure(f"older than what was acknowledged, and refused: {', '.join(older)}; see semid registry accept")
 
@@ -250,6 +255,12 @@ def accept(
 
     with _failures():
         comparisons = asyncio.run(compared(_settings()))
+    _require_marks(comparisons)
+    named = {comparison.name.rpartition(":")[0] for comparison in comparisons}
+    if unknown := set(namespace or ()) - named:
+        raise _failure(
+            f"no record is of the namespace {', '.join(sorted(unknown))}; there are {', '.join(sorted(named))}"
+        )
     chosen = [
         comparison
         for comparison in comparisons
@@ -269,6 +280,16 @@ def accept(
     if left:
         names = ", ".join(comparison.name for comparison in left)
         raise _failure(f"not accepted, as others have changed it meanwhile: {names}; look again")
+
+
+def _require_marks(comparisons: Sequence[Comparison]) -> None:
+    """Nothing can be said of records where nobody has written down how far they had come."""
+    if not any(comparison.marks or comparison.older for comparison in comparisons):
+        where = _settings().data_dir / "history"
+        raise _failure(
+            f"there are no marks in {where}, so nothing tells whether these records are older: set SID_DATA_DIR to the "
+            "data directory of a service"
+        )
 
 
 def _settings(checkpoint: Path | None = None) -> Settings:

@@ -19,6 +19,7 @@ from service.snapshot import Snapshots
 from service.tokenizers import Tokenizers
 
 Codes = tuple[int, ...]
+MAX_CODES_ANSWERED = 2**21
 
 
 class Decoding:
@@ -75,10 +76,13 @@ class Decoding:
                 answers[i] = unprefixed(text, error)
         distinct = list(dict.fromkeys(parsed.values()))
         children = dict(zip(distinct, await record.tree.children(distinct), strict=True))
+        count = sum(len(children[prefix]) for prefix in parsed.values())
+        if count > MAX_CODES_ANSWERED:
+            msg = f"{count} codes lead on from these prefixes, at most {MAX_CODES_ANSWERED} are answered at once"
+            raise TooManyItems(msg)
+        following = {prefix: _following(prefix, list(codes), record) for prefix, codes in children.items()}
         for i, prefix in parsed.items():
-            allowed = list(children[prefix])
-            mask = _mask(allowed, _width(prefix, allowed, record))
-            answers[i] = {"prefix": request.prefixes[i], "allowed": allowed, "mask": mask}
+            answers[i] = {"prefix": request.prefixes[i], **following[prefix]}
         entries = [answers[i] for i in range(len(answers))]
         return {**tokenizer.origin(request.namespace), "next": entries}
 
@@ -117,6 +121,11 @@ class Decoding:
             "next_after": found.changes[-1].revision if found.changes else after,
             "changes": [_change(change) for change in found.changes],
         }
+
+
+def _following(prefix: Codes, allowed: list[int], record: Record) -> Answer:
+    """The codes that may follow a prefix, and as a mask."""
+    return {"allowed": allowed, "mask": _mask(allowed, _width(prefix, allowed, record))}
 
 
 def _parse(text: object, layout: CodeLayout) -> Codes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated
+from urllib.parse import unquote_to_bytes
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import FileResponse
@@ -85,7 +86,7 @@ async def assignment(
     request: Request, item_id: ItemIdPath, namespace: NamespaceQuery = "default", tokenizer: TokenizerQuery = None
 ) -> Response:
     """Find the Semantic ID that an item holds."""
-    _check_item_id(item_id)
+    _check_item_id(request, item_id)
     return as_json(await State.of(request).tokenization.by_item_id(item_id, namespace, tokenizer))
 
 
@@ -100,7 +101,7 @@ async def retire(
     request: Request, item_id: ItemIdPath, namespace: NamespaceQuery = "default", tokenizer: TokenizerQuery = None
 ) -> Response:
     """Take an item out of every listing. Its Semantic ID stays its own: the item gets it back when it comes again."""
-    _check_item_id(item_id)
+    _check_item_id(request, item_id)
     return as_json(await State.of(request).tokenization.retire(item_id, namespace, tokenizer))
 
 
@@ -143,8 +144,12 @@ async def explorer() -> FileResponse:
     return FileResponse(EXPLORER / "index.html")
 
 
-def _check_item_id(item_id: str) -> None:
-    """Raise MalformedItemId unless it is one."""
+def _check_item_id(request: Request, item_id: str) -> None:
+    """Raise MalformedItemId unless it is one; what is no UTF-8 in a path has been replaced by other characters."""
+    try:
+        unquote_to_bytes(request.scope.get("raw_path", b"")).decode()
+    except UnicodeDecodeError as error:
+        raise MalformedItemId("the path is not UTF-8") from error
     try:
         read_item_id(item_id)
     except InvalidItemId as error:

@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
+NAMESPACE_PATTERN = r"^[A-Za-z0-9_.-]{1,64}$"
 Namespace = Annotated[
     str,
     Field(
-        pattern=r"^[A-Za-z0-9_.-]{1,64}$",
+        pattern=NAMESPACE_PATTERN,
         description="An independent catalogue inside this deployment.",
         examples=["default"],
     ),

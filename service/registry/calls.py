@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis import exceptions as redis_errors
@@ -14,9 +16,12 @@ from service.registry.connections import NotPrimary
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FIRST_RETRY_DELAY_S = 0.02
+WARNING_INTERVAL_S = 30.0
+QUIET_S = 5.0
 LONGEST_RETRY_DELAY_S = 0.5
 _MOVING = (
     redis_errors.MovedError,
@@ -45,6 +50,8 @@ class Calls:
         self._timeout_ms = timeout_ms
         self._retry_s = retry_ms / 1000
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._warned_at = self._failed_at = -math.inf
+        self._away = False  # as the log says
 
     async def call(self, operation: Callable[[], Awaitable[T]], *, retried: bool = True) -> T:
         """Runs an idempotent operation; its caller's cancellation does not reach it.
@@ -74,13 +81,29 @@ class Calls:
         deadline, delay_s = loop.time() + retry_s, FIRST_RETRY_DELAY_S
         while True:
             try:
-                return await operation()
+                answer = await operation()
             except (redis_errors.RedisError, OSError) as error:
                 if not _may_pass(error) or loop.time() + delay_s > deadline:
+                    self._fell_out(self.plainly(error))
                     raise RegistryUnavailable(self.plainly(error)) from error
                 await self.recover(error)
+            except RegistryUnavailable as error:
+                self._fell_out(error.detail)
+                raise
+            else:
+                if self._away and loop.time() - self._failed_at > QUIET_S:  # reads may succeed while writes fail
+                    self._away = False
+                    logger.info("The registry at %s serves again", self.address)
+                return answer
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, LONGEST_RETRY_DELAY_S)
+
+    def _fell_out(self, why: str) -> None:
+        self._failed_at = asyncio.get_running_loop().time()
+        if self._failed_at - self._warned_at > WARNING_INTERVAL_S:
+            self._warned_at = self._failed_at
+            logger.warning("%s", why)
+        self._away = True
 
     async def recover(self, _error: Exception) -> None:
         """Does what helps before the operation is tried again."""

@@ -178,8 +178,8 @@ class Cluster(Calls):
         return [key for keys in await self._each(lambda node: node.matching(pattern)) for key in keys]
 
     async def ping(self) -> None:
-        """Returns where every primary answers; inside `call` only."""
-        await self._each(Primary.ping)
+        """Returns where every primary takes a write, as durable as promised; inside `call` only."""
+        await self._each(self._write_on)
 
     async def command(self, *parts: Any) -> Any:
         """One command's answer; its key comes second. Inside `call` only."""
@@ -213,11 +213,13 @@ class Cluster(Calls):
         if node.unchecked:
             await node.recheck()
         if node.waits:
-            for number in count():
-                name = b"sid:{%d}:synced" % number
-                if self._slots[key_slot(name)] is node:
-                    await node.written([ScriptCall(_BARRIER, [name], [])])
-                    return
+            await self._write_on(node)
+
+    async def _write_on(self, node: Primary) -> None:
+        """A write to a key of this server's own."""
+        names = (b"sid:{%d}:synced" % number for number in count())
+        name = next(name for name in names if self._slots[key_slot(name)] is node)
+        await node.written([ScriptCall(_BARRIER, [name], [])])
 
     # Spreading
 

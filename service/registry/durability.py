@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SYNCS_PROBED = 3  # the first may come at once, each of the others a second after the one before
-_PROBE = b"sid:probe"
+PROBE = b"sid:probe"  # a key to try writes on
 
 
 class Durability(StrEnum):
@@ -169,7 +169,7 @@ async def _confirms_too_early(pipelined: Pipelined, timeout_ms: int) -> bool:
 
     Valkey 9.1 does: its WAITAOF counts what was written to the file, though the file is synced later.
     """
-    write = [("SET", _PROBE, b"1"), ("WAITAOF", 1, 0, timeout_ms)]
+    write = [("SET", PROBE, b"1"), ("WAITAOF", 1, 0, timeout_ms)]
     began = time.monotonic()
     answers = await pipelined(write * SYNCS_PROBED)
     confirmed = all(answer[0] for answer in answers[1::2])

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from service.errors import RegistryRefused, RegistryUnavailable
 from service.registry.calls import Calls, cause, demoted
 from service.registry.connections import open_connections
-from service.registry.durability import Durability, Promise, Wait
+from service.registry.durability import PROBE, Durability, Promise, Wait
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,8 +118,8 @@ class Primary(Calls):
         return found
 
     async def ping(self) -> None:
-        """Returns where the server answers and serves; inside `call` only."""
-        await self.command("PING")
+        """Returns where the server takes a write, as durable as promised; inside `call` only."""
+        await self.written([("SET", PROBE, b"1")])
 
     async def recover(self, _error: Exception) -> None:
         """Drops the connections to a server that is no longer the primary."""

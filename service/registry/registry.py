@@ -34,6 +34,7 @@ class Registry:
         self._buckets = buckets
         self._changes_kept = changes_kept
         self._marks = marks
+        self._whole_at = -1  # the servers of a cluster as they were when nothing was missing
         self._histories: dict[str, History] = {}
         self._records: dict[tuple[str, str, tuple[int, ...], int], Record] = {}
 
@@ -77,18 +78,26 @@ class Registry:
         return cls(server, buckets, changes_kept, marks or Marks())
 
     async def ping(self) -> None:
-        """Returns where the server answers and serves, and is not older than what was acknowledged.
+        """Returns where the server takes writes as durable as promised, and is not older than what was acknowledged.
 
         Raises:
             RegistryUnavailable: It does not.
-            RegistryOlder: It is, in one of the records that were asked for since the start.
+            RegistryOlder: It is, in a record that has a mark or was asked for since the start.
         """
         await self._server.call(self._server.ping, retried=False)
-        histories = list(self._histories.values())
-        questions = [history.question() for history in histories]
+        histories = {**self._histories}
+        for name in self._marks.names() - histories.keys():  # of services before this one
+            histories[name] = History(self._server, name, meta_key(name), self._marks, b"")
+        questions = [history.question() for history in histories.values()]
         answers = await self._server.read([question for question, _ in questions])
-        for history, (_, known), fields in zip(histories, questions, answers, strict=True):
+        for history, (_, known), fields in zip(histories.values(), questions, answers, strict=True):
             history.answer(known, fields)
+        if isinstance(self._server, Cluster) and self._whole_at != self._server.generation:
+            generation = self._server.generation
+            for name, history in histories.items():
+                if parts := await self._lost_parts(self._server, name):
+                    history.lost_a_part(parts)
+            self._whole_at = generation
 
     async def compare(self) -> list[Comparison]:
         """All records, there or known from their marks, beside the marks.

@@ -176,6 +176,13 @@ def test_a_faulty_manifest_is_refused(content, message, frozen):
         read_manifest(frozen)
 
 
+@pytest.mark.parametrize("value", [-1, True, 1.5, "x"])
+def test_a_highest_suffix_that_is_none_is_refused(value, frozen):
+    edit(frozen, max_suffix=value)
+    with pytest.raises(CheckpointError, match="max_suffix"):
+        read_manifest(frozen)
+
+
 def test_a_directory_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
         load(tmp_path / "nowhere")

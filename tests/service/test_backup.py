@@ -181,7 +181,7 @@ def test_nothing_is_imported_into_a_registry_that_is_older_than_its_services(
     [
         (["export", "{dir}/x.parquet"], {"data_dir": "{dir}/none"}, "There is no registry in"),
         (["export", "{dir}/x.parquet", "--namespace", "nobody"], {}, "nothing was ever assigned in namespace 'nobody'"),
-        (["export", "{dir}/x.parquet", "--namespace", "{{}}"], {}, "these cannot name a record"),
+        (["export", "{dir}/x.parquet", "--namespace", "{{}}"], {}, "is no namespace: 1 to 64"),
         (["export", "{dir}/x.json"], {}, "a name that ends in .parquet is for the format parquet"),
         (["export", "{dir}/x.parquet", "--format", "jsonl"], {}, "a name that ends in .parquet is for the format"),
         (["export", "{dir}/x.parquet", "--checkpoint", "{dir}"], {}, "manifest.json is missing"),

@@ -441,14 +441,15 @@ def test_too_many_semantic_ids_are_refused(service: Any) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["", "x" * 257, quoted("é" * 129), "%00", "a%00b"],
-    ids=["empty", "257 bytes", "258 bytes", "NUL", "inner NUL"],
+    ["", "x" * 257, quoted("é" * 129), "%00", "a%00b", "%ff%fe"],
+    ids=["empty", "257 bytes", "258 bytes", "NUL", "inner NUL", "no UTF-8"],
 )
 def test_a_malformed_item_id_in_a_path_is_refused(service: Any, path: str) -> None:
-    response = service.http.get(f"/assignment/{path}")
+    for method in ("GET", "DELETE"):
+        response = service.http.request(method, f"/assignment/{path}")
 
-    assert response.status_code == 422
-    assert response.json()["type"] in {TYPE + "malformed_item_id", TYPE + "malformed_request"}
+        assert response.status_code == 422
+        assert response.json()["type"] in {TYPE + "malformed_item_id", TYPE + "malformed_request"}
 
 
 @pytest.mark.parametrize("path", ["/item/1-2-3-0", "/assignment/a"])

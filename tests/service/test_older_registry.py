@@ -52,6 +52,25 @@ def assert_refused(service: Any, semantic_id: str, item: dict[str, Any]) -> None
     assert look("/healthz").status_code == 200
 
 
+def test_a_service_is_not_ready_before_anybody_asks_for_the_namespace_that_is_older(
+    start_service: StartService, valkey_process: Valkey, data_dir: Path, make_embedding: MakeEmbedding
+) -> None:
+    settings = {"redis_url": valkey_process.url, "data_dir": data_dir}
+    service = start_service(**settings)
+    backup = data_dir / "backup"
+    shutil.copytree(valkey_process.socket.parent / "appendonlydir", backup)
+    service.tokenize({"item_id": "lost", "embedding": make_embedding(1)}, namespace="shop")
+    service.stop()
+    restore(valkey_process, backup)
+
+    service = start_service(**settings)
+
+    answer = service.http.get("/readyz")
+    assert (answer.status_code, answer.json()["type"]) == (503, OLDER)
+    assert "shop:" in answer.json()["detail"]
+    service.stop()
+
+
 def test_a_restored_registry_is_refused_until_an_operator_accepts_it(
     start_service: StartService, valkey_process: Valkey, data_dir: Path, make_embedding: MakeEmbedding
 ) -> None:
@@ -82,7 +101,13 @@ def test_a_restored_registry_is_refused_until_an_operator_accepts_it(
     refused = semid(data_dir, valkey_process.url, "accept", answer="n\n")
     assert refused.exit_code == 1
     assert "may be issued again" in refused.output
-    assert "nothing to accept" in semid(data_dir, valkey_process.url, "accept", "--namespace", "none").output
+    elsewhere = semid(data_dir, valkey_process.url, "accept", "--namespace", "none")
+    assert elsewhere.exit_code == 1
+    assert "no record is of the namespace none; there are default" in elsewhere.output
+    blind = semid(data_dir / "elsewhere", valkey_process.url, "status")
+    assert blind.exit_code == 1
+    assert "?      default:" in blind.output
+    assert "set SID_DATA_DIR to the data directory of a service" in blind.output
     assert_refused(service, lost["semantic_id"], items[3])
 
     accepted = semid(data_dir, valkey_process.url, "accept", "--namespace", "default", answer="y\n")

@@ -72,6 +72,24 @@ def test_a_registry_that_died_is_waited_for_and_found_again(
     assert (created["suffix"], created["created"]) == (1, True)
 
 
+def test_a_registry_that_takes_no_writes_is_not_ready(
+    external: Any, valkey_process: Any, make_embedding: MakeEmbedding, caplog: pytest.LogCaptureFixture
+) -> None:
+    item = {"item_id": "new", "embedding": make_embedding(1)}
+    client = valkey_process.client()
+    client.config_set("maxmemory", "1")
+
+    for _ in range(2):
+        assert_unavailable(external.http.get("/readyz"))
+        assert_unavailable(external.post(item))
+    client.config_set("maxmemory", "0")
+
+    assert ready(external)
+    external.tokenize(item)
+    said = [record.message for record in caplog.records if "no memory left" in record.message]
+    assert len(said) == 1
+
+
 def test_a_registry_that_hangs_is_not_waited_for_without_end(
     external: Any, valkey_process: Any, make_embedding: MakeEmbedding
 ) -> None:

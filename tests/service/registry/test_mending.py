@@ -81,6 +81,8 @@ async def test_a_cluster_of_which_a_part_is_older_is_made_whole(
     if part != "items":
         with pytest.raises(RegistryOlder):
             await again.claim([claim("new", (0, 0, 0))])
+        with pytest.raises(RegistryOlder):
+            await registry.ping()
     (found,) = [one for one in await registry.compare() if one.name == keys.name]
     assert found.older == (part != "items")
     assert await registry.accept(found)

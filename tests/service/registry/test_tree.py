@@ -250,6 +250,20 @@ def test_next_says_which_codes_lead_to_a_live_item(
     assert [entry["error"]["type"] for entry in answer["next"][5:]] == [TYPE + "malformed_semantic_id"] * 2
 
 
+def test_more_codes_than_one_answer_takes_are_refused(
+    service: Any, namespace: str, catalogue: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = "".join(catalogue[0]["tokens"][:1])
+    one = service.http.post("/next", json={"prefixes": [prefix], "namespace": namespace}).json()["next"][0]
+    monkeypatch.setattr("service.decoding.MAX_CODES_ANSWERED", 3 * len(one["allowed"]))
+
+    three = service.http.post("/next", json={"prefixes": [prefix] * 3, "namespace": namespace})
+    four = service.http.post("/next", json={"prefixes": [prefix] * 4, "namespace": namespace})
+
+    assert three.json()["next"] == [one] * 3
+    assert four.status_code == 413
+
+
 def test_too_many_prefixes_are_refused(service: Any) -> None:
     assert service.http.post("/next", json={"prefixes": [""] * 65}).status_code == 413
     assert service.http.post("/next", json={"prefixes": []}).status_code == 422
