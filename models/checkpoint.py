@@ -25,7 +25,7 @@ from models.errors import CheckpointError
 from models.network import DecoderNetwork, EncoderNetwork, NetworkConfig
 from models.template import TextTemplate
 from models.text_encoder import CANARY_TEXTS, TextEncoder, TextEncoderConfig
-from models.tokenizer import FAMILIES, ErrorBounds, Tokenizer, TokenizerParts
+from models.tokenizer import FAMILIES, PREFIX_IS_NOT_COARSER, ErrorBounds, Tokenizer, TokenizerParts
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -102,6 +102,7 @@ def freeze(name: str, parts: TokenizerParts, bounds: ErrorBounds, **notes: Any) 
         components=components,
         bounds=asdict(bounds),
         canary=_canary(parts),
+        prefix_is_coarse_to_fine=parts.family not in PREFIX_IS_NOT_COARSER,
         **notes,
     )
 
@@ -319,6 +320,8 @@ def _fingerprint(components: Mapping[str, Any]) -> str:
 def _verify(directory: Path, manifest: Manifest, found: Mapping[str, Any]) -> None:
     """Raise CheckpointError with what differs unless the fingerprint fits what was loaded."""
     differences = _differences(manifest.components, found)
+    coarse = manifest.family not in PREFIX_IS_NOT_COARSER
+    differences += _differences(coarse, manifest.prefix_is_coarse_to_fine, "prefix_is_coarse_to_fine")
     if not differences and _fingerprint(found) != manifest.fingerprint:
         differences = [f"fingerprint: the manifest says {manifest.fingerprint}, its components {_fingerprint(found)}"]
     if differences:

@@ -3,6 +3,9 @@
 `rq-kmeans`: residual k-means on all rows at once (RQ-KMeans: Luo et al., QARM, 2024; OneRec: Deng et al., 2025). The
 encoder network is the centred identity, or with `latent` the projection to that many principal components.
 
+`pq` and `opq`: k-means of each part of the latent, see `models.product`; `opq` rotates it first, by a matrix that faiss
+finds and the encoder network holds.
+
 `hierarchical`: k-means of all rows, then of each cluster's rows, and so on, see `models.tree`.
 
 Codes stay a function of the content alone by the same argument as an RQ-VAE's. The network is linear with a known gain,
@@ -19,12 +22,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.codebooks import cluster_residuals, cluster_tree
+from models.codebooks import cluster_parts, cluster_residuals, cluster_tree, learned_rotation
 from models.fit import Fit, Measure, held_out_measures
 from models.kmeans import KMeansConfig
 from models.network import DecoderNetwork, EncoderNetwork, NetworkConfig, start_linear
+from models.product import ProductQuantizer
 from models.projection import ProjectionConfig, projection
 from models.quantizer import Quantizer
 from models.residual import ResidualQuantizer
@@ -98,6 +102,9 @@ def fit_clusters(family: str, embeddings: Tensor, config: ClusterConfig, weights
     decoder.centre.copy_(centre)
     with torch.no_grad():
         latents = torch.cat([network(embeddings[rows]) for rows in training.split(CHUNK_ROWS)])
+        if family == "opq":
+            _rotate(network, decoder, learned_rotation(latents, config.codebook_sizes))
+            latents = torch.cat([network(embeddings[rows]) for rows in training.split(CHUNK_ROWS)])
         quantizer = FITTERS[family](ClusterData(latents, weights[training]), config, generator)
         model = Clustered(network.eval(), quantizer.eval(), decoder.eval())
         codes = torch.cat([quantizer.quantize(network(rows)).codes for rows in embeddings.split(CHUNK_ROWS)])
@@ -134,8 +141,24 @@ def _tree(data: ClusterData, config: ClusterConfig, generator: torch.Generator) 
     return quantizer
 
 
+def _product(data: ClusterData, config: ClusterConfig, generator: torch.Generator) -> ProductQuantizer:
+    quantizer = ProductQuantizer(config.codebook_sizes, data.latents.shape[1])
+    cluster_parts(quantizer, data.latents, data.weights, config.kmeans, generator)
+    return quantizer
+
+
+def _rotate(network: EncoderNetwork, decoder: DecoderNetwork, rotation: Tensor) -> None:
+    """Put an orthogonal map (d, d) behind the encoder network's and its inverse before the decoder network's."""
+    with torch.no_grad():
+        for layers, inverse in ((network.layers, False), (decoder.layers, True)):
+            (layer,) = (layer for layer in layers if isinstance(layer, nn.Linear))
+            layer.weight.copy_(layer.weight @ rotation.T if inverse else rotation @ layer.weight)
+
+
 # What fits each family's quantizer to latents.
 FITTERS: Mapping[str, Callable[[ClusterData, ClusterConfig, torch.Generator], Quantizer]] = {
     "rq-kmeans": _residual,
     "hierarchical": _tree,
+    "pq": _product,
+    "opq": _product,
 }

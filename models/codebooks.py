@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from models.kmeans import KMeansConfig, kmeans
+from models.product import ProductQuantizer
 from models.residual import ResidualQuantizer
 from models.tree import TreeQuantizer
 
@@ -76,6 +77,53 @@ def cluster_tree(
             following += [rows[codes == code] for code in range(len(clusters))]
         quantizer.grow(level, torch.cat(centres), torch.tensor(children))
         nodes = following
+
+
+@torch.no_grad()
+def cluster_parts(
+    quantizer: ProductQuantizer,
+    latents: Tensor,
+    weights: Tensor,
+    config: KMeansConfig,
+    generator: torch.Generator,
+) -> None:
+    """Product quantization: cluster each part of the latents by itself; arguments as of `cluster_residuals`."""
+    for codebook, part in zip(quantizer.codebooks, quantizer.parts(latents), strict=True):
+        codebook.copy_(kmeans(part, len(codebook), generator, weights, config).codebook)
+
+
+def learned_rotation(latents: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """OPQ's rotation (d, d) float32, orthogonal: z -> R z spreads the variance over the parts, by faiss.
+
+    Non-parametric OPQ (Ge et al., CVPR 2013): product quantization and the rotation that fits it best, in turns. faiss
+    takes a power of two codewords, the same number for all levels; here that is the one next to the smallest K_l or
+    below it, and no more than there are rows. The codebooks are clustered afterwards, of their own size.
+
+    Args:
+        latents: (N, d) float32, centred.
+        sizes: K_l for each level; their number divides d.
+
+    Raises:
+        ValueError: It does not divide d, or faiss is not installed.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise ValueError("opq is trained with faiss: pip install 'semid[train]'") from error
+    width, parts = latents.shape[1], len(sizes)
+    if width % parts:
+        raise ValueError(f"opq cuts latents into equal parts; {width} numbers have no {parts}")
+    bits = max(1, min(*sizes, len(latents)).bit_length() - 1)
+    rotation = faiss.OPQMatrix(width, parts)
+    inner = faiss.ProductQuantizer(width, parts, min(bits, 12))
+    inner.cp.min_points_per_centroid = 1
+    rotation.pq = inner
+    rotation.train(latents.numpy())
+    learned = torch.from_numpy(faiss.vector_to_array(rotation.A).reshape(width, width).copy())
+    # The nearest orthogonal matrix: faiss's is one up to float32.
+    left, _, right = torch.linalg.svd(learned.double())
+    nearest: Tensor = (left @ right).float()
+    return nearest
 
 
 def _children(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from models.network import DecoderNetwork, EncoderNetwork
+from models.product import ProductQuantizer
 from models.quantizer import Quantizer, Ranking
 from models.residual import ResidualQuantizer
 from models.template import TextTemplate
@@ -29,7 +30,12 @@ FAMILIES: Mapping[str, Callable[[Sequence[int], int], Quantizer]] = {
     "rqvae": ResidualQuantizer,
     "rq-kmeans": ResidualQuantizer,
     "hierarchical": TreeQuantizer,
+    "pq": ProductQuantizer,
+    "opq": ProductQuantizer,
 }
+
+# Families in which a shorter prefix is no coarser description of an item.
+PREFIX_IS_NOT_COARSER = frozenset({"pq", "opq"})
 
 
 class Encoding(NamedTuple):

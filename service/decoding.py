@@ -50,6 +50,7 @@ class Decoding:
         return {
             **tokenizer.origin(namespace),
             "prefix": write_prefix(prefix),
+            "prefix_is_coarse_to_fine": tokenizer.manifest.prefix_is_coarse_to_fine,
             "count": sum(children.values()),
             "children": [] if whole else [_child(prefix, code, count) for code, count in children.items()],
             "items": [holder(assignment) for assignment in found if assignment and assignment.live],

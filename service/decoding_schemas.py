@@ -76,6 +76,10 @@ class PrefixListing(BaseModel):
     tokenizer: str
     namespace: str
     prefix: str = Field(examples=[PREFIX_EXAMPLE])
+    prefix_is_coarse_to_fine: bool = Field(
+        description="Whether a prefix describes its items coarsely, as the tokenizer's manifest says. False (product "
+        "quantization): items under it agree in some parts of their content and need not be alike in all."
+    )
     count: int = Field(description="Live items under it.")
     children: list[Child] = Field(description="In order; none under the codes of all levels, where only items follow.")
     items: list[FoundSemanticId] = Field(description="A page of live items, in the order of their Semantic IDs.")

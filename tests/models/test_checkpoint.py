@@ -328,3 +328,9 @@ def test_a_tampered_text_encoder_is_refused_naming_it(text_encoder, make_parts, 
 def test_another_template_makes_another_fingerprint(parts):
     other = replace(parts, template=TextTemplate(fields=("title",)))
     assert freeze("a", parts, ErrorBounds()).fingerprint != freeze("a", other, ErrorBounds()).fingerprint
+
+
+def test_a_manifest_that_says_otherwise_than_its_family_what_a_prefix_means_is_refused(frozen):
+    edit(frozen, prefix_is_coarse_to_fine=False)
+    with pytest.raises(CheckpointError, match="prefix_is_coarse_to_fine: frozen with True, found False"):
+        load(frozen)

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from models import load
+from models import load, read_manifest
 from models.cluster import ClusterConfig
 from models.fit import FitConfig
 from models.tokenizer import FAMILIES
 from models.train import TrainConfig, train_checkpoint
 
 Start = Callable[..., Any]
-ROWS = np.random.default_rng(5).standard_normal((400, 16)).astype(np.float32)
+ROWS = np.random.default_rng(5).standard_normal((400, 18)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +67,20 @@ def test_items_are_tokenized_found_listed_and_masked_under_every_family(
         assert entry["item_id"] in [item["item_id"] for item in listing["items"]]
         following = service.http.post("/next", json={"prefixes": [first], **where}).json()["next"][0]["allowed"]
         assert following == sorted({codes[1] for codes in expected if str(codes[0]) == first})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prefix_calls_say_whether_a_prefix_is_a_coarser_description(
+    family: str, service: Any, checkpoints: dict[str, Path], namespace: str
+) -> None:
+    where = {"namespace": namespace, "tokenizer": family}
+    (entry,) = service.tokenize({"item_id": "a", "embedding": ROWS[0].tolist()}, **where)
+
+    listings = [service.http.get(f"/prefix/{p}", params=where).json() for p in ("", str(entry["codes"][0]))]
+    manifests = {each["name"]: each for each in service.http.get("/tokenizers").json()["tokenizers"]}
+
+    coarse = family not in {"pq", "opq"}
+    assert [listing["prefix_is_coarse_to_fine"] for listing in listings] == [coarse, coarse]
+    assert [[item["item_id"] for item in listing["items"]] for listing in listings] == [["a"], ["a"]]
+    assert manifests[family]["prefix_is_coarse_to_fine"] == coarse
+    assert read_manifest(checkpoints[family]).prefix_is_coarse_to_fine == coarse
