@@ -81,7 +81,7 @@ class Calls:
         deadline, delay_s = loop.time() + retry_s, FIRST_RETRY_DELAY_S
         while True:
             try:
-                answer = await operation()
+                answer = await _connected(operation)
             except (redis_errors.RedisError, OSError) as error:
                 if not _may_pass(error) or loop.time() + delay_s > deadline:
                     self._fell_out(self.plainly(error))
@@ -126,6 +126,16 @@ class Calls:
             if isinstance(error, kind):
                 return f"The registry at {self.address} {what}."
         return f"The registry at {self.address} failed: {error}"
+
+
+async def _connected(operation: Callable[[], Awaitable[T]]) -> T:
+    """Its answer; uvloop has no error of its own for a write to a connection that was just closed."""
+    try:
+        return await operation()
+    except RuntimeError as error:
+        if "closed" in str(error):
+            raise redis_errors.ConnectionError("the connection was closed") from error
+        raise
 
 
 def cause(error: Exception) -> Exception:

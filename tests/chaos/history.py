@@ -42,8 +42,8 @@ class Operation:
 
     @property
     def acknowledged(self) -> bool:
-        """Whether the answer is a promise; 429 and 503 promise nothing."""
-        return self.status is not None and self.status not in {429, 503}
+        """Whether the answer is a promise; 429 and failures of the service promise nothing."""
+        return self.status is not None and self.status < 500 and self.status != 429
 
     @property
     def name(self) -> str:

@@ -13,6 +13,9 @@ import httpx
 import pytest
 import redis
 
+from service.errors import RegistryUnavailable
+from service.registry.calls import Calls
+
 MakeEmbedding = Callable[[int], list[float]]
 UNAVAILABLE = "urn:semid:problem:registry_unavailable"
 
@@ -70,6 +73,17 @@ def test_a_registry_that_died_is_waited_for_and_found_again(
     again, created = external.tokenize(known, new)
     assert (again["semantic_id"], again["created"]) == (first["semantic_id"], False)
     assert (created["suffix"], created["created"]) == (1, True)
+
+
+async def test_a_write_to_a_connection_that_was_just_closed_is_an_outage() -> None:
+    calls = Calls(timeout_ms=100, retry_ms=50)
+    calls.address = "there"
+
+    async def write() -> None:
+        raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+
+    with pytest.raises(RegistryUnavailable, match="there cannot be reached"):
+        await calls.call(write)
 
 
 def test_a_registry_that_takes_no_writes_is_not_ready(
