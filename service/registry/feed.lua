@@ -1,7 +1,8 @@
 -- On a cluster: moves changes from the outboxes of the first codes into the log of the record, each once.
 --
 -- KEYS   meta, root, the log, the numbers up to which each outbox was moved
--- ARGV   "1" to write even where nothing is new, so that a wait behind this call covers what it found; else "0"; how many changes to keep, bytes of one code, the epoch and a revision that the record is known to have reached;
+-- ARGV   "1" to write even where nothing is new, so that a wait behind this call covers what it found; else "0";
+--        how many changes to keep, bytes of one code, the epoch and a revision that the record is known to have reached;
 --        then for each first code: the packed code, the number of the first change told, how many are told, the changes
 -- REPLY  the server's time, the revision, then for each first code how far its outbox was moved. Where that is less than
 --        the changes told reach, those before them are wanted too.

@@ -1,14 +1,14 @@
 -- On a cluster: what an item holds, and what is being done with it. One call is one item, in one slot.
 --
 -- KEYS   the item's forward bucket
--- ARGV   "1" to write even where nothing is new, so that a wait behind this call covers what it found; else "0"; item id, bytes of packed codes, bytes of one code, and
+-- ARGV   "1" to write even where nothing is new, so that a wait behind this call covers what it found; else "0";
+--        item id, bytes of packed codes, bytes of one code, and
 --        "begin"  request base places   what record.lua is asked ("K", "R", "D"), the highest suffix seen under each of
 --                                       its places before, as 4 bytes each, and how many of its places may be had: its
 --                                       own codes and all alternatives up to the first that had a suffix left; or what
 --                                       restore.lua is asked ("C", "F"), which names its place itself
 --        "commit" control id            what begin answered, and the ID that came of it: "" where nothing was left
---        "finish"                       tells what is being done
--- REPLY  of begin and finish: the server's time, the control, whether it was written by this call (1 or 0), the
+-- REPLY  of begin: the server's time, the control, whether it was written by this call (1 or 0), the
 --        assignment as it stands, the IDs held before. The control is "" where nothing is left to do.
 --        of commit: the server's time, the assignment as it stands now, 1 where this call wrote it
 --
@@ -193,7 +193,5 @@ end
 
 if ARGV[5] == 'begin' then
     return begin(ARGV[6], ARGV[7], tonumber(ARGV[8]))
-elseif ARGV[5] == 'commit' then
-    return commit(ARGV[6], ARGV[7])
 end
-return standing(pending(control) and control or '', 0)
+return commit(ARGV[6], ARGV[7])

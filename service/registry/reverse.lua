@@ -2,7 +2,8 @@
 --
 -- KEYS   the outbox of the first code; the bucket of the ID; the buckets of the prefixes that are counted: under one code,
 --        under two, and so on, up to all but the last two
--- ARGV   "1" to write even where nothing is new, so that a wait behind this call covers what it found; else "0"; item id, version, bytes of packed codes, bytes of one code, the highest suffix; a number that the outbox is known
+-- ARGV   "1" to write even where nothing is new, so that a wait behind this call covers what it found; else "0";
+--        item id, version, bytes of packed codes, bytes of one code, the highest suffix; a number that the outbox is known
 --        to have reached, up to which all changes are in the log; and
 --        "issue" bases codes former...  an ID under the first of these codes (a list of packed codes, one after another)
 --                                       that has a suffix left, or the one that the item has there: the highest suffix
