@@ -20,13 +20,13 @@ import torch
 from models import DEFAULT_CHECKPOINT, TextTemplate, read_manifest
 from models.catalogue import read_items
 from models.embedding_cache import embed_texts
-from models.evaluate import collisions, evaluate, purity, usage
-from models.fit import FitConfig, fit
-from models.kmeans import KMeansConfig
-from models.projection import ProjectionConfig
-from models.rqvae import LossConfig
+from models.evaluation.measures import collisions, evaluate, purity, usage
 from models.text_encoder import TextEncoder, TextEncoderConfig
-from models.train import balanced_weights
+from models.training.fit import FitConfig, fit
+from models.training.kmeans import KMeansConfig
+from models.training.projection import ProjectionConfig
+from models.training.rqvae import LossConfig
+from models.training.train import balanced_weights
 
 ITEMS = 12_101
 BEAUTY, INDUSTRIAL = "amazon_beauty_2014", "amazon_industrial_2018"

@@ -52,7 +52,7 @@ class Manifest:
         prefix_is_coarse_to_fine: Whether a shorter prefix means a coarser group.
         max_suffix: The highest suffix in the generator's vocabulary, None without bound.
         training: Data, hyper-parameters, seed.
-        report: The measures of `models.evaluate`.
+        report: The measures of `models.evaluation.measures`.
     """
 
     name: str

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.cluster import ClusterConfig, fit_clusters
-from models.codebooks import learned_rotation
 from models.product import ProductQuantizer
+from models.training.cluster import ClusterConfig, fit_clusters
+from models.training.codebooks import learned_rotation
 
 SIZES = (16, 16, 16)
 

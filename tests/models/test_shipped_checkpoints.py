@@ -12,7 +12,7 @@ import torch
 from models import load, read_manifest
 from models.catalogue import read_items
 from models.checkpoint import DEFAULT_CHECKPOINT, MANIFEST, WEIGHTS, load_parts
-from models.evaluate import evaluate
+from models.evaluation.measures import evaluate
 
 SHIPPED = sorted(path.parent for path in DEFAULT_CHECKPOINT.parent.glob(f"*/{MANIFEST}"))
 GOLDEN = Path(__file__).parents[1] / "golden"

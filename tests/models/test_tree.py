@@ -7,7 +7,7 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.metrics import pairwise_distances_argmin
 
-from models.cluster import ClusterConfig, fit_clusters
+from models.training.cluster import ClusterConfig, fit_clusters
 from models.tree import TreeQuantizer
 
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from models import load, read_manifest
-from models.cluster import ClusterConfig
-from models.fit import FitConfig
 from models.tokenizer import FAMILIES
-from models.train import TrainConfig, train_checkpoint
+from models.training.cluster import ClusterConfig
+from models.training.fit import FitConfig
+from models.training.train import TrainConfig, train_checkpoint
 
 Start = Callable[..., Any]
 ROWS = np.random.default_rng(5).standard_normal((400, 18)).astype(np.float32)

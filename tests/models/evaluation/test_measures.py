@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from models.evaluate import collisions, distribution, evaluate, purity, usage
+from models.evaluation.measures import collisions, distribution, evaluate, purity, usage
 
 
 def test_collisions_of_a_small_example():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.network import DecoderNetwork, EncoderNetwork, NetworkConfig, mlp, start_linear
-from models.rqvae import RQVAE, LossConfig, Variances
+from models.training.rqvae import RQVAE, LossConfig, Variances
 
 VARIANCES = Variances(embeddings=12.0, latents=8.0)
 

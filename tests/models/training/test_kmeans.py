@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.kmeans import KMeansConfig, assign, kmeans
+from models.training.kmeans import KMeansConfig, assign, kmeans
 
 
 def test_separated_clusters_are_found_with_their_means(generator):

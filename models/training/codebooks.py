@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.kmeans import KMeansConfig, kmeans
 from models.product import ProductQuantizer
 from models.residual import ResidualQuantizer
+from models.training.kmeans import KMeansConfig, kmeans
 from models.tree import TreeQuantizer
 
 CHUNK_ROWS = 8192

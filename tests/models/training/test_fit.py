@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models.fit import FitConfig, _Fitting, colliding_pairs, fit
-from models.projection import ProjectionConfig, draw_rows, projection
-from models.rqvae import LossConfig
+from models.training.fit import FitConfig, _Fitting, colliding_pairs, fit
+from models.training.projection import ProjectionConfig, draw_rows, projection
+from models.training.rqvae import LossConfig
 
 SMALL = FitConfig(codebook_sizes=(8, 8, 8), latent=4, hidden=(), epochs=3, batch_rows=128, held_out=0.1)
 

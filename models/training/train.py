@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from models import catalogue
-from models.card import BELOW_FLOAT64, model_card
 from models.checkpoint import Manifest, freeze, save
-from models.cluster import FITTERS, ClusterConfig, fit_clusters
 from models.embedding_cache import embed_texts
-from models.evaluate import Report, evaluate
+from models.evaluation.measures import Report, evaluate
 from models.exactness import calibrate
-from models.fit import Fit, FitConfig, fit
 from models.template import TextTemplate
 from models.text_encoder import MINILM, TextEncoder, TextEncoderConfig
 from models.tokenizer import FAMILIES, TokenizerParts
+from models.training.card import BELOW_FLOAT64, model_card
+from models.training.cluster import FITTERS, ClusterConfig, fit_clusters
+from models.training.fit import Fit, FitConfig, fit
 
 CALIBRATION_ROWS = 20_000
 

@@ -24,14 +24,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.codebooks import cluster_parts, cluster_residuals, cluster_tree, learned_rotation
-from models.fit import Fit, Measure, held_out_measures
-from models.kmeans import KMeansConfig
 from models.network import DecoderNetwork, EncoderNetwork, NetworkConfig, start_linear
 from models.product import ProductQuantizer
-from models.projection import ProjectionConfig, projection
 from models.quantizer import Quantizer
 from models.residual import ResidualQuantizer
+from models.training.codebooks import cluster_parts, cluster_residuals, cluster_tree, learned_rotation
+from models.training.fit import Fit, Measure, held_out_measures
+from models.training.kmeans import KMeansConfig
+from models.training.projection import ProjectionConfig, projection
 from models.tree import TreeQuantizer
 
 CHUNK_ROWS = 8192

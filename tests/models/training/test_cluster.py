@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models import CheckpointError, load, read_manifest
-from models.cluster import FITTERS, ClusterConfig, fit_clusters
-from models.fit import FitConfig
-from models.kmeans import KMeansConfig, assign_balanced, kmeans
 from models.quantizer import Quantizer
-from models.train import TrainConfig, config_of, train_checkpoint
+from models.training.cluster import FITTERS, ClusterConfig, fit_clusters
+from models.training.fit import FitConfig
+from models.training.kmeans import KMeansConfig, assign_balanced, kmeans
+from models.training.train import TrainConfig, config_of, train_checkpoint
 
 FAMILIES = sorted(FITTERS)
 SMALL = ClusterConfig(codebook_sizes=(8, 8, 8), seed=3)

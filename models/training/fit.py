@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from models.codebooks import cluster_residuals
-from models.kmeans import KMeansConfig
 from models.network import DecoderNetwork, EncoderNetwork, NetworkConfig, start_linear
-from models.projection import ProjectionConfig, draw_rows, projection
 from models.quantizer import Quantizer
-from models.rqvae import RQVAE, LossConfig, Variances
+from models.training.codebooks import cluster_residuals
+from models.training.kmeans import KMeansConfig
+from models.training.projection import ProjectionConfig, draw_rows, projection
+from models.training.rqvae import RQVAE, LossConfig, Variances
 
 CHUNK_ROWS = 8192
 

@@ -1,0 +1,1 @@
+"""Measuring tokenizers, by themselves and side by side."""

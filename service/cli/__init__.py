@@ -1,0 +1,39 @@
+"""The console script `semid`: every command, and the module that has it."""
+
+from __future__ import annotations
+
+import typer
+
+from service.cli.catalogue import tokenize
+from service.cli.frame import failure, read_settings
+from service.cli.record import export, import_, registry
+from service.cli.tokenizers import train
+
+app = typer.Typer(
+    name="semid",
+    help="Semantic IDs for catalogue items: serve a frozen tokenizer, train one, tokenize a catalogue.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def main() -> None:
+    """Semantic IDs for catalogue items."""
+
+
+@app.command()
+def serve() -> None:
+    """Start the service; its settings are SID_* environment variables (see the README's table)."""
+    from service.serve import serve as run
+
+    if refusal := run(read_settings()):
+        raise failure(f"cannot start: {refusal}")
+
+
+app.command()(train)
+app.command()(tokenize)
+app.command()(export)
+app.command(name="import")(import_)
+app.add_typer(registry, name="registry")

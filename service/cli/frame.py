@@ -1,0 +1,74 @@
+"""What every command shares: the settings, failures in words, a progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import typer
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from service.settings import Settings
+
+
+def read_settings(checkpoint: Path | None = None) -> Settings:
+    """The SID_* settings, with another checkpoint where one is given."""
+    from pydantic import ValidationError
+
+    from service.schemas import describe
+    from service.settings import Settings
+
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        raise typer.BadParameter(describe(error.errors()).replace("; ", "\n"), param_hint="SID_* settings") from error
+    if checkpoint is None:
+        return settings
+    return settings.model_copy(update={"checkpoint": checkpoint, "further_checkpoints": ()})
+
+
+@contextmanager
+def failures() -> Iterator[None]:
+    """What goes wrong, in words."""
+    from models import CheckpointError
+    from service.errors import SemidError
+
+    try:
+        yield
+    except (CheckpointError, SemidError, ValueError, OSError) as error:
+        raise failure(str(error)) from error
+
+
+class Bar:
+    """A progress bar of something whose number is only estimated; there is none before there is progress."""
+
+    def __init__(self, name: str, unit: str) -> None:
+        self._name = name
+        self._unit = unit
+        self._bar: tqdm | None = None
+
+    def show(self, done: int, total: int) -> None:
+        """So many of so many are done."""
+        from tqdm import tqdm
+
+        if self._bar is None:
+            self._bar = tqdm(desc=self._name, unit=self._unit)
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def failure(words: str) -> typer.Exit:
+    """Says what went wrong and makes the exit status 1; to be raised."""
+    typer.echo(f"semid: {words}", err=True)
+    return typer.Exit(1)

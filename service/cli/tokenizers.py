@@ -1,0 +1,70 @@
+"""Commands that make tokenizers: `semid train`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from service.cli.frame import failure
+
+
+def train(
+    items: Annotated[list[Path], typer.Argument(exists=True, help="Catalogues, or arrays of embeddings.")],
+    out: Annotated[Path, typer.Option(help="The new checkpoint's directory.")],
+    name: Annotated[str | None, typer.Option(help="The tokenizer's name; OUT's last part if not given.")] = None,
+    family: Annotated[str, typer.Option(help="rqvae, rq-kmeans, hierarchical, pq or opq.")] = "rqvae",
+    levels: Annotated[int, typer.Option(min=1, max=25, help="L, the number of codes.")] = 4,
+    codebook_size: Annotated[int, typer.Option(min=1, max=65536, help="K, codewords of each level.")] = 256,
+    latent: Annotated[int | None, typer.Option(min=1, help="d, the latent's width.")] = None,
+    hidden: Annotated[
+        str | None, typer.Option(help="rqvae: widths between D and d, such as 512,256,128; '': linear.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=0, help="rqvae: of joint training, at most.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other hyper-parameter, such as loss.commitment=0.25."),
+    ] = None,
+    text_encoder: Annotated[str | None, typer.Option(help="A Hugging Face id or a path.")] = None,
+    embedding_cache: Annotated[Path | None, typer.Option(help="Directory; keeps embeddings between runs.")] = None,
+    balance_by: Annotated[str | None, typer.Option(help="Column; big sources then do not drown small ones.")] = None,
+    balance: Annotated[float, typer.Option(min=0, max=1, help="1: rows count alike; 0: sources do.")] = 0.5,
+    max_suffix: Annotated[int | None, typer.Option(min=0, help="The generator's suffix vocabulary.")] = None,
+    data_terms: Annotated[str, typer.Option(help="A sentence on the data and its terms, for the model card.")] = "",
+    device: Annotated[str, typer.Option(help="Where texts are embedded: cpu or cuda.")] = "cpu",
+) -> None:
+    """Train a tokenizer on catalogues and freeze it: weights, manifest, report, model card."""
+    from models import CheckpointError
+    from models.configuration import configured
+    from models.training.train import TrainConfig, config_of, train_checkpoint
+
+    settings = [f"codebook_sizes={[codebook_size] * levels}", f"seed={seed}"]
+    settings += [f"hidden=[{hidden}]"] if hidden is not None else []
+    settings += [f"latent={latent}"] if latent is not None else []
+    settings += [f"epochs={epochs}"] if epochs is not None else []
+    try:
+        config = TrainConfig(
+            name=name or out.name,
+            family=family,
+            fit=configured(config_of(family), [*settings, *(options or [])]),
+            balance_by=balance_by,
+            balance=balance,
+            max_suffix=max_suffix,
+            data_terms=data_terms,
+        )
+        train_checkpoint(
+            items,
+            out,
+            config,
+            text_encoder=text_encoder,
+            embedding_cache=embedding_cache,
+            device=device,
+            command=shlex.join(["semid", *sys.argv[1:]]),
+            say=typer.echo,
+        )
+    except (CheckpointError, ValueError, OSError) as error:
+        raise failure(str(error)) from error
