@@ -117,28 +117,37 @@ class Fit(NamedTuple):
     held_out: Tensor
 
 
-def fit(embeddings: Tensor, config: FitConfig, weights: Tensor | None = None) -> Fit:
+def fit(
+    embeddings: Tensor, config: FitConfig, weights: Tensor | None = None, collaborative: Tensor | None = None
+) -> Fit:
     """Train an RQ-VAE.
 
     Args:
         embeddings: (N, D) float32, finite.
         config: Hyper-parameters.
         weights: (N,) float, how often each row is drawn; equal where None.
+        collaborative: (N, c) float32, each item's embedding from sequences, NaN where it has none; drawn on where
+            `loss.collaborative` is above 0.
 
     Raises:
-        ValueError: There are too few rows, they are all equal, or a loss became NaN or infinite.
+        ValueError: There are too few rows, they are all equal, no objective has a weight or its data is missing, or a
+            loss became NaN or infinite.
     """
-    return _Fitting(embeddings, config, weights).run()
+    return _Fitting(embeddings, config, weights, collaborative).run()
 
 
 class _Fitting:
     """The state of one fit."""
 
-    def __init__(self, embeddings: Tensor, config: FitConfig, weights: Tensor | None) -> None:
+    def __init__(
+        self, embeddings: Tensor, config: FitConfig, weights: Tensor | None, collaborative: Tensor | None = None
+    ) -> None:
         if len(embeddings) < 2:
             msg = f"training needs at least 2 items, got {len(embeddings)}"
             raise ValueError(msg)
+        config.loss.check()
         self.config = config
+        self.collaborative = _collaborative(collaborative, config.loss, len(embeddings))
         self.generator = torch.Generator().manual_seed(config.seed)
         if torch.equal(embeddings, embeddings[:1].expand_as(embeddings)):
             msg = f"training needs items that differ: all {len(embeddings):,} have the same embedding"
@@ -156,7 +165,9 @@ class _Fitting:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = RQVAE(
-                NetworkConfig((embeddings.shape[1], *config.hidden, config.latent)), config.codebook_sizes
+                NetworkConfig((embeddings.shape[1], *config.hidden, config.latent)),
+                config.codebook_sizes,
+                None if self.collaborative is None else self.collaborative.shape[1],
             )
         self.model.network.centre.copy_(self.centre)
         self.model.decoder.centre.copy_(self.centre)
@@ -244,7 +255,8 @@ class _Fitting:
             if loss.repulsion and len(self.pairs):
                 chosen = torch.randint(len(self.pairs), (self.config.pair_rows,), generator=self.generator)
                 pairs = (self.embeddings[self.pairs[chosen, 0]], self.embeddings[self.pairs[chosen, 1]])
-            losses = self.model.losses(self.embeddings[rows], variances, pairs, loss.repulsion_distance)
+            collaborative = None if self.collaborative is None else self.collaborative[rows]
+            losses = self.model.losses(self.embeddings[rows], variances, loss, pairs=pairs, collaborative=collaborative)
             self._step(losses.total(loss), optimiser, schedule, f"epoch {epoch}")
 
     def _step(
@@ -310,6 +322,24 @@ class _Fitting:
         )
         value = reconstruction + self.config.collision_price * colliding
         return Measure(epoch, refitted, reconstruction, colliding, value)
+
+
+def _collaborative(collaborative: Tensor | None, config: LossConfig, items: int) -> Tensor | None:
+    """Collaborative embeddings (N, c) less their mean, None where they do not count.
+
+    Raises:
+        ValueError: They count and are missing, or not N rows.
+    """
+    if not config.collaborative:
+        return None
+    if collaborative is None:
+        raise ValueError("loss.collaborative is above 0, but there are no collaborative embeddings")
+    if collaborative.ndim != 2 or len(collaborative) != items:
+        raise ValueError(f"collaborative embeddings of {items:,} items expected, got {tuple(collaborative.shape)}")
+    known = collaborative.isfinite().all(dim=1)
+    if int(known.sum()) < 2:
+        raise ValueError("fewer than 2 items have a collaborative embedding; there is nothing to contrast")
+    return collaborative.float() - collaborative[known].float().mean(dim=0)
 
 
 @torch.no_grad()

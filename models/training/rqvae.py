@@ -11,7 +11,7 @@ stop of gradients, V_x and V_z the variances (summed over features) of the train
     repulsion      = max(0, 1 - |z_i - z_j| / (g sg[R]))^2   over pairs i, j that share all codes, R the root mean
                                                            square of the residual that no level took
 
-    loss = reconstruction + a codebook + b commitment + c repulsion
+    loss = w reconstruction + a codebook + b commitment + c repulsion + contrasts (`models.training.objectives`)
 """
 
 from __future__ import annotations
@@ -24,23 +24,46 @@ from torch import Tensor, nn
 from models.network import DecoderNetwork, EncoderNetwork, NetworkConfig
 from models.quantizer import Quantization
 from models.residual import ResidualQuantizer
+from models.training.objectives import collaborative_contrast, contrast
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What each loss counts beside the reconstruction.
+    """What each loss counts.
 
     Attributes:
+        reconstruction: w; 0 where another objective takes its place.
         codebook: a.
         commitment: b, TIGER's beta.
         repulsion: c; 0 leaves colliding items where they are.
         repulsion_distance: g, how far apart two colliding latents are pushed, in units of R.
+        contrastive: CoST's term, see `models.training.objectives`.
+        contrastive_temperature: Its t.
+        collaborative: LETTER's collaborative term; needs collaborative embeddings.
+        collaborative_temperature: Its t.
     """
 
+    reconstruction: float = 1.0
     codebook: float = 1.0
     commitment: float = 0.25
     repulsion: float = 0.3
     repulsion_distance: float = 2.0
+    contrastive: float = 0.0
+    contrastive_temperature: float = 0.1
+    collaborative: float = 0.0
+    collaborative_temperature: float = 0.1
+
+    def check(self) -> None:
+        """Refuse what trains nothing, and temperatures that are none.
+
+        Raises:
+            ValueError: Says which setting is wrong.
+        """
+        if not (self.reconstruction > 0 or self.contrastive > 0 or self.collaborative > 0):
+            raise ValueError("one of loss.reconstruction, loss.contrastive and loss.collaborative must be above 0")
+        for name in ("contrastive_temperature", "collaborative_temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"loss.{name} must be above 0, not {getattr(self, name)}")
 
 
 class Variances(NamedTuple):
@@ -56,27 +79,33 @@ class Variances(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """Means over a batch, each a share of a variance.
+    """Means over a batch, each a share of a variance but for the contrasts.
 
     Attributes:
         reconstruction: () float.
         codebook: (L,) float, each level's.
         commitment: (L,) float, each level's.
         repulsion: () float.
+        contrastive: () float, in nats.
+        collaborative: () float, in nats.
     """
 
     reconstruction: Tensor
     codebook: Tensor
     commitment: Tensor
     repulsion: Tensor
+    contrastive: Tensor
+    collaborative: Tensor
 
     def total(self, config: LossConfig) -> Tensor:
         """The weighted sum, () float."""
         return (
-            self.reconstruction
+            config.reconstruction * self.reconstruction
             + config.codebook * self.codebook.sum()
             + config.commitment * self.commitment.sum()
             + config.repulsion * self.repulsion
+            + config.contrastive * self.contrastive
+            + config.collaborative * self.collaborative
         )
 
 
@@ -86,11 +115,13 @@ class Output(NamedTuple):
     Attributes:
         latents: (B, d) float.
         quantization: See `Quantization`.
+        quantized: (B, d) float, the sum of the codewords, with the straight-through gradient to the latents.
         reconstruction: (B, D) float, decoded from the quantized latents.
     """
 
     latents: Tensor
     quantization: Quantization
+    quantized: Tensor
     reconstruction: Tensor
 
 
@@ -100,47 +131,64 @@ class RQVAE(nn.Module):
     Args:
         network: Widths of the encoder network; the decoder network mirrors it.
         codebook_sizes: K_l for each level.
+        collaborative_width: c of the collaborative embeddings it is trained with; None: there are none.
     """
 
-    def __init__(self, network: NetworkConfig, codebook_sizes: tuple[int, ...]) -> None:
+    def __init__(
+        self, network: NetworkConfig, codebook_sizes: tuple[int, ...], collaborative_width: int | None = None
+    ) -> None:
         super().__init__()
+        latent = network.widths[-1]
         self.network = EncoderNetwork(network)
-        self.quantizer = ResidualQuantizer(codebook_sizes, network.widths[-1])
+        self.quantizer = ResidualQuantizer(codebook_sizes, latent)
         self.decoder = DecoderNetwork(network)
+        self.alignment: nn.Module = nn.Identity()
+        if collaborative_width not in (None, latent):
+            self.alignment = nn.Linear(latent, collaborative_width, bias=False)
 
     def forward(self, embeddings: Tensor) -> Output:
         """(B, D) float -> `Output`, with gradients to all three parts."""
         latents = self.network(embeddings)
         quantization = self.quantizer.quantize(latents)
         quantized = latents + (self.quantizer.decode(quantization.codes) - latents).detach()
-        return Output(latents, quantization, self.decoder(quantized))
+        return Output(latents, quantization, quantized, self.decoder(quantized))
 
     def losses(
         self,
         embeddings: Tensor,
         variances: Variances,
+        config: LossConfig | None = None,
+        *,
         pairs: tuple[Tensor, Tensor] | None = None,
-        distance: float = 2.0,
+        collaborative: Tensor | None = None,
     ) -> Losses:
-        """The losses of a batch.
+        """The losses of a batch; a contrast whose weight is 0 is not computed and 0.
 
         Args:
             embeddings: (B, D) float.
             variances: V_x and V_z of the training set; a batch's own would be nothing at all in a batch of one row.
+            config: Which contrasts count, temperatures and distances; the default where None.
             pairs: Embeddings (P, D) of items and of others that share all their codes.
-            distance: g.
+            collaborative: Collaborative embeddings (B, c) float; rows of NaN have none.
         """
+        config = config or LossConfig()
         output = self(embeddings)
         residuals = output.quantization.residuals
         codewords = self.quantizer.codewords(output.quantization.codes)
         codebook = (residuals[:, :-1].detach() - codewords).square().sum(dim=2).mean(dim=0) / variances.latents
         commitment = (residuals[:, :-1] - codewords.detach()).square().sum(dim=2).mean(dim=0) / variances.latents
         reconstruction = (embeddings - output.reconstruction).square().sum(dim=1).mean() / variances.embeddings
-        repulsion = reconstruction.new_zeros(())
+        repulsion = contrastive = collaboration = reconstruction.new_zeros(())
         if pairs is not None and len(pairs[0]):
-            reach = distance * residuals[:, -1].detach().square().sum(dim=1).mean().sqrt()
+            reach = config.repulsion_distance * residuals[:, -1].detach().square().sum(dim=1).mean().sqrt()
             repulsion = _repulsion(self.network(pairs[0]), self.network(pairs[1]), reach)
-        return Losses(reconstruction, codebook, commitment, repulsion)
+        if config.contrastive:
+            centre = self.decoder.centre
+            contrastive = contrast(output.reconstruction - centre, embeddings - centre, config.contrastive_temperature)
+        if config.collaborative and collaborative is not None:
+            aligned = self.alignment(output.quantized)
+            collaboration = collaborative_contrast(aligned, collaborative, config.collaborative_temperature)
+        return Losses(reconstruction, codebook, commitment, repulsion, contrastive, collaboration)
 
 
 def _repulsion(latents: Tensor, others: Tensor, reach: Tensor) -> Tensor:

@@ -152,14 +152,19 @@ def config_of(family: str) -> FitConfig | ClusterConfig:
     return FitConfig() if family == "rqvae" else ClusterConfig()
 
 
-def fit_family(embeddings: Tensor, config: TrainConfig, weights: Tensor | None = None) -> Fit:
+def fit_family(
+    embeddings: Tensor, config: TrainConfig, weights: Tensor | None = None, collaborative: Tensor | None = None
+) -> Fit:
     """Fit the config's family to embeddings (N, D) float32, rows weighted by (N,).
 
     Raises:
-        ValueError: The hyper-parameters are another family's, or the fit fails.
+        ValueError: The hyper-parameters are another family's, collaborative embeddings (N, c) were given to a family
+            that has no use for them, or the fit fails.
     """
     if config.family == "rqvae" and isinstance(config.fit, FitConfig):
-        return fit(embeddings, config.fit, weights)
+        return fit(embeddings, config.fit, weights, collaborative)
+    if collaborative is not None:
+        raise ValueError(f"the family {config.family!r} is not trained with collaborative embeddings; rqvae is")
     if config.family in FITTERS and isinstance(config.fit, ClusterConfig):
         return fit_clusters(config.family, embeddings, config.fit, weights)
     msg = f"a {type(config.fit).__name__} does not fit the family {config.family!r}"

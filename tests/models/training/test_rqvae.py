@@ -111,7 +111,7 @@ def test_the_repulsion_parts_items_that_collide(model, batch):
     # when
     for _ in range(50):
         optimiser.zero_grad()
-        model.losses(batch, VARIANCES, (first, second)).repulsion.backward()
+        model.losses(batch, VARIANCES, pairs=(first, second)).repulsion.backward()
         optimiser.step()
     # then
     after = (model.network(first) - model.network(second)).norm(dim=1).mean()
@@ -119,12 +119,12 @@ def test_the_repulsion_parts_items_that_collide(model, batch):
 
 
 def test_equal_items_repel_without_nan(model, batch):
-    model.losses(batch, VARIANCES, (batch[:4], batch[:4])).repulsion.backward()
+    model.losses(batch, VARIANCES, pairs=(batch[:4], batch[:4])).repulsion.backward()
     assert encoder_gradient(model).isfinite().all()
 
 
 def test_the_total_weighs_each_loss(model, batch):
-    losses = model.losses(batch, VARIANCES, (batch[:4], batch[4:8]))
+    losses = model.losses(batch, VARIANCES, pairs=(batch[:4], batch[4:8]))
     total = losses.total(LossConfig(codebook=2.0, commitment=3.0, repulsion=5.0))
     expected = losses.reconstruction + 2 * losses.codebook.sum() + 3 * losses.commitment.sum() + 5 * losses.repulsion
     assert torch.allclose(total, expected)
