@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 import tempfile
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from service.registry import Registry, durability
+from service.registry import Record, Registry, durability
+from tests.claims import FINGERPRINT, SIZES
 from tests.valkey import Valkey
 from tests.valkey_cluster import ValkeyCluster
 
@@ -90,3 +92,17 @@ async def connect() -> AsyncIterator[Callable[..., Awaitable[Registry]]]:
     yield connect_to
     for registry in registries:
         await registry.close()
+
+
+@pytest.fixture
+async def record(shared_valkey: Valkey, connect: Callable[..., Awaitable[Registry]], namespace: str) -> Record:
+    """An empty record on the shared server."""
+    registry = await connect(shared_valkey.url)
+    return await registry.record(namespace, FINGERPRINT, SIZES)
+
+
+@pytest.fixture
+def callers() -> Iterator[ThreadPoolExecutor]:
+    """Callers at once."""
+    with ThreadPoolExecutor(24) as pool:
+        yield pool

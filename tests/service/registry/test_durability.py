@@ -1,4 +1,4 @@
-"""What an acknowledgement waits for under `replicated`; under the others, see `test_registry`."""
+"""What an acknowledgement waits for under `replicated`; under the others, see `test_sync_policies`."""
 
 from __future__ import annotations
 

@@ -1,0 +1,123 @@
+"""Looking up over HTTP: forward and reverse agree, any item id is found, and nobody else's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+MakeEmbedding = Callable[[int], list[float]]
+TYPE = "urn:semid:problem:"
+
+
+def test_forward_and_reverse_agree_in_both_forms(service: Any, namespace: str, make_embedding: MakeEmbedding) -> None:
+    items = [{"item_id": f"item {i}", "embedding": make_embedding(i % 3)} for i in range(9)]
+    entries = service.tokenize(*items, namespace=namespace)
+
+    for entry in entries:
+        forward = service.http.get(f"/assignment/{entry['item_id']}", params={"namespace": namespace})
+        written = service.http.get(f"/item/{entry['semantic_id']}", params={"namespace": namespace})
+        tokens = service.http.get(f"/item/{''.join(entry['tokens'])}", params={"namespace": namespace})
+        assert forward.status_code == 200
+        assert forward.json() == written.json() == tokens.json()
+        assert forward.json()["item_id"] == entry["item_id"]
+        assert forward.json()["semantic_id"] == entry["semantic_id"]
+        assert forward.json()["tokenizer"] == service.http.get("/tokenizers").json()["default"]
+        assert forward.json()["assigned_at"].endswith("Z")
+
+
+def test_many_ids_are_looked_up_in_their_order(service: Any, namespace: str, make_embedding: MakeEmbedding) -> None:
+    items = [{"item_id": f"{i}", "embedding": make_embedding(i % 2)} for i in range(6)]
+    entries = service.tokenize(*items, namespace=namespace)
+    asked = [entries[4]["semantic_id"], "15-15-15-99", "".join(entries[0]["tokens"]), entries[4]["semantic_id"]]
+
+    response = service.http.post("/lookup", json={"semantic_ids": asked, "namespace": namespace})
+
+    found = response.json()["items"]
+    assert [entry.get("item_id") for entry in found] == ["4", None, "0", "4"]
+    assert found[1]["semantic_id"] == "15-15-15-99"
+    assert found[1]["error"]["type"] == TYPE + "not_assigned"
+    assert found[2]["semantic_id"] == entries[0]["semantic_id"]
+
+
+def test_what_nobody_holds_is_not_found(service: Any, namespace: str, make_embedding: MakeEmbedding) -> None:
+    (entry,) = service.tokenize({"item_id": "a", "embedding": make_embedding(1)}, namespace=namespace)
+    next_suffix = "-".join(map(str, [*entry["codes"], 1]))
+
+    for path in (f"/item/{next_suffix}", "/assignment/b"):
+        response = service.http.get(path, params={"namespace": namespace})
+        assert response.status_code == 404
+        assert response.headers["content-type"] == "application/problem+json"
+        assert response.json()["type"] == TYPE + "not_assigned"
+
+
+def test_namespaces_know_nothing_of_each_other(service: Any, namespace: str, make_embedding: MakeEmbedding) -> None:
+    mine, other = f"{namespace}.a", f"{namespace}.b"
+
+    service.tokenize({"item_id": "filler", "embedding": make_embedding(1)}, namespace=mine)
+    (in_mine,) = service.tokenize({"item_id": "x", "embedding": make_embedding(1)}, namespace=mine)
+    (in_other,) = service.tokenize({"item_id": "x", "embedding": make_embedding(1)}, namespace=other)
+
+    assert (in_mine["suffix"], in_other["suffix"]) == (1, 0)
+    assert in_other["created"]
+    assert service.http.get(f"/item/{in_mine['semantic_id']}", params={"namespace": other}).status_code == 404
+    assert service.http.get("/assignment/filler", params={"namespace": other}).status_code == 404
+    assert service.http.get(f"/item/{in_mine['semantic_id']}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "item_id",
+    [
+        *(
+            "a/b",
+            "/a",
+            "a/",
+            "//",
+            ".",
+            "..",
+            "a/../b",
+            "%41",
+            "100%",
+            "a?b=c",
+            "a#b",
+            "a b",
+            "a+b",
+            "\n",
+            "a\n",
+            "a\nb",
+            "a\tb",
+            "a\\b",
+        ),
+        *("é" * 128, "x" * 256, "😀", "\ufffd", "\u202e", "e\u0301", "<script>", '"', "'", "null", "0", "a;b", "a&b"),
+    ],
+)
+def test_any_item_id_is_found_by_its_path(service: Any, namespace: str, item_id: str) -> None:
+    (entry,) = service.tokenize({"item_id": item_id, "text": "kettle"}, namespace=namespace)
+    quoted = "".join(f"%{byte:02X}" for byte in item_id.encode())
+
+    # By hand: clients take dots out of paths.
+    answer = service.raw(
+        f"GET /assignment/{quoted}?namespace={namespace} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode()
+    )
+
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200"), answer
+    assert json.loads(body)["item_id"] == item_id
+    assert json.loads(body)["semantic_id"] == entry["semantic_id"]
+
+
+def test_a_path_with_a_line_end_finds_no_other_item(service: Any, namespace: str) -> None:
+    (entry,) = service.tokenize({"item_id": "a", "text": "kettle"}, namespace=namespace)
+
+    assert service.http.get("/assignment/a%0A", params={"namespace": namespace}).status_code == 404
+    assert service.http.get(f"/item/{entry['semantic_id']}%0A", params={"namespace": namespace}).status_code == 422
+
+
+def test_ids_that_look_alike_are_different_items(service: Any, namespace: str) -> None:
+    ids = ["e\u0301", "\u00e9", "a", "A", "a ", "1", "1.0", "01"]
+
+    entries = service.tokenize(*[{"item_id": item_id, "text": "kettle"} for item_id in ids], namespace=namespace)
+
+    assert [entry["suffix"] for entry in entries] == list(range(8))
