@@ -85,7 +85,11 @@ class Decoding:
         for i, prefix in parsed.items():
             answers[i] = {"prefix": request.prefixes[i], **following[prefix]}
         entries = [answers[i] for i in range(len(answers))]
-        return {**tokenizer.origin(request.namespace), "next": entries}
+        return {
+            **tokenizer.origin(request.namespace),
+            "prefix_is_coarse_to_fine": tokenizer.manifest.prefix_is_coarse_to_fine,
+            "next": entries,
+        }
 
     async def trie(self, known: str | None, namespace: str, name: str | None) -> tuple[str, bytes | None]:
         """Answer `GET /trie`: its ETag, and the live trie unless that ETag is known.

@@ -23,6 +23,13 @@ _PREFIX = {
     "type": "string",
     "description": "The first codes of an ID, in either form; empty: the root.",
 }
+CoarseToFine = Annotated[
+    bool,
+    Field(
+        description="Whether a prefix describes its items coarsely, as the tokenizer's manifest says. False (product "
+        "quantization): items under it agree in some parts of their content and need not be alike in all."
+    ),
+]
 _ANYTHING_ELSE = {"title": "Anything else", "description": "Answered in its place with an error of its own."}
 
 
@@ -59,6 +66,7 @@ class NextResponse(BaseModel):
 
     tokenizer: str
     namespace: str
+    prefix_is_coarse_to_fine: CoarseToFine
     next: list[NextEntry | UnknownPrefix]
 
 
@@ -76,10 +84,7 @@ class PrefixListing(BaseModel):
     tokenizer: str
     namespace: str
     prefix: str = Field(examples=[PREFIX_EXAMPLE])
-    prefix_is_coarse_to_fine: bool = Field(
-        description="Whether a prefix describes its items coarsely, as the tokenizer's manifest says. False (product "
-        "quantization): items under it agree in some parts of their content and need not be alike in all."
-    )
+    prefix_is_coarse_to_fine: CoarseToFine
     count: int = Field(description="Live items under it.")
     children: list[Child] = Field(description="In order; none under the codes of all levels, where only items follow.")
     items: list[FoundSemanticId] = Field(description="A page of live items, in the order of their Semantic IDs.")

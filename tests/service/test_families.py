@@ -77,10 +77,12 @@ def test_prefix_calls_say_whether_a_prefix_is_a_coarser_description(
     (entry,) = service.tokenize({"item_id": "a", "embedding": ROWS[0].tolist()}, **where)
 
     listings = [service.http.get(f"/prefix/{p}", params=where).json() for p in ("", str(entry["codes"][0]))]
+    following = service.http.post("/next", json={"prefixes": [""], **where}).json()
     manifests = {each["name"]: each for each in service.http.get("/tokenizers").json()["tokenizers"]}
 
     coarse = family not in {"pq", "opq"}
     assert [listing["prefix_is_coarse_to_fine"] for listing in listings] == [coarse, coarse]
+    assert following["prefix_is_coarse_to_fine"] == coarse
     assert [[item["item_id"] for item in listing["items"]] for listing in listings] == [["a"], ["a"]]
     assert manifests[family]["prefix_is_coarse_to_fine"] == coarse
     assert read_manifest(checkpoints[family]).prefix_is_coarse_to_fine == coarse
