@@ -22,11 +22,11 @@ from models.catalogue import read_items
 from models.embedding_cache import embed_texts
 from models.evaluation.measures import collisions, evaluate, purity, usage
 from models.text_encoder import TextEncoder, TextEncoderConfig
+from models.training.data import balanced_weights
 from models.training.fit import FitConfig, fit
 from models.training.kmeans import KMeansConfig
 from models.training.projection import ProjectionConfig
 from models.training.rqvae import LossConfig
-from models.training.train import balanced_weights
 
 ITEMS = 12_101
 BEAUTY, INDUSTRIAL = "amazon_beauty_2014", "amazon_industrial_2018"

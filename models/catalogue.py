@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError
@@ -123,6 +124,34 @@ def read_embeddings(path: Path) -> Tensor:
         msg = f"{path} has numbers that are not finite in {len(bad)} rows, the first of them row {bad[0]}"
         raise ValueError(msg)
     return embeddings
+
+
+def read_item_ids(path: Path) -> pa.LargeStringArray:
+    """The item ids (N,) of a Parquet file of embeddings, as strings, in the file's order.
+
+    Raises:
+        ValueError: The file has no column `item_id`, or an id is missing, empty, or neither a string nor an integer.
+    """
+    if path.suffix != ".parquet":
+        msg = f"{path} names no items: embeddings with item ids are Parquet with the columns item_id and embedding"
+        raise ValueError(msg)
+    with _open_parquet(path) as file:
+        if "item_id" not in file.schema_arrow.names:
+            msg = f"{path} has no column 'item_id'; its columns are {file.schema_arrow.names}"
+            raise ValueError(msg)
+        column = file.read(["item_id"]).column("item_id")
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if not (
+        pa.types.is_integer(column.type) or pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    ):
+        msg = f"{path}, item_id: expected strings or integers, got {column.type}"
+        raise ValueError(msg)
+    ids = pa.concat_arrays([pa.array([], pa.large_string()), *column.cast(pa.large_string()).chunks])
+    if ids.null_count or pc.any(pc.equal(ids, "")).as_py():
+        msg = f"{path} has rows without an item_id"
+        raise ValueError(msg)
+    return ids
 
 
 class _Names:

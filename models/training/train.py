@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from models import catalogue
 from models.checkpoint import Manifest, freeze, save
-from models.embedding_cache import embed_texts
 from models.evaluation.measures import Report, evaluate
 from models.exactness import calibrate
 from models.template import TextTemplate
-from models.text_encoder import MINILM, TextEncoder, TextEncoderConfig
 from models.tokenizer import FAMILIES, TokenizerParts
 from models.training.card import BELOW_FLOAT64, model_card
 from models.training.cluster import FITTERS, ClusterConfig, fit_clusters
+from models.training.data import Reading, TrainingData, read_training_data, text_encoder_of
 from models.training.fit import Fit, FitConfig, fit
 
 CALIBRATION_ROWS = 20_000
@@ -55,24 +51,6 @@ class TrainConfig:
     balance: float = 0.5
     max_suffix: int | None = None
     data_terms: str = ""
-
-
-class TrainingData(NamedTuple):
-    """What is trained on.
-
-    Attributes:
-        embeddings: (N, D) float32.
-        texts: Of each row; empty where embeddings were given.
-        files: File number (N,) int64 of each row.
-        weights: (N,) float32 of mean 1, or None where rows count alike.
-        notes: Of each file: name, rows, digest.
-    """
-
-    embeddings: Tensor
-    texts: Sequence[str]
-    files: Tensor
-    weights: Tensor | None
-    notes: Sequence[Mapping[str, Any]]
 
 
 def train_checkpoint(
@@ -109,8 +87,9 @@ def train_checkpoint(
     """
     _refuse_full_directory(out)
     config_of(config.family)
-    encoder = _text_encoder(sources, text_encoder, device)
-    data = read_training_data(sources, config, encoder, embedding_cache, say)
+    encoder = text_encoder_of(sources, text_encoder, device)
+    reading = Reading(config.template, config.balance_by, config.balance, embedding_cache)
+    data = read_training_data(sources, reading, encoder, say)
     say(f"training on {len(data.embeddings):,} items of {len(sources)} files, {data.embeddings.shape[1]} dimensions")
     distinct, largest = len(data.embeddings.unique(dim=0)), max(config.fit.codebook_sizes)
     if distinct < largest:
@@ -169,92 +148,6 @@ def fit_family(
         return fit_clusters(config.family, embeddings, config.fit, weights)
     msg = f"a {type(config.fit).__name__} does not fit the family {config.family!r}"
     raise ValueError(msg)
-
-
-def read_training_data(
-    sources: Sequence[Path],
-    config: TrainConfig,
-    encoder: TextEncoder | None,
-    embedding_cache: Path | None,
-    say: Callable[[str], None] = print,
-) -> TrainingData:
-    """Read catalogue files and embed their texts, or read arrays of embeddings.
-
-    Raises:
-        ValueError: There is nothing to read, kinds or widths are mixed, or a file is faulty.
-    """
-    if not sources:
-        msg = "training needs at least one catalogue file"
-        raise ValueError(msg)
-    if len({catalogue.has_embeddings(path) for path in sources}) > 1:
-        msg = "catalogues of texts and arrays of embeddings cannot be mixed in one training"
-        raise ValueError(msg)
-    if catalogue.has_embeddings(sources[0]):
-        arrays = [catalogue.read_embeddings(path) for path in sources]
-        if len({array.shape[1] for array in arrays}) > 1 or (encoder and encoder.dimension != arrays[0].shape[1]):
-            widths = [array.shape[1] for array in arrays] + ([encoder.dimension] if encoder else [])
-            msg = f"embeddings of different widths: {widths}"
-            raise ValueError(msg)
-        files = torch.cat([torch.full((len(array),), number) for number, array in enumerate(arrays)])
-        notes = [_file_note(path, len(array)) for path, array in zip(sources, arrays, strict=True)]
-        return TrainingData(torch.cat(arrays), (), files, None, notes)
-    if encoder is None:
-        msg = "texts need a text encoder"
-        raise ValueError(msg)
-    texts, groups, numbers, notes = _read_texts(sources, config, say)
-    embeddings = embed_texts(encoder, texts, embedding_cache)
-    weights = balanced_weights(groups, config.balance) if config.balance_by else None
-    return TrainingData(embeddings, texts, torch.tensor(numbers), weights, notes)
-
-
-def balanced_weights(groups: Sequence[str], balance: float) -> Tensor:
-    """Weights (N,) float32 of mean 1 by which a group of n rows counts n^balance in all."""
-    counts = Counter(groups)
-    weights = torch.tensor([counts[group] ** (balance - 1.0) for group in groups], dtype=torch.float64)
-    return (weights / weights.mean()).float()
-
-
-def _read_texts(
-    sources: Sequence[Path], config: TrainConfig, say: Callable[[str], None]
-) -> tuple[list[str], list[str], list[int], list[dict[str, Any]]]:
-    """Texts, balance groups, file numbers and notes; rows without any text are left out and counted."""
-    texts: list[str] = []
-    groups: list[str] = []
-    numbers: list[int] = []
-    notes = []
-    keep = (config.balance_by,) if config.balance_by else ()
-    for number, path in enumerate(sources):
-        read = empty = 0
-        for batch in catalogue.read_items(path, keep=keep):
-            for item in batch:
-                read += 1
-                text = item.content(config.template)
-                if not text:
-                    empty += 1
-                    continue
-                texts.append(text)
-                groups.append(item.kept.get(config.balance_by or "") or f"file {number}")
-                numbers.append(number)
-        if empty:
-            say(f"{path}: {empty:,} of {read:,} items have no text and are left out")
-        notes.append(_file_note(path, read - empty))
-    if not texts:
-        msg = f"there is no item with a text in {', '.join(map(str, sources))}"
-        raise ValueError(msg)
-    return texts, groups, numbers, notes
-
-
-def _file_note(path: Path, rows: int) -> dict[str, Any]:
-    """Names a file by its last two parts: what lies above is the machine's business."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"file": "/".join(path.parts[-2:]), "items": rows, "sha256": digest}
-
-
-def _text_encoder(sources: Sequence[Path], source: str | None, device: str) -> TextEncoder | None:
-    if source is None and sources and catalogue.has_embeddings(sources[0]):
-        return None
-    return TextEncoder(TextEncoderConfig(source or MINILM), device)
 
 
 def _refuse_full_directory(out: Path) -> None:

@@ -19,8 +19,9 @@ from models.embedding_cache import EmbeddingCache, embed_texts, length_sorted_ba
 from models.evaluation.measures import evaluate
 from models.exactness import SAFETY_FACTOR, calibrate
 from models.tokenizer import ErrorBounds
+from models.training.data import balanced_weights
 from models.training.fit import FitConfig
-from models.training.train import TrainConfig, balanced_weights, train_checkpoint
+from models.training.train import TrainConfig, train_checkpoint
 
 SMALL = TrainConfig(name="small", fit=FitConfig(codebook_sizes=(8, 8), latent=4, epochs=2, batch_rows=32, seed=3))
 COLOURS = ["red", "blue", "green", "black", "white", "pink", "golden"]
@@ -215,7 +216,7 @@ def test_a_text_encoder_that_computes_parts_in_float32_is_told_of(make_parts, te
     exact = copy.deepcopy(text_encoder._exact_model)
     exact.append(_Normed(T5LayerNorm(384).double()))
     monkeypatch.setitem(text_encoder.__dict__, "_exact_model", exact)
-    monkeypatch.setattr("models.training.train.TextEncoder", lambda *_: text_encoder)
+    monkeypatch.setattr("models.training.data.TextEncoder", lambda *_: text_encoder)
     # when
     lines = []
     manifest = train_checkpoint([write(tmp_path / "items.csv")], tmp_path / "out", SMALL, say=lines.append)
