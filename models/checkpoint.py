@@ -107,8 +107,14 @@ def freeze(name: str, parts: TokenizerParts, bounds: ErrorBounds, **notes: Any) 
     )
 
 
-def save(directory: Path, parts: TokenizerParts, manifest: Manifest) -> None:
+def save(directory: Path, parts: TokenizerParts, manifest: Manifest, beside: Mapping[str, str] | None = None) -> None:
     """Write a checkpoint, whole or not at all.
+
+    Args:
+        directory: Must not exist, or be empty.
+        parts: The tensors.
+        manifest: What it says of itself.
+        beside: Texts by file name that are read by people and tools, never to load it.
 
     Raises:
         FileExistsError: The directory exists and is not empty; a frozen checkpoint is never overwritten.
@@ -121,6 +127,8 @@ def save(directory: Path, parts: TokenizerParts, manifest: Manifest) -> None:
     try:
         save_file(_state(parts), draft / WEIGHTS)
         (draft / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+        for name, text in (beside or {}).items():
+            (draft / name).write_text(text, encoding="utf-8")
         for file in draft.iterdir():
             file.chmod(0o644)
         draft.chmod(0o755)

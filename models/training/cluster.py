@@ -17,6 +17,7 @@ drew on (balance, the other rows) is gone from a frozen tokenizer: each row goes
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -29,9 +30,11 @@ from models.product import ProductQuantizer
 from models.quantizer import Quantizer
 from models.residual import ResidualQuantizer
 from models.training.codebooks import cluster_parts, cluster_residuals, cluster_tree, learned_rotation
-from models.training.fit import Fit, Measure, held_out_measures
+from models.training.fit import Fit
+from models.training.history import INITIALISED, EpochRecord, Measure
 from models.training.kmeans import KMeansConfig
 from models.training.projection import ProjectionConfig, projection
+from models.training.watch import coded, held_out_measures, level_records
 from models.tree import TreeQuantizer
 
 CHUNK_ROWS = 8192
@@ -89,6 +92,7 @@ def fit_clusters(family: str, embeddings: Tensor, config: ClusterConfig, weights
     """
     if len(embeddings) < 2 or torch.equal(embeddings, embeddings[:1].expand_as(embeddings)):
         raise ValueError(f"training needs at least 2 items that differ, got {len(embeddings):,}")
+    began = time.monotonic()
     generator = torch.Generator().manual_seed(config.seed)
     weights = torch.ones(len(embeddings)) if weights is None else weights.float()
     order = torch.randperm(len(embeddings), generator=generator)
@@ -107,11 +111,16 @@ def fit_clusters(family: str, embeddings: Tensor, config: ClusterConfig, weights
             latents = torch.cat([network(embeddings[rows]) for rows in training.split(CHUNK_ROWS)])
         quantizer = FITTERS[family](ClusterData(latents, weights[training]), config, generator)
         model = Clustered(network.eval(), quantizer.eval(), decoder.eval())
-        codes = torch.cat([quantizer.quantize(network(rows)).codes for rows in embeddings.split(CHUNK_ROWS)])
     measured = held_out if len(held_out) else training[:5_000]
-    reconstruction, colliding = held_out_measures(model, embeddings, weights, codes, rows=measured, variance=variance)
+    clustered = weights.index_fill(0, held_out, 0.0)
+    everything = coded(model, embeddings, clustered)
+    reconstruction, colliding = held_out_measures(
+        model, embeddings, weights, everything.codes, rows=measured, variance=variance
+    )
     measure = Measure(0, False, reconstruction, colliding, reconstruction)
-    return Fit(model, measure, (measure,), held_out)
+    levels = level_records(everything, quantizer.codebook_sizes, clustered)
+    record = EpochRecord(INITIALISED, 0, time.monotonic() - began, held_out=measure, levels=levels)
+    return Fit(model, measure, (record,), held_out)
 
 
 def _linear_networks(

@@ -7,20 +7,22 @@ the share of held-out items whose codes another item of the catalogue has as wel
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from models.network import DecoderNetwork, EncoderNetwork, NetworkConfig, start_linear
-from models.quantizer import Quantizer
+from models.network import NetworkConfig, start_linear
 from models.training.codebooks import cluster_residuals
+from models.training.history import INITIALISED, REFITTED, TRAINING, WARM_UP, EpochRecord, Measure
 from models.training.kmeans import KMeansConfig
 from models.training.projection import ProjectionConfig, draw_rows, projection
 from models.training.rqvae import RQVAE, LossConfig, Variances
+from models.training.watch import Coded, LossMeans, Trained, coded, held_out_measures, level_records
 
 CHUNK_ROWS = 8192
 
@@ -67,54 +69,30 @@ class FitConfig:
     seed: int = 0
 
 
-class Measure(NamedTuple):
-    """A measurement on the held-out rows.
-
-    Attributes:
-        epoch: Finished epochs of joint training; 0 is the k-means solution.
-        refitted: Whether the codebooks were clustered anew after the training.
-        reconstruction: Error as a share of the variance.
-        colliding: Share of the held-out items whose codes another item has as well.
-        value: What is minimised.
-    """
-
-    epoch: int
-    refitted: bool
-    reconstruction: float
-    colliding: float
-    value: float
-
-
-class Trained(Protocol):
-    """What is frozen of a fitted model, whatever the family."""
-
-    @property
-    def network(self) -> EncoderNetwork:
-        """Of embeddings to latents."""
-
-    @property
-    def quantizer(self) -> Quantizer:
-        """Of latents to codes and back."""
-
-    @property
-    def decoder(self) -> DecoderNetwork:
-        """Of quantized latents to embeddings."""
-
-
 class Fit(NamedTuple):
     """A fitted model.
 
     Attributes:
         model: At the best measurement.
         best: That measurement.
-        history: All measurements.
+        records: All epochs and clusterings, in the order in which they happened.
         held_out: Row numbers that were not trained on.
     """
 
     model: Trained
     best: Measure
-    history: tuple[Measure, ...]
+    records: tuple[EpochRecord, ...]
     held_out: Tensor
+
+    @property
+    def history(self) -> tuple[Measure, ...]:
+        """All measurements."""
+        return tuple(record.held_out for record in self.records if record.held_out)
+
+    @property
+    def kept(self) -> int:
+        """The place in `records` of the model's state."""
+        return next(place for place, record in enumerate(self.records) if record.held_out == self.best)
 
 
 def fit(
@@ -172,38 +150,21 @@ class _Fitting:
         self.model.network.centre.copy_(self.centre)
         self.model.decoder.centre.copy_(self.centre)
         self.pairs = torch.empty(0, 2, dtype=torch.int64)
+        self.records: list[EpochRecord] = []
+        self.best: Measure
+        self.best_state: Mapping[str, Tensor]
+        self.coded: Coded
 
     def run(self) -> Fit:
         if self.config.start == "projection":
             self._project()
         self._warm_up()
-        self._initialise_codebooks()
-        codes = self._codes()
-        best = self._measure(0, codes)
-        history, state = [best], copy.deepcopy(self.model.state_dict())
-        optimiser, schedule = self._optimiser(self.config.epochs)
-        with tqdm(range(1, self.config.epochs + 1), desc="training", unit="epoch", disable=None) as bar:
-            for epoch in bar:
-                self.pairs = colliding_pairs(codes[self.training], self.training)
-                self._train_epoch(epoch, optimiser, schedule)
-                codes = self._codes()
-                if self._reset_dead_codewords(codes):
-                    codes = self._codes()
-                history.append(measure := self._measure(epoch, codes))
-                bar.set_postfix(reconstruction=f"{measure.reconstruction:.3f}", colliding=f"{measure.colliding:.2%}")
-                if measure.value < best.value:
-                    best, state = measure, copy.deepcopy(self.model.state_dict())
-                if epoch - best.epoch >= self.config.patience:
-                    break
-        self.model.load_state_dict(state)
-        if best.epoch:
-            # Joint training moves the encoder network away from the codebooks; k-means on what it became uses them
-            # evenly again. Kept where the measure says so.
-            self._cluster_codebooks()
-            history.append(measure := self._measure(best.epoch, self._codes(), refitted=True))
-            best, state = (measure, self.model.state_dict()) if measure.value <= best.value else (best, state)
-            self.model.load_state_dict(state)
-        return Fit(self.model.eval(), best, tuple(history), self.held_out)
+        self._initialise()
+        self._train()
+        self.model.load_state_dict(self.best_state)
+        if self.best.epoch:
+            self._refit()
+        return Fit(self.model.eval(), self.best, tuple(self.records), self.held_out)
 
     def _project(self) -> None:
         """Start the encoder network as the projection and the decoder network as its least-squares inverse."""
@@ -222,20 +183,60 @@ class _Fitting:
         """Train encoder and decoder network without quantization."""
         if not self.config.warm_up_epochs:
             return
-        optimiser, schedule = self._optimiser(self.config.warm_up_epochs)
+        self._start_optimiser(self.config.warm_up_epochs)
         with tqdm(range(1, self.config.warm_up_epochs + 1), desc="warm-up", unit="epoch", disable=None) as bar:
             for epoch in bar:
+                began, means = time.monotonic(), LossMeans()
                 for rows in self._batches():
-                    batch = self.embeddings[rows]
+                    batch = self._rows(rows)
                     rebuilt = self.model.decoder(self.model.network(batch))
                     loss = (batch - rebuilt).square().sum(dim=1).mean() / self.variance
-                    self._step(loss, optimiser, schedule, f"warm-up epoch {epoch}")
-                bar.set_postfix(reconstruction=f"{float(loss.detach()):.3f}")
+                    losses = {"reconstruction": loss, "total": loss}
+                    means.add(losses, self._step(losses, f"warm-up epoch {epoch}"), len(rows))
+                self._record(EpochRecord(WARM_UP, epoch, time.monotonic() - began), means)
+                bar.set_postfix(reconstruction=f"{self.records[-1].losses['reconstruction']:.3f}")
 
-    def _initialise_codebooks(self) -> None:
-        """Cluster, unless the quantizer's state says that it has codebooks already."""
+    def _initialise(self) -> None:
+        """Cluster, unless the quantizer's state says that it has codebooks already; the first measurement."""
+        began = time.monotonic()
         if not bool(self.model.quantizer.initialised):
             self._cluster_codebooks()
+        self.coded = self._coded()
+        self._keep(self._measured(INITIALISED, 0, began))
+
+    def _train(self) -> None:
+        """Joint training until the last epoch, or until the patience is at its end."""
+        self._start_optimiser(self.config.epochs)
+        with tqdm(range(1, self.config.epochs + 1), desc="training", unit="epoch", disable=None) as bar:
+            for epoch in bar:
+                began = time.monotonic()
+                self.pairs = colliding_pairs(self.coded.codes[self.training], self.training)
+                means = self._train_epoch(epoch)
+                self.coded = self._coded()
+                restarted = self._reset_dead_codewords(self.coded.codes)
+                if any(restarted):
+                    self.coded = self._coded()
+                measure = self._measured(TRAINING, epoch, began, means, restarted)
+                bar.set_postfix(reconstruction=f"{measure.reconstruction:.3f}", colliding=f"{measure.colliding:.2%}")
+                if measure.value < self.best.value:
+                    self._keep(measure)
+                if epoch - self.best.epoch >= self.config.patience:
+                    break
+
+    def _refit(self) -> None:
+        """Cluster the codebooks of the best epoch anew, kept where the measure says so.
+
+        Joint training moves the encoder network away from the codebooks; k-means on what it became uses them evenly
+        again.
+        """
+        began = time.monotonic()
+        self._cluster_codebooks()
+        self.coded = self._coded()
+        measure = self._measured(REFITTED, self.best.epoch, began)
+        if measure.value <= self.best.value:
+            self.best = measure
+        else:
+            self.model.load_state_dict(self.best_state)
 
     @torch.no_grad()
     def _cluster_codebooks(self) -> None:
@@ -245,39 +246,46 @@ class _Fitting:
         weights = self.weights[self.training]
         cluster_residuals(self.model.quantizer, latents, weights, self.config.kmeans, self.generator)
 
-    def _train_epoch(
-        self, epoch: int, optimiser: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler
-    ) -> None:
+    def _train_epoch(self, epoch: int) -> LossMeans:
         loss = self.config.loss
         variances = Variances(self.variance, self._latent_variance())
+        means = LossMeans()
         for rows in self._batches():
             pairs = None
             if loss.repulsion and len(self.pairs):
-                chosen = torch.randint(len(self.pairs), (self.config.pair_rows,), generator=self.generator)
-                pairs = (self.embeddings[self.pairs[chosen, 0]], self.embeddings[self.pairs[chosen, 1]])
+                chosen = self.pairs[torch.randint(len(self.pairs), (self.config.pair_rows,), generator=self.generator)]
+                pairs = (self._rows(chosen[:, 0]), self._rows(chosen[:, 1]))
             collaborative = None if self.collaborative is None else self.collaborative[rows]
-            losses = self.model.losses(self.embeddings[rows], variances, loss, pairs=pairs, collaborative=collaborative)
-            self._step(losses.total(loss), optimiser, schedule, f"epoch {epoch}")
+            losses = self.model.losses(self._rows(rows), variances, loss, pairs=pairs, collaborative=collaborative)
+            # A term that counts nothing is not computed.
+            terms = {name: term for name, term in losses._asdict().items() if getattr(loss, name)}
+            terms["total"] = losses.total(loss)
+            means.add(terms, self._step(terms, f"epoch {epoch}"), len(rows))
+        return means
 
-    def _step(
-        self,
-        loss: Tensor,
-        optimiser: torch.optim.Optimizer,
-        schedule: torch.optim.lr_scheduler.LRScheduler,
-        place: str,
-    ) -> None:
+    def _step(self, losses: Mapping[str, Tensor], place: str) -> Tensor:
+        """Follow the gradient of the total loss; the gradient's norm, () float."""
+        loss = losses["total"]
         if not bool(loss.isfinite()):
             msg = f"training stopped in {place}: the loss is {float(loss.detach())}; lower the learning rate"
             raise ValueError(msg)
-        optimiser.zero_grad()
+        self.optimiser.zero_grad()
         loss.backward()
-        optimiser.step()
-        schedule.step()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        self.optimiser.step()
+        self.schedule.step()
+        return norm
 
-    def _optimiser(self, epochs: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-        optimiser = torch.optim.AdamW(self.model.parameters(), lr=self.config.learning_rate, weight_decay=0.0)
+    def _start_optimiser(self, epochs: int) -> None:
+        self.optimiser: torch.optim.Optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=self.config.learning_rate, weight_decay=0.0
+        )
         steps = max(1, epochs * -(-len(self.training) // self.config.batch_rows))
-        return optimiser, torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, steps)
+
+    def _rows(self, rows: Tensor) -> Tensor:
+        """Embeddings (n, D) float32 of row numbers (n,), where the model is."""
+        return self.embeddings[rows]
 
     def _batches(self) -> Iterator[Tensor]:
         """An epoch's row numbers: every row once, or as many rows drawn by weight."""
@@ -296,24 +304,46 @@ class _Fitting:
         centre = (latents * share).sum(dim=0)
         return float(((latents - centre).square() * share).sum().clamp_min(1e-12))
 
-    @torch.no_grad()
-    def _codes(self) -> Tensor:
-        """Codes of all rows, (N, L)."""
-        chunks = self.embeddings.split(CHUNK_ROWS)
-        return torch.cat([self.model.quantizer.quantize(self.model.network(rows)).codes for rows in chunks])
+    def _coded(self) -> Coded:
+        """All rows as the model codes them now."""
+        return coded(self.model, self.embeddings, self._training_weights())
+
+    def _training_weights(self) -> Tensor:
+        """What each row counts (N,), 0 where it is held out."""
+        return self.weights.index_fill(0, self.held_out, 0.0)
 
     @torch.no_grad()
-    def _reset_dead_codewords(self, codes: Tensor) -> int:
-        """Move codewords that no training row chooses to residuals of their level; how many there were."""
-        reset = 0
+    def _reset_dead_codewords(self, codes: Tensor) -> tuple[int, ...]:
+        """Move codewords that no training row chooses to residuals of their level; how many there were in each."""
+        reset = []
         for level, codebook in enumerate(self.model.quantizer.codebooks):
             used = torch.bincount(codes[self.training, level], minlength=len(codebook)) > 0
             if dead := int((~used).sum()):
                 rows = self.training[draw_rows(self.weights[self.training], dead, self.generator)]
-                quantization = self.model.quantizer.quantize(self.model.network(self.embeddings[rows]))
+                quantization = self.model.quantizer.quantize(self.model.network(self._rows(rows)))
                 codebook[~used] = quantization.residuals[:, level]
-                reset += dead
-        return reset
+            reset.append(dead)
+        return tuple(reset)
+
+    def _measured(
+        self, stage: str, epoch: int, began: float, means: LossMeans | None = None, restarted: tuple[int, ...] = ()
+    ) -> Measure:
+        """Measure the model as `self.coded` codes the rows, and write down what happened since `began`."""
+        measure = self._measure(epoch, self.coded.codes, refitted=stage == REFITTED)
+        levels = level_records(self.coded, self.config.codebook_sizes, self._training_weights(), restarted)
+        self._record(EpochRecord(stage, epoch, time.monotonic() - began, held_out=measure, levels=levels), means)
+        return measure
+
+    def _record(self, record: EpochRecord, means: LossMeans | None) -> None:
+        """Write down an epoch, or a clustering where there are no losses."""
+        if means:
+            rate = float(self.schedule.get_last_lr()[0])
+            record = replace(record, losses=means.as_dict(), learning_rate=rate, gradient_norm=means.gradient_norm)
+        self.records.append(record)
+
+    def _keep(self, measure: Measure) -> None:
+        """The state that was measured is the best so far."""
+        self.best, self.best_state = measure, copy.deepcopy(self.model.state_dict())
 
     def _measure(self, epoch: int, codes: Tensor, *, refitted: bool = False) -> Measure:
         rows = self.held_out if len(self.held_out) else self.training[:5_000]
@@ -340,27 +370,6 @@ def _collaborative(collaborative: Tensor | None, config: LossConfig, items: int)
     if int(known.sum()) < 2:
         raise ValueError("fewer than 2 items have a collaborative embedding; there is nothing to contrast")
     return collaborative.float() - collaborative[known].float().mean(dim=0)
-
-
-@torch.no_grad()
-def held_out_measures(
-    model: Trained, embeddings: Tensor, weights: Tensor, codes: Tensor, *, rows: Tensor, variance: float
-) -> tuple[float, float]:
-    """Reconstruction error of some rows as a share of the variance, and the share of them that collide with any row.
-
-    Args:
-        model: What is measured.
-        embeddings: (N, D) float32.
-        weights: (N,) float, what each row counts.
-        codes: (N, L) int64, of all rows.
-        rows: (n,) int64, the rows that are measured.
-        variance: Of the embeddings, summed over features.
-    """
-    miss = (embeddings[rows] - model.decoder(model.quantizer.decode(codes[rows]))).square().sum(dim=1)
-    share = weights[rows] / weights[rows].sum()
-    _, inverse, counts = codes.unique(dim=0, return_inverse=True, return_counts=True)
-    colliding = float(((counts[inverse[rows]] > 1) * share).sum())
-    return float((miss * share).sum()) / variance, colliding
 
 
 def colliding_pairs(codes: Tensor, rows: Tensor) -> Tensor:

@@ -19,12 +19,12 @@ from models.training.card import BELOW_FLOAT64, model_card
 from models.training.cluster import FITTERS, ClusterConfig, fit_clusters
 from models.training.data import Reading, TrainingData, read_training_data, text_encoder_of
 from models.training.fit import Fit, FitConfig, fit
+from models.training.history import HISTORY, TrainingHistory
 
 CALIBRATION_ROWS = 20_000
 
-_STOPPING = {
-    "stopped_on": "held-out reconstruction error + collision_price x share of held-out items that share all codes"
-}
+# What chooses the epoch that is kept, by family; the others have nothing to choose from.
+STOPPED_ON = {"rqvae": "held-out reconstruction error + collision_price x share of held-out items that share all codes"}
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,14 @@ def train_checkpoint(
         training=_training_notes(config, data, fitted, command),
         report=_report_notes(report, data, parts, fitted),
     )
-    save(out, parts, manifest)
-    (out / "README.md").write_text(model_card(manifest), encoding="utf-8")
+    history = TrainingHistory(
+        family=config.family,
+        codebook_sizes=manifest.codebook_sizes,
+        stopped_on=STOPPED_ON.get(config.family, "held-out reconstruction error"),
+        kept=fitted.kept,
+        records=fitted.records,
+    )
+    save(out, parts, manifest, beside={HISTORY: history.as_json(), "README.md": model_card(manifest)})
     say(f"wrote {manifest.full_name} to {out}")
     return manifest
 
@@ -168,7 +174,7 @@ def _training_notes(config: TrainConfig, data: TrainingData, fitted: Fit, comman
         "config": asdict(config),
         "files": list(data.notes),
         "data_terms": config.data_terms,
-        **(_STOPPING if config.family == "rqvae" else {}),
+        **({"stopped_on": STOPPED_ON[config.family]} if config.family in STOPPED_ON else {}),
         "held_out_items": len(fitted.held_out),
         "epochs_run": max(measure.epoch for measure in fitted.history),
         "torch": torch.__version__,

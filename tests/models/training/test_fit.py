@@ -52,14 +52,14 @@ def test_dead_codewords_restart_where_there_is_data(clustered):
     # given codewords that nothing is near to
     fitting = _Fitting(clustered, SMALL, None)
     fitting._project()
-    fitting._initialise_codebooks()
+    fitting._cluster_codebooks()
     for codebook in fitting.model.quantizer.codebooks:
         codebook.data[:3] = 1e3
     # when
-    reset = fitting._reset_dead_codewords(fitting._codes())
+    reset = sum(fitting._reset_dead_codewords(fitting._coded().codes))
     # then
     assert reset == 9
-    assert fitting._reset_dead_codewords(fitting._codes()) < reset
+    assert sum(fitting._reset_dead_codewords(fitting._coded().codes)) < reset
     assert all(float(codebook.detach().abs().max()) < 1e2 for codebook in fitting.model.quantizer.codebooks)
 
 
@@ -89,7 +89,7 @@ def test_a_last_batch_of_one_row_does_not_outweigh_the_others(clustered, monkeyp
     seen = []
     step = _Fitting._step
     monkeypatch.setattr(
-        _Fitting, "_step", lambda self, loss, *rest: seen.append(loss.item()) or step(self, loss, *rest)
+        _Fitting, "_step", lambda self, losses, place: seen.append(losses["total"].item()) or step(self, losses, place)
     )
     # when
     fitting.run()

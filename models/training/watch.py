@@ -1,0 +1,131 @@
+"""What is measured of a model while it is fitted: codes, each level's use, held-out measures, means of the losses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from models.evaluation.measures import usage
+from models.network import DecoderNetwork, EncoderNetwork
+from models.quantizer import Quantizer
+from models.training.history import LevelRecord
+
+CHUNK_ROWS = 8192
+
+
+class Trained(Protocol):
+    """What is frozen of a fitted model, whatever the family."""
+
+    @property
+    def network(self) -> EncoderNetwork:
+        """Of embeddings to latents."""
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """Of latents to codes and back."""
+
+    @property
+    def decoder(self) -> DecoderNetwork:
+        """Of quantized latents to embeddings."""
+
+
+class Coded(NamedTuple):
+    """All rows as a model codes them.
+
+    Attributes:
+        codes: (N, L) int64.
+        left_over: (L,) float64, see `LevelRecord.left_over`.
+    """
+
+    codes: Tensor
+    left_over: Tensor
+
+
+@torch.no_grad()
+def coded(model: Trained, embeddings: Tensor, weights: Tensor) -> Coded:
+    """The codes of embeddings (N, D) float32; what the levels leave over is of rows weighted by (N,)."""
+    share = (weights / weights.sum()).double()
+    codes = []
+    energies, mean = torch.zeros(()), torch.zeros(())
+    for rows, counts in zip(embeddings.split(CHUNK_ROWS), share.split(CHUNK_ROWS), strict=True):
+        quantization = model.quantizer.quantize(model.network(rows))
+        codes.append(quantization.codes)
+        energies = energies + (quantization.residuals.square().sum(dim=2).double() * counts[:, None]).sum(dim=0)
+        mean = mean + (quantization.residuals[:, 0] * counts[:, None]).sum(dim=0)
+    variance = (energies[0] - mean.square().sum()).clamp_min(1e-12)
+    return Coded(torch.cat(codes), energies[1:] / variance)
+
+
+def level_records(
+    coded: Coded, sizes: tuple[int, ...], weights: Tensor, restarted: tuple[int, ...] = ()
+) -> tuple[LevelRecord, ...]:
+    """Each level over the rows that count.
+
+    Args:
+        coded: Of all rows.
+        sizes: K_l for each level.
+        weights: (N,) float, what each row counts; 0 where it was not trained on.
+        restarted: Dead codewords of each level that were moved; none where empty.
+    """
+    rows = weights > 0
+    levels = zip(
+        usage(coded.codes[rows], sizes, weights[rows]),
+        coded.left_over.tolist(),
+        restarted or [0] * len(sizes),
+        strict=True,
+    )
+    return tuple(LevelRecord(level.used, level.perplexity, left, moved) for level, left, moved in levels)
+
+
+@torch.no_grad()
+def held_out_measures(
+    model: Trained, embeddings: Tensor, weights: Tensor, codes: Tensor, *, rows: Tensor, variance: float
+) -> tuple[float, float]:
+    """Reconstruction error of some rows as a share of the variance, and the share of them that collide with any row.
+
+    Args:
+        model: What is measured.
+        embeddings: (N, D) float32.
+        weights: (N,) float, what each row counts.
+        codes: (N, L) int64, of all rows.
+        rows: (n,) int64, the rows that are measured.
+        variance: Of the embeddings, summed over features.
+    """
+    miss = (embeddings[rows] - model.decoder(model.quantizer.decode(codes[rows]))).square().sum(dim=1)
+    share = weights[rows] / weights[rows].sum()
+    _, inverse, counts = codes.unique(dim=0, return_inverse=True, return_counts=True)
+    colliding = float(((counts[inverse[rows]] > 1) * share).sum())
+    return float((miss * share).sum()) / variance, colliding
+
+
+class LossMeans:
+    """Means of an epoch's losses over its rows, kept where the losses are, so that no step waits for them."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._gradients: list[Tensor] = []
+        self._rows = 0
+
+    def add(self, losses: Mapping[str, Tensor], gradient_norm: Tensor, rows: int) -> None:
+        """Take a step's losses, () or (L,) float, the norm of its gradients () and the number of its rows."""
+        self._rows += rows
+        self._gradients.append(gradient_norm.detach())
+        for name, loss in losses.items():
+            self._sums[name] = self._sums.get(name, 0.0) + loss.detach() * rows
+
+    def as_dict(self) -> dict[str, float]:
+        """As `EpochRecord.losses` names them."""
+        means = {}
+        for name, total in self._sums.items():
+            means[name] = float(total.sum()) / self._rows
+            if total.ndim:
+                means |= {f"{name} {level}": float(one) / self._rows for level, one in enumerate(total, 1)}
+        return means
+
+    @property
+    def gradient_norm(self) -> float:
+        """Mean over the steps."""
+        return float(torch.stack(self._gradients).mean())
