@@ -64,6 +64,8 @@ def _training(training: Mapping[str, Any]) -> str:
         ]
     else:
         lines += [f"By k-means alone, on all items but {training['held_out_items']:,} that were held out."]
+    if "collaborative" in training:
+        lines += [_collaborative(training["collaborative"])]
     lines += [
         "All hyper-parameters are in `manifest.json`.",
         "",
@@ -74,6 +76,18 @@ def _training(training: Mapping[str, Any]) -> str:
         "```",
     ]
     return "\n".join(lines)
+
+
+def _collaborative(notes: Mapping[str, Any]) -> str:
+    """A sentence on the item embeddings that the collaborative objective was given."""
+    method = {"sasrec": "SASRec", "ppmi": "PPMI and SVD"}.get(notes["method"])
+    source = notes.get("interactions") or notes["file"]
+    words = f"learnt by {method} from the sequences of" if method else "read from"
+    before = " but each user's last two interactions" if method else ""
+    return (
+        f"The collaborative objective had {notes['width']} numbers for {notes['share_of_items']:.1%} of the items, "
+        f"{words} {source['file']} (`{source['sha256'][:16]}...`){before}. Nothing of users is in the checkpoint."
+    )
 
 
 def _figures(report: Mapping[str, Any]) -> str:

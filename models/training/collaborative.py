@@ -21,13 +21,17 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from models.catalogue import read_embeddings
+from models.catalogue import read_embeddings, read_item_ids
 from models.interactions import Split, in_rows, leave_one_out, read_interactions
 from models.training.cooccurrence import PPMIConfig, ppmi_embeddings
+from models.training.data import TrainingData
 from models.training.sasrec import SASRecConfig, evaluate_split, fit_sasrec
 
 METHODS: Mapping[str, SASRecConfig | PPMIConfig] = {"sasrec": SASRecConfig(), "ppmi": PPMIConfig()}
 NOTES = b"semid"
+
+# LETTER's, and what `semid train` takes where embeddings are given and no weight is.
+WEIGHT = 0.02
 
 
 class ItemEmbeddings(NamedTuple):
@@ -78,8 +82,8 @@ def train_item_embeddings(
             or training diverged.
     """
     item_ids, split = _read_split(interactions, catalogue, say)
-    # Rows of the items that are in a training part come first; no other row can be learnt.
-    known = _rows_in_order(split.training)
+    # Only these can be learnt. Their order, too, is that of the training parts: it decides what is drawn for which.
+    known = list(dict.fromkeys(row for sequence in split.training for row in sequence))
     say(
         f"{interactions}: {len(split.training):,} users of at least 3 interactions; {len(known):,} items before the "
         "last two of each"
@@ -121,38 +125,64 @@ def aligned(found: ItemEmbeddings, item_ids: pa.Array, say: Callable[[str], None
         raise ValueError(msg)
     embeddings = found.embeddings.new_full((len(places), found.embeddings.shape[1]), torch.nan)
     embeddings[there] = found.embeddings[places[there]]
-    share = float(there.float().mean())
-    say(f"{int(there.sum()):,} of {len(item_ids):,} items have a collaborative embedding ({share:.1%})")
-    return Aligned(embeddings, {**found.notes, "width": embeddings.shape[1], "share_of_items": share})
+    say(f"{int(there.sum()):,} of {len(item_ids):,} items have a collaborative embedding")
+    return Aligned(embeddings, {**found.notes, **_measures(embeddings)})
 
 
-def read_aligned(path: Path, items: int, item_ids: pa.Array | None, say: Callable[[str], None] = print) -> Aligned:
-    """Collaborative embeddings from a file, in the order of the training data.
+def align(
+    data: TrainingData,
+    *,
+    file: Path | None = None,
+    interactions: Path | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    say: Callable[[str], None] = print,
+) -> Aligned | None:
+    """Collaborative embeddings of the training data, read or trained; None where neither is asked for.
 
     Args:
-        path: `.parquet` as `read_item_embeddings` takes it, or `.npy` with a row for each item in their order.
-        items: N.
-        item_ids: (N,), for Parquet.
+        data: With item ids where `needs_item_ids`.
+        file: `.parquet` as `read_item_embeddings` takes it, or `.npy` with a row for each item in their order.
+        interactions: Of which SASRec is trained.
+        seed: Of SASRec.
+        device: Where SASRec is trained.
         say: Takes lines for the user.
 
     Raises:
-        ValueError: The file is of another kind, is faulty, or does not fit the items.
+        ValueError: A file is of another kind, is faulty, or does not fit the items; or training failed.
     """
-    if path.suffix == ".parquet" and item_ids is not None:
-        found = read_item_embeddings(path)
-        return aligned(found._replace(notes={**found.notes, "file": _file_note(path)}), item_ids, say)
-    if path.suffix != ".npy":
-        msg = f"{path}: collaborative embeddings are .parquet with item_id and embedding, or .npy in the items' order"
-        raise ValueError(msg)
-    embeddings = read_embeddings(path)
-    if len(embeddings) != items:
+    if interactions is not None and data.item_ids is not None:
+        config = SASRecConfig(seed=seed)
+        return aligned(
+            train_item_embeddings(interactions, config, data.item_ids.to_pylist(), device, say), data.item_ids, say
+        )
+    if file is None:
+        return None
+    if data.item_ids is not None:
+        found = read_item_embeddings(file)
+        return aligned(found._replace(notes={**found.notes, "file": _file_note(file)}), data.item_ids, say)
+    embeddings = read_embeddings(file)
+    if len(embeddings) != len(data.embeddings):
         msg = (
-            f"{path} has {len(embeddings):,} rows for {items:,} items; an array has a row for each in their order. "
-            "Parquet with item_id and embedding may leave items out"
+            f"{file} has {len(embeddings):,} rows for {len(data.embeddings):,} items; an array has a row for each in "
+            "their order. Parquet with item_id and embedding may leave items out"
         )
         raise ValueError(msg)
-    notes = {"method": "given", "file": _file_note(path), "width": embeddings.shape[1], "share_of_items": 1.0}
-    return Aligned(embeddings, notes)
+    return Aligned(embeddings, {"method": "given", "file": _file_note(file), **_measures(embeddings)})
+
+
+def needs_item_ids(file: Path | None, interactions: Path | None) -> bool:
+    """Whether these are brought to the items by item id.
+
+    Raises:
+        ValueError: Both are given, or the file is of neither kind.
+    """
+    if file is not None and interactions is not None:
+        raise ValueError("collaborative embeddings are read from a file or trained from interactions, not both")
+    if file is not None and file.suffix not in (".parquet", ".npy"):
+        msg = f"{file}: collaborative embeddings are .parquet with item_id and embedding, or .npy in the items' order"
+        raise ValueError(msg)
+    return interactions is not None or (file is not None and file.suffix == ".parquet")
 
 
 def read_item_embeddings(path: Path) -> ItemEmbeddings:
@@ -162,27 +192,22 @@ def read_item_embeddings(path: Path) -> ItemEmbeddings:
         ValueError: The file cannot be read, a column is missing or of another type, an item comes twice, widths
             differ, or a number is not finite.
     """
-    try:
-        table = pq.read_table(path, columns=["item_id", "embedding"], partitioning=None)
-    except (OSError, pa.ArrowException) as error:
-        msg = f"{path} cannot be read as collaborative embeddings, with the columns item_id and embedding: {error}"
-        raise ValueError(msg) from error
-    kind = table.schema.field("item_id").type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
-        raise ValueError(f"{path}: item_id is {kind}, expected strings or integers")
-    item_ids = table.column("item_id").cast(pa.large_string()).combine_chunks()
-    if table.num_rows == 0 or item_ids.null_count:
-        raise ValueError(f"{path} has no rows" if table.num_rows == 0 else f"{path} has rows without item_id")
+    item_ids = read_item_ids(path)
+    if not len(item_ids):
+        raise ValueError(f"{path} has no rows")
     counts = item_ids.value_counts()
     twice = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(twice):
         raise ValueError(f"{path} has {len(twice):,} items more than once, such as {twice[0]['values'].as_py()!r}")
-    embeddings = _matrix(table.column("embedding").combine_chunks(), path)
+    schema = pq.read_schema(path)
+    if "embedding" not in schema.names:
+        raise ValueError(f"{path} has no column 'embedding'; its columns are {schema.names}")
+    embeddings = _matrix(pq.read_table(path, columns=["embedding"]).column("embedding").combine_chunks(), path)
     bad = (~embeddings.isfinite().all(dim=1)).nonzero().flatten().tolist()
     if bad:
         item = item_ids[bad[0]].as_py()
         raise ValueError(f"{path} has numbers that are not finite in {len(bad):,} rows, first of item {item!r}")
-    notes = json.loads((table.schema.metadata or {}).get(NOTES, b'{"method": "given"}'))
+    notes = json.loads((schema.metadata or {}).get(NOTES, b'{"method": "given"}'))
     return ItemEmbeddings(item_ids, embeddings, notes)
 
 
@@ -216,10 +241,6 @@ def _read_split(
     return item_ids, split
 
 
-def _rows_in_order(sequences: Iterable[tuple[int, ...]]) -> list[int]:
-    return sorted({row for sequence in sequences for row in sequence})
-
-
 def _renumbered(split: Split, known: list[int]) -> Split:
     """The split with rows numbered by their place in `known`; rows that are not there come after."""
     place = {row: number for number, row in enumerate(known)}
@@ -242,9 +263,15 @@ def _matrix(column: pa.Array, path: Path) -> Tensor:
         raise ValueError(f"{path} has nulls among its embeddings; leave out the rows of items that have none")
     widths = pc.unique(pc.list_value_length(column)).to_pylist()
     if len(widths) > 1 or not widths[0]:
-        raise ValueError(f"{path} has embeddings of {' and '.join(map(str, sorted(widths)[:5]))} numbers, not of one width")
+        raise ValueError(
+            f"{path} has embeddings of {' and '.join(map(str, sorted(widths)[:5]))} numbers, not of one width"
+        )
     numbers = values.cast(pa.float32()).to_numpy(zero_copy_only=False)
     return torch.from_numpy(np.array(numbers.reshape(-1, widths[0])))
+
+
+def _measures(embeddings: Tensor) -> dict[str, Any]:
+    return {"width": embeddings.shape[1], "share_of_items": float(embeddings.isfinite().all(dim=1).float().mean())}
 
 
 def _file_note(path: Path) -> dict[str, Any]:

@@ -282,7 +282,8 @@ def evaluate_ranking(
     asked = [user for user, target in enumerate(targets) if known[user] and target < items]
     asked.sort(key=lambda user: min(len(known[user]), model.max_length))
     ranks = torch.full((len(targets),), NEVER, dtype=torch.int64)
-    for users in torch.tensor(asked, dtype=torch.int64).split(RANKED_AT_ONCE):
+    chunks = torch.tensor(asked, dtype=torch.int64).split(RANKED_AT_ONCE) if asked else ()
+    for users in chunks:
         batch = [known[user] for user in users.tolist()]
         scores = model.last_states(batch) @ model.items.weight.T
         right = torch.tensor([targets[user] for user in users.tolist()], device=scores.device)

@@ -17,6 +17,7 @@ from models.template import TextTemplate
 from models.tokenizer import FAMILIES, TokenizerParts
 from models.training.card import BELOW_FLOAT64, model_card
 from models.training.cluster import FITTERS, ClusterConfig, fit_clusters
+from models.training.collaborative import align, needs_item_ids
 from models.training.data import Reading, TrainingData, read_training_data, text_encoder_of
 from models.training.fit import Fit, FitConfig, fit
 from models.training.history import HISTORY, TrainingHistory
@@ -60,6 +61,8 @@ def train_checkpoint(
     *,
     text_encoder: str | None = None,
     embedding_cache: Path | None = None,
+    collaborative: Path | None = None,
+    interactions: Path | None = None,
     device: str = "cpu",
     command: str = "",
     say: Callable[[str], None] = print,
@@ -73,6 +76,8 @@ def train_checkpoint(
         text_encoder: A Hugging Face id or a local path. None: all-MiniLM-L6-v2 for catalogues; for arrays none, and
             the tokenizer then takes embeddings only.
         embedding_cache: A directory that keeps embeddings of texts between runs.
+        collaborative: Collaborative embeddings (see `models.training.collaborative.align`), for `loss.collaborative`.
+        interactions: Or users' sequences, from which SASRec learns them.
         device: Where texts are embedded.
         command: The command line, for the model card.
         say: Takes lines for the user.
@@ -87,14 +92,17 @@ def train_checkpoint(
     """
     _refuse_full_directory(out)
     config_of(config.family)
+    _refuse_idle_collaboration(config, given=collaborative is not None or interactions is not None)
+    by_id = needs_item_ids(collaborative, interactions)
     encoder = text_encoder_of(sources, text_encoder, device)
-    reading = Reading(config.template, config.balance_by, config.balance, embedding_cache)
+    reading = Reading(config.template, config.balance_by, config.balance, embedding_cache, keep_ids=by_id)
     data = read_training_data(sources, reading, encoder, say)
     say(f"training on {len(data.embeddings):,} items of {len(sources)} files, {data.embeddings.shape[1]} dimensions")
     distinct, largest = len(data.embeddings.unique(dim=0)), max(config.fit.codebook_sizes)
     if distinct < largest:
         say(f"warning: {distinct:,} different embeddings for codebooks of up to {largest}: some codewords stay unused")
-    fitted = fit_family(data.embeddings, config, data.weights)
+    together = align(data, file=collaborative, interactions=interactions, seed=config.fit.seed, device=device, say=say)
+    fitted = fit_family(data.embeddings, config, data.weights, together.embeddings if together else None)
     parts = TokenizerParts(
         config.family, config.template, encoder, fitted.model.network, fitted.model.quantizer, fitted.model.decoder
     )
@@ -110,7 +118,10 @@ def train_checkpoint(
         calibration.bounds,
         calibration=calibration.notes,
         max_suffix=config.max_suffix,
-        training=_training_notes(config, data, fitted, command),
+        training={
+            **_training_notes(config, data, fitted, command),
+            **({"collaborative": dict(together.notes)} if together else {}),
+        },
         report=_report_notes(report, data, parts, fitted),
     )
     history = TrainingHistory(
@@ -161,6 +172,20 @@ def _refuse_full_directory(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         msg = f"{out} is not empty; a checkpoint is frozen and is never overwritten"
         raise FileExistsError(msg)
+
+
+def _refuse_idle_collaboration(config: TrainConfig, *, given: bool) -> None:
+    """Collaborative embeddings and their weight come together."""
+    weight = config.fit.loss.collaborative if isinstance(config.fit, FitConfig) else 0.0
+    if given and not weight:
+        msg = (
+            "collaborative embeddings count for nothing: they are for the family rqvae with loss.collaborative above 0"
+        )
+        raise ValueError(msg)
+    if weight and not given:
+        raise ValueError(
+            "loss.collaborative is above 0, but there are neither collaborative embeddings nor interactions"
+        )
 
 
 def _sample(rows: int, seed: int) -> list[int]:

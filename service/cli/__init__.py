@@ -6,6 +6,7 @@ import typer
 
 from service.cli.catalogue import tokenize
 from service.cli.frame import failure, read_settings
+from service.cli.item_embeddings import item_embeddings
 from service.cli.record import export, import_, registry
 from service.cli.tokenizers import train
 
@@ -33,6 +34,7 @@ def serve() -> None:
 
 
 app.command()(train)
+app.command()(item_embeddings)
 app.command()(tokenize)
 app.command()(export)
 app.command(name="import")(import_)

@@ -26,7 +26,7 @@ def item_embeddings(
     device: Annotated[str, typer.Option(help="Where SASRec is trained: cpu or cuda.")] = "cpu",
 ) -> None:
     """Train collaborative item embeddings for `semid train --collaborative`, from all but each user's last two."""
-    from models.catalogue import read_items
+    from models.catalogue import read_item_ids, read_items
     from models.configuration import configured
     from models.training.collaborative import METHODS, train_item_embeddings, write_item_embeddings
 
@@ -34,7 +34,13 @@ def item_embeddings(
         if method not in METHODS:
             raise failure(f"there is no method {method!r}; known are {', '.join(METHODS)}")
         config = configured(METHODS[method], [f"width={width}", f"seed={seed}", *(options or [])])
-        items = [item.item_id for path in catalogue or [] for batch in read_items(path) for item in batch]
+        items: list[str] = []
+        for path in catalogue or []:
+            items += (
+                read_item_ids(path).to_pylist()
+                if path.suffix == ".parquet"
+                else [item.item_id for batch in read_items(path) for item in batch]
+            )
         found = train_item_embeddings(interactions, config, items or None, device, say=typer.echo)
         write_item_embeddings(out, found)
         typer.echo(f"wrote embeddings of {len(found.item_ids):,} items to {out}")

@@ -31,6 +31,12 @@ def train(
     ] = None,
     text_encoder: Annotated[str | None, typer.Option(help="A Hugging Face id or a path.")] = None,
     embedding_cache: Annotated[Path | None, typer.Option(help="Directory; keeps embeddings between runs.")] = None,
+    interactions: Annotated[
+        Path | None, typer.Option(exists=True, help="rqvae: users' sequences; what they choose together lies together.")
+    ] = None,
+    collaborative: Annotated[
+        Path | None, typer.Option(exists=True, help="rqvae: the same from item embeddings that are there already.")
+    ] = None,
     balance_by: Annotated[str | None, typer.Option(help="Column; big sources then do not drown small ones.")] = None,
     balance: Annotated[float, typer.Option(min=0, max=1, help="1: rows count alike; 0: sources do.")] = 0.5,
     max_suffix: Annotated[int | None, typer.Option(min=0, help="The generator's suffix vocabulary.")] = None,
@@ -40,12 +46,15 @@ def train(
     """Train a tokenizer on catalogues and freeze it: weights, manifest, report, model card."""
     from models import CheckpointError
     from models.configuration import configured
+    from models.training.collaborative import WEIGHT
     from models.training.train import TrainConfig, config_of, train_checkpoint
 
     settings = [f"codebook_sizes={[codebook_size] * levels}", f"seed={seed}"]
     settings += [f"hidden=[{hidden}]"] if hidden is not None else []
     settings += [f"latent={latent}"] if latent is not None else []
     settings += [f"epochs={epochs}"] if epochs is not None else []
+    # Whoever gives them wants them to count; --set comes after, and so may say otherwise.
+    settings += [f"loss.collaborative={WEIGHT}"] if family == "rqvae" and (interactions or collaborative) else []
     try:
         config = TrainConfig(
             name=name or out.name,
@@ -62,6 +71,8 @@ def train(
             config,
             text_encoder=text_encoder,
             embedding_cache=embedding_cache,
+            collaborative=collaborative,
+            interactions=interactions,
             device=device,
             command=shlex.join(["semid", *sys.argv[1:]]),
             say=typer.echo,

@@ -92,7 +92,9 @@ def test_a_history_is_read_from_its_latest_steps_whatever_its_neighbours_are():
 
 
 def test_a_loss_that_is_no_number_stops_the_training_with_the_reason():
-    with pytest.raises(ValueError, match=r"SASRec stopped in epoch \d+: the loss is (nan|inf); lower the learning rate"):
+    with pytest.raises(
+        ValueError, match=r"SASRec stopped in epoch \d+: the loss is (nan|inf); lower the learning rate"
+    ):
         fit_sasrec(communities(), 32, replace(SMALL, learning_rate=1e30))
 
 
