@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -27,9 +29,15 @@ BATCH_TOKENS = 4096
 
 KEY_BYTES = 16
 
+# Shards that are searched one by one before they join the index.
+RECENT_SHARDS = 16
+
+_Starts: TypeAlias = np.ndarray[tuple[int], np.dtype[np.uint64]]
+_Places: TypeAlias = np.ndarray[tuple[int], np.dtype[np.int64]]
+
 
 class EmbeddingCache:
-    """Embeddings by text, of one text encoder.
+    """Embeddings by text, of one text encoder. They stay on disk; memory holds 16 bytes of each.
 
     Args:
         directory: Made where it does not exist.
@@ -40,16 +48,26 @@ class EmbeddingCache:
         settings = json.dumps(text_encoder.components, sort_keys=True).encode()
         self._directory = directory / hashlib.sha256(settings).hexdigest()[:32]
         self._directory.mkdir(parents=True, exist_ok=True)
-        self._place: dict[bytes, tuple[int, int]] = {}
-        self._shards: list[Tensor] = []
+        self._shards: list[dict[str, Tensor]] = []
+        # The start of each key and where it lies, sorted; and those of the shards that came since.
+        self._index = (np.empty(0, np.uint64), np.empty(0, np.int64))
+        self._recent: list[tuple[_Starts, _Places]] = []
         for path in sorted(self._directory.glob("*.safetensors")):
-            shard = load_file(path)
-            self._take(shard["keys"], shard["embeddings"])
+            self._take(path)
+        self._merge()
 
     def get(self, text: str) -> Tensor | None:
         """The embedding (D,) float32, or None where it is not here."""
-        place = self._place.get(key(text))
-        return None if place is None else self._shards[place[0]][place[1]]
+        whole = key(text)
+        start = np.frombuffer(whole[:8], np.uint64)
+        for starts, places in (*reversed(self._recent), self._index):
+            # The last of equals is the latest.
+            for place in places[np.searchsorted(starts, start)[0] : np.searchsorted(starts, start, "right")[0]][::-1]:
+                shard = self._shards[int(place) >> 32]
+                row = int(place) & 0xFFFFFFFF
+                if shard["keys"][row].numpy().tobytes() == whole:
+                    return shard["embeddings"][row]
+        return None
 
     def add(self, texts: Sequence[str], embeddings: Tensor) -> None:
         """Keep embeddings (n, D) float32 of n texts, written whole or not at all."""
@@ -60,13 +78,22 @@ class EmbeddingCache:
         draft = target.with_suffix(".draft")
         save_file({"keys": keys, "embeddings": embeddings.float().contiguous()}, draft)
         draft.replace(target)
-        self._take(keys, embeddings)
+        self._take(target)
+        if len(self._recent) >= RECENT_SHARDS:
+            self._merge()
 
-    def _take(self, keys: Tensor, embeddings: Tensor) -> None:
-        number = len(self._shards)
-        for row, stored in enumerate(keys.numpy()):
-            self._place[stored.tobytes()] = (number, row)
-        self._shards.append(embeddings)
+    def _take(self, path: Path) -> None:
+        # Mapped: what is not looked at is not in memory.
+        shard = load_file(path)
+        starts = np.ascontiguousarray(shard["keys"].numpy()[:, :8]).view(np.uint64)[:, 0]
+        order = starts.argsort(kind="stable")
+        self._recent.append((starts[order], order + (len(self._shards) << 32)))
+        self._shards.append(shard)
+
+    def _merge(self) -> None:
+        starts, places = (np.concatenate(parts) for parts in zip(self._index, *self._recent, strict=True))
+        order = starts.argsort(kind="stable")
+        self._index, self._recent = (starts[order], places[order]), []
 
 
 def key(text: str) -> bytes:
@@ -76,22 +103,56 @@ def key(text: str) -> bytes:
 
 def embed_texts(text_encoder: TextEncoder, texts: Sequence[str], cache_directory: Path | None = None) -> Tensor:
     """The embeddings (N, D) float32 of texts, with a progress bar; what the cache has is not computed again."""
-    cache = EmbeddingCache(cache_directory, text_encoder) if cache_directory else None
     embeddings = torch.empty(len(texts), text_encoder.dimension)
-    missing = []
-    for row, text in enumerate(texts):
-        known = cache.get(text) if cache else None
-        if known is None:
-            missing.append(row)
-        else:
-            embeddings[row] = known
-    with tqdm(total=len(missing), desc="embedding", unit="text", disable=not missing) as bar:
-        for start in range(0, len(missing), SHARD_TEXTS):
-            rows = missing[start : start + SHARD_TEXTS]
-            embeddings[rows] = _embed_shard(text_encoder, [texts[row] for row in rows], bar)
-            if cache:
-                cache.add([texts[row] for row in rows], embeddings[rows])
+
+    def keep(rows: Sequence[int], values: Tensor) -> None:
+        embeddings[rows] = values
+
+    embed_stream(text_encoder, texts, keep, cache_directory, len(texts))
     return embeddings
+
+
+def embed_stream(
+    text_encoder: TextEncoder,
+    texts: Iterable[str],
+    keep: Callable[[Sequence[int], Tensor], None],
+    cache_directory: Path | None = None,
+    total: int | None = None,
+) -> None:
+    """Embed texts as they come, with a progress bar; what the cache has is not computed again.
+
+    Args:
+        text_encoder: Of the texts.
+        texts: Any number; `SHARD_TEXTS` of them are held.
+        keep: Takes row numbers, increasing, and their embeddings (n, D) float32; what was known comes first.
+        cache_directory: Where embeddings are kept between runs.
+        total: How many texts there are, if that is known.
+    """
+    cache = EmbeddingCache(cache_directory, text_encoder) if cache_directory else None
+    numbered = enumerate(texts)
+    missing: list[tuple[int, str]] = []
+    with tqdm(total=total, desc="embedding", unit="text", disable=None) as bar:
+
+        def embed() -> None:
+            rows, absent = [row for row, _ in missing], [text for _, text in missing]
+            embeddings = _embed_shard(text_encoder, absent, bar)
+            keep(rows, embeddings)
+            if cache:
+                cache.add(absent, embeddings)
+            missing.clear()
+
+        while batch := list(islice(numbered, SHARD_TEXTS)):
+            found = [(row, cache.get(text) if cache else None) for row, text in batch]
+            if known := [(row, embedding) for row, embedding in found if embedding is not None]:
+                keep([row for row, _ in known], torch.stack([embedding for _, embedding in known]))
+                bar.update(len(known))
+            for (row, text), (_, embedding) in zip(batch, found, strict=True):
+                if embedding is None:
+                    missing.append((row, text))
+                    if len(missing) == SHARD_TEXTS:
+                        embed()
+        if missing:
+            embed()
 
 
 def _embed_shard(text_encoder: TextEncoder, texts: Sequence[str], bar: tqdm[None]) -> Tensor:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from models.chunks import code_keys, count_distinct, group_sizes, squared_distances, weighted_sum
 from models.network import DecoderNetwork, EncoderNetwork
 from models.quantizer import Quantizer
 
@@ -38,7 +40,7 @@ class Collisions:
         rate: 1 - unique / N, raw.
         largest_group: Items of the most crowded codes.
         group_sizes: Group size -> number of groups of that size.
-        duplicates: Share of the items whose embedding equals an earlier one's bit for bit: no tokenizer parts these.
+        duplicates: Share of the items whose embedding equals an earlier one's: no tokenizer parts these.
     """
 
     rate: float
@@ -108,22 +110,23 @@ def evaluate(
     """
     weights = torch.ones(len(embeddings)) if weights is None else weights
     share = (weights / weights.sum()).double()
-    centre = (embeddings * share[:, None]).sum(dim=0).to(embeddings)
-    codes, misses, errors = [], [], []
-    for rows in embeddings.split(CHUNK_ROWS):
-        quantization = quantizer.quantize(network(rows))
+    centre = weighted_sum(embeddings, share).to(embeddings)
+    codes = torch.empty(len(embeddings), len(quantizer.codebook_sizes), dtype=torch.int32)
+    misses, errors = embeddings.new_empty(len(embeddings)), embeddings.new_empty(len(embeddings))
+    for start in range(0, len(embeddings), CHUNK_ROWS):
+        rows = slice(start, start + CHUNK_ROWS)
+        quantization = quantizer.quantize(network(embeddings[rows]))
         rebuilt = decoder(quantizer.decode(quantization.codes))
-        codes.append(quantization.codes)
-        misses.append((rows - rebuilt).square().sum(dim=1))
-        errors.append(quantization.residuals[:, -1].square().sum(dim=1))
-    variance = ((embeddings - centre).square().sum(dim=1) * share).sum()
-    all_codes = torch.cat(codes)
+        codes[rows] = quantization.codes
+        misses[rows] = (embeddings[rows] - rebuilt).square().sum(dim=1)
+        errors[rows] = quantization.residuals[:, -1].square().sum(dim=1)
+    variance = (squared_distances(embeddings, centre) * share).sum()
     return Report(
         items=len(embeddings),
-        reconstruction_error=float((torch.cat(misses) * share).sum() / variance.clamp_min(1e-12)),
-        collisions=collisions(all_codes, embeddings),
-        levels=usage(all_codes, quantizer.codebook_sizes, weights),
-        quantization_error=distribution(torch.cat(errors)),
+        reconstruction_error=float((misses * share).sum() / variance.clamp_min(1e-12)),
+        collisions=collisions(codes, embeddings),
+        levels=usage(codes, quantizer.codebook_sizes, weights),
+        quantization_error=distribution(errors),
     )
 
 
@@ -131,14 +134,14 @@ def collisions(codes: Tensor, embeddings: Tensor | None = None) -> Collisions:
     """How many of the items with codes (N, L) int64 share them.
 
     Args:
-        codes: (N, L) int64.
+        codes: (N, L) int.
         embeddings: (N, D), to count the equal ones; none are counted where None.
     """
-    groups = codes.unique(dim=0, return_counts=True)[1]
+    groups = group_sizes(code_keys(codes))
     sizes, counts = groups.unique(return_counts=True)
     equal = 0.0
     if embeddings is not None:
-        equal = 1 - len(_row_keys(embeddings)) / len(embeddings)
+        equal = 1 - count_distinct(embeddings) / len(embeddings)
     return Collisions(
         rate=1 - len(groups) / len(codes),
         largest_group=int(groups.max()),
@@ -160,7 +163,7 @@ def usage(codes: Tensor, codebook_sizes: tuple[int, ...], weights: Tensor | None
 
 def distribution(values: Tensor) -> dict[str, float]:
     """Mean and quantiles of values (N,)."""
-    ordered = values.double().sort().values
+    ordered = torch.from_numpy(np.sort(values.double().cpu().numpy()))
     quantiles = {f"q{100 * q:02.0f}": float(ordered[round(q * (len(ordered) - 1))]) for q in QUANTILES}
     return {"mean": float(ordered.mean()), **quantiles}
 
@@ -180,7 +183,3 @@ _LN2 = 0.6931471805599453
 
 def _exp(entropy: float) -> float:
     return float(torch.tensor(max(entropy, 0.0), dtype=torch.float64).exp())
-
-
-def _row_keys(embeddings: Tensor) -> set[bytes]:
-    return {row.tobytes() for row in embeddings.cpu().numpy()}

@@ -20,11 +20,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from models.chunks import all_equal, weighted_spread, weighted_sum
 from models.network import DecoderNetwork, EncoderNetwork, NetworkConfig, start_linear
 from models.product import ProductQuantizer
 from models.quantizer import Quantizer
@@ -33,7 +35,8 @@ from models.training.codebooks import cluster_parts, cluster_residuals, cluster_
 from models.training.fit import Fit
 from models.training.history import INITIALISED, EpochRecord, Measure
 from models.training.kmeans import KMeansConfig
-from models.training.projection import ProjectionConfig, projection
+from models.training.projection import Centred, ProjectionConfig, projection
+from models.training.spool import held, in_reading_order
 from models.training.watch import coded, held_out_measures, level_records
 from models.tree import TreeQuantizer
 
@@ -72,13 +75,45 @@ class Clustered(NamedTuple):
 
 
 class ClusterData(NamedTuple):
-    """What a quantizer is fitted to: latents (N, d) float32 and what each row counts (N,) float32."""
+    """What a quantizer is fitted to.
 
-    latents: Tensor
+    Attributes:
+        embeddings: (M, D) float32.
+        rows: (N,) int64, which of them are clustered.
+        weights: (N,) float32, what each of these counts.
+        network: Of embeddings to latents.
+        spool: Where latents lie, where they are many.
+    """
+
+    embeddings: Tensor
+    rows: Tensor
     weights: Tensor
+    network: EncoderNetwork
+    spool: Path | None
+
+    def some(self, places: Tensor | slice) -> Tensor:
+        """The latents (n, d) float32 of some of the N rows."""
+        latents: Tensor = self.network(self.embeddings[self.rows[places]])
+        return latents
+
+    def latents(self) -> Tensor:
+        """All latents, (N, d) float32."""
+        parts = (self.network(self.embeddings[rows]) for rows in self.rows.split(CHUNK_ROWS))
+        return held(parts, len(self.rows), self.width, self.spool)
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.network.config.widths[-1]
 
 
-def fit_clusters(family: str, embeddings: Tensor, config: ClusterConfig, weights: Tensor | None = None) -> Fit:
+def fit_clusters(
+    family: str,
+    embeddings: Tensor,
+    config: ClusterConfig,
+    weights: Tensor | None = None,
+    spool: Path | None = None,
+) -> Fit:
     """Fit a family of `FITTERS`.
 
     Args:
@@ -86,30 +121,30 @@ def fit_clusters(family: str, embeddings: Tensor, config: ClusterConfig, weights
         embeddings: (N, D) float32, finite.
         config: Hyper-parameters.
         weights: (N,) float, what each row counts; equal where None.
+        spool: Where latents lie while they are clustered, where they are many; see `models.training.spool`.
 
     Raises:
         ValueError: There are too few rows, they are all equal, or the settings do not fit the embeddings.
     """
-    if len(embeddings) < 2 or torch.equal(embeddings, embeddings[:1].expand_as(embeddings)):
+    if len(embeddings) < 2 or all_equal(embeddings):
         raise ValueError(f"training needs at least 2 items that differ, got {len(embeddings):,}")
     began = time.monotonic()
     generator = torch.Generator().manual_seed(config.seed)
     weights = torch.ones(len(embeddings)) if weights is None else weights.float()
     order = torch.randperm(len(embeddings), generator=generator)
     count = min(5_000, round(config.held_out * len(embeddings)))
-    held_out, training = order[:count], order[count:]
-    share = (weights / weights.sum())[:, None]
-    centre = (embeddings * share).sum(dim=0)
-    variance = float(((embeddings - centre).square() * share).sum().clamp_min(1e-12))
-    network, decoder = _linear_networks(embeddings[training] - centre, weights[training], config, generator)
+    held_out, training = order[:count], in_reading_order(order[count:], embeddings)
+    share = weights / weights.sum()
+    centre = weighted_sum(embeddings, share)
+    variance = float(weighted_spread(embeddings, centre, share).clamp_min(1e-12))
+    network, decoder = _linear_networks(Centred(embeddings, training, centre), weights[training], config, generator)
     network.centre.copy_(centre)
     decoder.centre.copy_(centre)
+    data = ClusterData(embeddings, training, weights[training], network, spool)
     with torch.no_grad():
-        latents = torch.cat([network(embeddings[rows]) for rows in training.split(CHUNK_ROWS)])
         if family == "opq":
-            _rotate(network, decoder, learned_rotation(latents, config.codebook_sizes))
-            latents = torch.cat([network(embeddings[rows]) for rows in training.split(CHUNK_ROWS)])
-        quantizer = FITTERS[family](ClusterData(latents, weights[training]), config, generator)
+            _rotate(network, decoder, learned_rotation(data.latents(), config.codebook_sizes))
+        quantizer = FITTERS[family](data, config, generator)
         model = Clustered(network.eval(), quantizer.eval(), decoder.eval())
     measured = held_out if len(held_out) else training[:5_000]
     clustered = weights.index_fill(0, held_out, 0.0)
@@ -124,10 +159,10 @@ def fit_clusters(family: str, embeddings: Tensor, config: ClusterConfig, weights
 
 
 def _linear_networks(
-    centred: Tensor, weights: Tensor, config: ClusterConfig, generator: torch.Generator
+    centred: Centred, weights: Tensor, config: ClusterConfig, generator: torch.Generator
 ) -> tuple[EncoderNetwork, DecoderNetwork]:
     """The identity, or the projection to principal components and its least-squares inverse."""
-    width = centred.shape[1]
+    width = centred.embeddings.shape[1]
     shape = NetworkConfig((width, config.latent or width))
     network, decoder = EncoderNetwork(shape), DecoderNetwork(shape)
     down = up = torch.eye(width)
@@ -139,20 +174,21 @@ def _linear_networks(
 
 
 def _residual(data: ClusterData, config: ClusterConfig, generator: torch.Generator) -> ResidualQuantizer:
-    quantizer = ResidualQuantizer(config.codebook_sizes, data.latents.shape[1])
-    cluster_residuals(quantizer, data.latents, data.weights, config.kmeans, generator)
+    quantizer = ResidualQuantizer(config.codebook_sizes, data.width)
+    cluster_residuals(quantizer, data.latents(), data.weights, config.kmeans, generator, spool=data.spool)
     return quantizer
 
 
 def _tree(data: ClusterData, config: ClusterConfig, generator: torch.Generator) -> TreeQuantizer:
-    quantizer = TreeQuantizer(config.codebook_sizes, data.latents.shape[1])
-    cluster_tree(quantizer, *data, config.kmeans, generator, rows_per_child=config.rows_per_child)
+    quantizer = TreeQuantizer(config.codebook_sizes, data.width)
+    latents, limit = data.latents(), config.rows_per_child
+    cluster_tree(quantizer, latents, data.weights, config.kmeans, generator, rows_per_child=limit, spool=data.spool)
     return quantizer
 
 
 def _product(data: ClusterData, config: ClusterConfig, generator: torch.Generator) -> ProductQuantizer:
-    quantizer = ProductQuantizer(config.codebook_sizes, data.latents.shape[1])
-    cluster_parts(quantizer, data.latents, data.weights, config.kmeans, generator)
+    quantizer = ProductQuantizer(config.codebook_sizes, data.width)
+    cluster_parts(quantizer, data.latents(), data.weights, config.kmeans, generator)
     return quantizer
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from models.chunks import count_distinct, digests, squared_distances
 from models.product import ProductQuantizer
 from models.residual import ResidualQuantizer
 from models.training.kmeans import KMeansConfig, kmeans
+from models.training.spool import held
 from models.tree import TreeQuantizer
 
 CHUNK_ROWS = 8192
@@ -23,6 +28,8 @@ def cluster_residuals(
     weights: Tensor,
     config: KMeansConfig,
     generator: torch.Generator,
+    *,
+    spool: Path | None = None,
 ) -> None:
     """Residual k-means: cluster, level by level, what each level receives of all rows.
 
@@ -32,15 +39,22 @@ def cluster_residuals(
         weights: (N,) float, what each row counts.
         config: Of each level's k-means.
         generator: Of the random starts.
+        spool: Where what a level receives lies while it is clustered, where it is much; see `models.training.spool`.
     """
-    rounding = ROUNDING * latents.square().sum(dim=1).mean().sqrt()
+    rounding = ROUNDING * squared_distances(latents, latents.new_zeros(latents.shape[1])).mean().sqrt()
     for level, codebook in enumerate(quantizer.codebooks):
-        residuals = torch.cat([quantizer.quantize(rows).residuals[:, level] for rows in latents.split(CHUNK_ROWS)])
-        # What rounding left of rows that the levels before took whole is nothing; clustered, it would put codewords
-        # so close together that every such row is near a tie.
-        residuals = torch.where(residuals.norm(dim=1, keepdim=True) > rounding, residuals, 0.0)
+        parts = (_received(quantizer, rows, level, rounding) for rows in latents.split(CHUNK_ROWS))
+        residuals = held(parts, len(latents), latents.shape[1], spool)
         codebook.copy_(kmeans(residuals, len(codebook), generator, weights, config).codebook)
     quantizer.initialised.fill_(value=True)
+
+
+def _received(quantizer: ResidualQuantizer, latents: Tensor, level: int, rounding: Tensor) -> Tensor:
+    """What a level receives of latents (n, d)."""
+    residuals = quantizer.quantize(latents).residuals[:, level]
+    # What rounding left of rows that the levels before took whole is nothing; clustered, it would put codewords
+    # so close together that every such row is near a tie.
+    return torch.where(residuals.norm(dim=1, keepdim=True) > rounding, residuals, 0.0)
 
 
 @torch.no_grad()
@@ -52,6 +66,7 @@ def cluster_tree(
     generator: torch.Generator,
     *,
     rows_per_child: int = 1,
+    spool: Path | None = None,
 ) -> None:
     """Hierarchical k-means: cluster the rows of each node, and the rows of each of its clusters again.
 
@@ -65,13 +80,15 @@ def cluster_tree(
         config: Of each node's k-means.
         generator: Of the random starts.
         rows_per_child: A node of n rows has at most n / rows_per_child children, and at least one.
+        spool: Where the rows of a node lie while they are clustered, where they are many.
     """
     nodes = [torch.arange(len(latents))]
     for level, size in enumerate(quantizer.codebook_sizes):
         centres, children, following = [], [], []
         for rows in nodes:
             limit = min(size, max(1, len(rows) // rows_per_child))
-            clusters, codes = _children(latents[rows], weights[rows], limit, config, generator)
+            points = held((latents[part] for part in rows.split(CHUNK_ROWS)), len(rows), latents.shape[1], spool)
+            clusters, codes = _children(points, weights[rows], limit, config, generator)
             centres.append(clusters)
             children.append(len(clusters))
             following += [rows[codes == code] for code in range(len(clusters))]
@@ -130,11 +147,22 @@ def _children(
     points: Tensor, weights: Tensor, limit: int, config: KMeansConfig, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Centres (C, d) of a node's children, and the child (n,) of each of its points (n, d)."""
-    distinct, codes = points.unique(dim=0, return_inverse=True)
-    if len(distinct) <= limit:
-        return distinct, codes
+    if len(points) <= CHUNK_ROWS or count_distinct(points, enough=limit + 1) <= limit:
+        distinct, codes = _distinct(points)
+        if len(distinct) <= limit:
+            return distinct, codes
     if not float(weights.sum()) > 0:
         weights = torch.ones_like(weights)
     clustering = kmeans(points, limit, generator, weights, config)
     used, codes = clustering.codes.unique(return_inverse=True)
     return clustering.codebook[used], codes
+
+
+def _distinct(points: Tensor) -> tuple[Tensor, Tensor]:
+    """The points (n, d) that differ, in order, and which of them (n,) each one is."""
+    if len(points) <= CHUNK_ROWS:
+        distinct, codes = points.unique(dim=0, return_inverse=True)
+        return distinct, codes
+    _, first, inverse = np.unique(digests(points), return_index=True, return_inverse=True)
+    distinct, codes = points[torch.from_numpy(first)].unique(dim=0, return_inverse=True)
+    return distinct, codes[torch.from_numpy(inverse)]

@@ -1,22 +1,29 @@
-"""What is trained on: catalogue files and their embeddings, or arrays of embeddings, row by row in the files' order."""
+"""What is trained on: catalogue files and their embeddings, or arrays of embeddings, row by row in the files' order.
+
+Files of any size: rows are read, and texts embedded, batch by batch into a file that is then mapped. Memory holds a
+batch and some bytes of each row: where its text lies, its weight, its item id where that is asked for.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from models import catalogue
-from models.embedding_cache import embed_texts
+from models.embedding_cache import embed_stream
 from models.template import TextTemplate
 from models.text_encoder import MINILM, TextEncoder, TextEncoderConfig
+from models.training.spool import RowSpool, TextSpool
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ class Reading:
         balance: 1 leaves big sources their weight, 0 makes all sources equal.
         embedding_cache: A directory that keeps embeddings of texts between runs.
         keep_ids: Whether `TrainingData.item_ids` is wanted.
+        spool: Where rows lie while they are trained on, see `models.training.spool`.
     """
 
     template: TextTemplate = field(default_factory=TextTemplate)
@@ -37,15 +45,15 @@ class Reading:
     balance: float = 0.5
     embedding_cache: Path | None = None
     keep_ids: bool = False
+    spool: Path | None = None
 
 
 class TrainingData(NamedTuple):
     """What is trained on.
 
     Attributes:
-        embeddings: (N, D) float32.
-        texts: Of each row; empty where embeddings were given.
-        files: File number (N,) int64 of each row.
+        embeddings: (N, D) float32, mapped: they lie on disk. Work on them chunk by chunk, see `models.chunks`.
+        texts: Of each row, on disk too; empty where embeddings were given.
         weights: (N,) float32 of mean 1, or None where rows count alike.
         notes: Of each file: name, rows, digest.
         item_ids: Of each row (N,), where they were asked for; else None. `pyarrow.compute.index_in` finds rows by them.
@@ -53,10 +61,15 @@ class TrainingData(NamedTuple):
 
     embeddings: Tensor
     texts: Sequence[str]
-    files: Tensor
     weights: Tensor | None
     notes: Sequence[Mapping[str, Any]]
     item_ids: pa.LargeStringArray | None = None
+
+    def files(self) -> Iterator[tuple[str, slice]]:
+        """Each file's name and its rows."""
+        start = 0
+        for note in self.notes:
+            yield note["file"], slice(start, start := start + note["items"])
 
 
 def read_training_data(
@@ -88,17 +101,13 @@ def read_training_data(
     if encoder is None:
         msg = "texts need a text encoder"
         raise ValueError(msg)
-    texts, groups, numbers, notes, item_ids = _read_texts(sources, reading, say)
-    embeddings = embed_texts(encoder, texts, reading.embedding_cache)
-    weights = balanced_weights(groups, reading.balance) if reading.balance_by else None
-    ids = pa.array(item_ids, pa.large_string()) if reading.keep_ids else None
-    return TrainingData(embeddings, texts, torch.tensor(numbers), weights, notes, ids)
+    return _read_texts(sources, reading, encoder, say)
 
 
-def balanced_weights(groups: Sequence[str], balance: float) -> Tensor:
+def balanced_weights(groups: Sequence[str] | Sequence[int], balance: float) -> Tensor:
     """Weights (N,) float32 of mean 1 by which a group of n rows counts n^balance in all."""
     counts = Counter(groups)
-    weights = torch.tensor([counts[group] ** (balance - 1.0) for group in groups], dtype=torch.float64)
+    weights = torch.from_numpy(np.fromiter((counts[group] ** (balance - 1.0) for group in groups), np.float64))
     return (weights / weights.mean()).float()
 
 
@@ -110,48 +119,83 @@ def text_encoder_of(sources: Sequence[Path], source: str | None, device: str) ->
 
 
 def _read_arrays(sources: Sequence[Path], reading: Reading, encoder: TextEncoder | None) -> TrainingData:
-    arrays = [catalogue.read_embeddings(path) for path in sources]
-    if len({array.shape[1] for array in arrays}) > 1 or (encoder and encoder.dimension != arrays[0].shape[1]):
-        widths = [array.shape[1] for array in arrays] + ([encoder.dimension] if encoder else [])
-        msg = f"embeddings of different widths: {widths}"
-        raise ValueError(msg)
-    files = torch.cat([torch.full((len(array),), number) for number, array in enumerate(arrays)])
-    notes = [_file_note(path, len(array)) for path, array in zip(sources, arrays, strict=True)]
+    spool: RowSpool | None = None
+    widths: list[int] = [encoder.dimension] if encoder else []
+    notes = []
+    for path in sources:
+        items = 0
+        for rows in catalogue.embedding_batches(path):
+            if rows.shape[1] not in widths:
+                widths.append(rows.shape[1])
+            if len(widths) > 1:
+                msg = f"embeddings of different widths: {widths}"
+                raise ValueError(msg)
+            spool = spool or RowSpool(rows.shape[1], reading.spool)
+            spool.append(rows)
+            items += len(rows)
+        notes.append(_file_note(path, items))
+    assert spool is not None
     ids = pa.concat_arrays([catalogue.read_item_ids(path) for path in sources]) if reading.keep_ids else None
-    return TrainingData(torch.cat(arrays), (), files, None, notes, ids)
+    if ids is not None and len(ids) != sum(note["items"] for note in notes):
+        msg = "a file changed while it was read"
+        raise ValueError(msg)
+    return TrainingData(spool.tensor(), (), None, notes, ids)
 
 
 def _read_texts(
-    sources: Sequence[Path], reading: Reading, say: Callable[[str], None]
-) -> tuple[list[str], list[str], list[int], list[dict[str, Any]], list[str]]:
-    """Texts, balance groups, file numbers, notes and item ids; rows without any text are left out and counted."""
-    texts: list[str] = []
-    groups: list[str] = []
-    numbers: list[int] = []
-    item_ids: list[str] = []
-    notes = []
-    keep = (reading.balance_by,) if reading.balance_by else ()
-    for number, path in enumerate(sources):
-        read = empty = 0
-        for batch in catalogue.read_items(path, keep=keep):
-            for item in batch:
-                read += 1
-                text = item.content(reading.template)
-                if not text:
-                    empty += 1
-                    continue
-                texts.append(text)
-                groups.append(item.kept.get(reading.balance_by or "") or f"file {number}")
-                numbers.append(number)
-                if reading.keep_ids:
-                    item_ids.append(item.item_id)
-        if empty:
-            say(f"{path}: {empty:,} of {read:,} items have no text and are left out")
-        notes.append(_file_note(path, read - empty))
-    if not texts:
+    sources: Sequence[Path], reading: Reading, encoder: TextEncoder, say: Callable[[str], None]
+) -> TrainingData:
+    rows = _TextRows(sources, reading, say)
+    spool = RowSpool(encoder.dimension, reading.spool)
+    embed_stream(encoder, rows, spool.scatter, reading.embedding_cache)
+    if not rows.texts:
         msg = f"there is no item with a text in {', '.join(map(str, sources))}"
         raise ValueError(msg)
-    return texts, groups, numbers, notes, item_ids
+    weights = balanced_weights(rows.groups, reading.balance) if reading.balance_by else None
+    ids = pa.concat_arrays(rows.item_ids) if reading.keep_ids else None
+    return TrainingData(spool.tensor(), rows.texts, weights, rows.notes, ids)
+
+
+class _TextRows:
+    """Iterates over the texts of catalogues and keeps what else is needed of each row, in little room.
+
+    Rows without any text are left out and counted.
+
+    Attributes:
+        texts: Those that were seen so far.
+        groups: The number of each row's balance group; empty where none are asked for.
+        item_ids: Of each batch, where they are asked for.
+        notes: Of each file that was read.
+    """
+
+    def __init__(self, sources: Sequence[Path], reading: Reading, say: Callable[[str], None]) -> None:
+        self._sources = sources
+        self._reading = reading
+        self._say = say
+        self._numbers: dict[str, int] = {}
+        self.texts = TextSpool(reading.spool)
+        self.groups = array("i")
+        self.item_ids: list[pa.LargeStringArray] = []
+        self.notes: list[dict[str, Any]] = []
+
+    def __iter__(self) -> Iterator[str]:
+        column = self._reading.balance_by
+        for number, path in enumerate(self._sources):
+            read = kept = 0
+            for batch in catalogue.read_items(path, keep=(column,) if column else ()):
+                rows = [(item, text) for item in batch if (text := item.content(self._reading.template))]
+                read, kept = read + len(batch), kept + len(rows)
+                texts = [text for _, text in rows]
+                self.texts.extend(texts)
+                if column:
+                    names = (item.kept.get(column) or f"file {number}" for item, _ in rows)
+                    self.groups.extend(self._numbers.setdefault(name, len(self._numbers)) for name in names)
+                if self._reading.keep_ids:
+                    self.item_ids.append(pa.array([item.item_id for item, _ in rows], pa.large_string()))
+                yield from texts
+            if kept < read:
+                self._say(f"{path}: {read - kept:,} of {read:,} items have no text and are left out")
+            self.notes.append(_file_note(path, kept))
 
 
 def _file_note(path: Path, rows: int) -> dict[str, Any]:

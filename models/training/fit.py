@@ -10,21 +10,27 @@ import copy
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from models.chunks import all_equal, code_keys, squared_distances, weighted_spread, weighted_sum
 from models.network import NetworkConfig, start_linear
 from models.training.codebooks import cluster_residuals
 from models.training.history import INITIALISED, REFITTED, TRAINING, WARM_UP, EpochRecord, Measure
 from models.training.kmeans import KMeansConfig
-from models.training.projection import ProjectionConfig, draw_rows, projection
+from models.training.projection import Centred, ProjectionConfig, draw_rows, projection
 from models.training.rqvae import RQVAE, LossConfig, Variances
+from models.training.spool import held, in_reading_order
 from models.training.watch import Coded, LossMeans, Trained, coded, held_out_measures, level_records
 
 CHUNK_ROWS = 8192
+
+# Colliding pairs of an epoch, at most.
+PAIRS = 2**20
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,11 @@ class Fit(NamedTuple):
 
 
 def fit(
-    embeddings: Tensor, config: FitConfig, weights: Tensor | None = None, collaborative: Tensor | None = None
+    embeddings: Tensor,
+    config: FitConfig,
+    weights: Tensor | None = None,
+    collaborative: Tensor | None = None,
+    spool: Path | None = None,
 ) -> Fit:
     """Train an RQ-VAE.
 
@@ -106,28 +116,35 @@ def fit(
         weights: (N,) float, how often each row is drawn; equal where None.
         collaborative: (N, c) float32, each item's embedding from sequences, NaN where it has none; drawn on where
             `loss.collaborative` is above 0.
+        spool: Where latents lie while they are clustered, where they are many; see `models.training.spool`.
 
     Raises:
         ValueError: There are too few rows, they are all equal, no objective has a weight or its data is missing, or a
             loss became NaN or infinite.
     """
-    return _Fitting(embeddings, config, weights, collaborative).run()
+    return _Fitting(embeddings, config, weights, collaborative, spool).run()
 
 
 class _Fitting:
     """The state of one fit."""
 
     def __init__(
-        self, embeddings: Tensor, config: FitConfig, weights: Tensor | None, collaborative: Tensor | None = None
+        self,
+        embeddings: Tensor,
+        config: FitConfig,
+        weights: Tensor | None,
+        collaborative: Tensor | None = None,
+        spool: Path | None = None,
     ) -> None:
         if len(embeddings) < 2:
             msg = f"training needs at least 2 items, got {len(embeddings)}"
             raise ValueError(msg)
         config.loss.check()
         self.config = config
+        self.spool = spool
         self.collaborative = _collaborative(collaborative, config.loss, len(embeddings))
         self.generator = torch.Generator().manual_seed(config.seed)
-        if torch.equal(embeddings, embeddings[:1].expand_as(embeddings)):
+        if all_equal(embeddings):
             msg = f"training needs items that differ: all {len(embeddings):,} have the same embedding"
             raise ValueError(msg)
         self.embeddings = embeddings
@@ -135,10 +152,10 @@ class _Fitting:
         self.weights = torch.ones(len(embeddings)) if weights is None else weights.float()
         order = torch.randperm(len(embeddings), generator=self.generator)
         held_out = min(5_000, round(config.held_out * len(embeddings)))
-        self.held_out, self.training = order[:held_out], order[held_out:]
+        self.held_out, self.training = order[:held_out], in_reading_order(order[held_out:], embeddings)
         share = self.weights / self.weights.sum()
-        self.centre = (embeddings * share[:, None]).sum(dim=0)
-        self.variance = float(((embeddings - self.centre).square().sum(dim=1) * share).sum().clamp_min(1e-12))
+        self.centre = weighted_sum(embeddings, share)
+        self.variance = float((squared_distances(embeddings, self.centre) * share).sum().clamp_min(1e-12))
         # Seeded here, so that the modules' random weights are the seed's and nobody else's state is touched.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -170,7 +187,7 @@ class _Fitting:
         """Start the encoder network as the projection and the decoder network as its least-squares inverse."""
         rows = self.training
         down, up = projection(
-            self.embeddings[rows] - self.centre,
+            Centred(self.embeddings, rows, self.centre),
             self.weights[rows],
             self.config.latent,
             self.config.projection,
@@ -242,9 +259,10 @@ class _Fitting:
     def _cluster_codebooks(self) -> None:
         """k-means of what each level receives, on all training rows."""
         chunks = self.training.split(CHUNK_ROWS)
-        latents = torch.cat([self.model.network(self.embeddings[rows]) for rows in chunks])
+        parts = (self.model.network(self.embeddings[rows]) for rows in chunks)
+        latents = held(parts, len(self.training), self.config.latent, self.spool)
         weights = self.weights[self.training]
-        cluster_residuals(self.model.quantizer, latents, weights, self.config.kmeans, self.generator)
+        cluster_residuals(self.model.quantizer, latents, weights, self.config.kmeans, self.generator, spool=self.spool)
 
     def _train_epoch(self, epoch: int) -> LossMeans:
         loss = self.config.loss
@@ -299,10 +317,10 @@ class _Fitting:
     @torch.no_grad()
     def _latent_variance(self) -> float:
         """Of the training rows' latents, weighted as they are drawn."""
-        latents = torch.cat([self.model.network(self.embeddings[rows]) for rows in self.training.split(CHUNK_ROWS)])
-        share = (self.weights[self.training] / self.weights[self.training].sum())[:, None]
-        centre = (latents * share).sum(dim=0)
-        return float(((latents - centre).square() * share).sum().clamp_min(1e-12))
+        parts = (self.model.network(self.embeddings[rows]) for rows in self.training.split(CHUNK_ROWS))
+        latents = held(parts, len(self.training), self.config.latent, self.spool)
+        share = self.weights[self.training] / self.weights[self.training].sum()
+        return float(weighted_spread(latents, weighted_sum(latents, share), share).clamp_min(1e-12))
 
     def _coded(self) -> Coded:
         """All rows as the model codes them now."""
@@ -375,11 +393,15 @@ def _collaborative(collaborative: Tensor | None, config: LossConfig, items: int)
 def colliding_pairs(codes: Tensor, rows: Tensor) -> Tensor:
     """Pairs (P, 2) of row numbers that share all their codes; of a group of n, neighbours in a random-free order.
 
+    Where there are more than `PAIRS`, each second, third, ... of them.
+
     Args:
         codes: (n, L) int64.
         rows: (n,) int64, the row number of each.
     """
-    group = codes.unique(dim=0, return_inverse=True)[1]
+    group = code_keys(codes)
     order = group.argsort(stable=True)
-    same = group[order][1:] == group[order][:-1]
-    return torch.stack([rows[order][:-1][same], rows[order][1:][same]], dim=1)
+    ordered = group[order]
+    same = (ordered[1:] == ordered[:-1]).nonzero().flatten()
+    same = same[:: -(-len(same) // PAIRS) or 1]
+    return torch.stack([rows[order[same]], rows[order[same + 1]]], dim=1)

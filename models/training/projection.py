@@ -11,9 +11,12 @@ near neighbours, both scaled to trace 1, M = (1 - a) G + a S = V diag(e) V^T:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from models.chunks import CHUNK_BYTES
 
 QUERY_ROWS = 1024
 
@@ -37,13 +40,31 @@ class ProjectionConfig:
     neighbours: int = 10
 
 
+class Centred(NamedTuple):
+    """Rows of embeddings less their mean; they are computed when they are looked at.
+
+    Attributes:
+        embeddings: (M, D) float32.
+        rows: (N,) int64, which of them.
+        centre: (D,) float32.
+    """
+
+    embeddings: Tensor
+    rows: Tensor
+    centre: Tensor
+
+    def some(self, places: Tensor | slice) -> Tensor:
+        """Those at some places, (n, D)."""
+        return self.embeddings[self.rows[places]] - self.centre
+
+
 def projection(
-    centred: Tensor, weights: Tensor, latent: int, config: ProjectionConfig, generator: torch.Generator
+    centred: Centred, weights: Tensor, latent: int, config: ProjectionConfig, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """The map into the latent space and its least-squares inverse.
 
     Args:
-        centred: (N, D) float32, of weighted mean 0.
+        centred: N rows, of weighted mean 0.
         weights: (N,) float, what each row counts.
         latent: d, at most D.
         config: What to keep.
@@ -55,10 +76,16 @@ def projection(
     Raises:
         ValueError: d exceeds D.
     """
-    if latent > centred.shape[1]:
-        msg = f"a projection of {centred.shape[1]} numbers cannot have {latent}"
+    width = centred.embeddings.shape[1]
+    if latent > width:
+        msg = f"a projection of {width} numbers cannot have {latent}"
         raise ValueError(msg)
-    covariance = (centred * (weights / weights.sum())[:, None]).T.double() @ centred.double()
+    covariance = torch.zeros(width, width, dtype=torch.float64, device=centred.embeddings.device)
+    share = weights / weights.sum()
+    step = max(1, CHUNK_BYTES // (4 * width))
+    for start in range(0, len(centred.rows), step):
+        chunk = centred.some(slice(start, start + step))
+        covariance += (chunk * share[start : start + step, None]).T.double() @ chunk.double()
     mixed = (1 - config.local) * covariance / covariance.trace().clamp_min(1e-12)
     if config.local > 0:
         mixed = mixed + config.local * _local_scatter(centred, weights, config, generator)
@@ -73,12 +100,12 @@ def projection(
     return down.float(), up.float()
 
 
-def _local_scatter(centred: Tensor, weights: Tensor, config: ProjectionConfig, generator: torch.Generator) -> Tensor:
+def _local_scatter(centred: Centred, weights: Tensor, config: ProjectionConfig, generator: torch.Generator) -> Tensor:
     """S: (D, D) float64, of trace 1."""
-    pool = draw_rows(weights, min(config.pool_rows, len(centred)), generator).unique()
-    rows = centred[pool]
+    pool = draw_rows(weights, min(config.pool_rows, len(centred.rows)), generator).unique()
+    rows = centred.some(pool)
     queries = torch.randperm(len(rows), generator=generator)[: config.query_rows]
-    scatter = torch.zeros(centred.shape[1], centred.shape[1], dtype=torch.float64)
+    scatter = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
     count = min(config.neighbours + 1, len(rows))
     norms = rows.square().sum(dim=1)
     for chunk in queries.split(QUERY_ROWS):

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from models.checkpoint import Manifest, freeze, save
+from models.chunks import count_distinct
 from models.evaluation.measures import Report, evaluate
-from models.exactness import calibrate
+from models.exactness import SAMPLE_TEXTS, calibrate
 from models.template import TextTemplate
 from models.tokenizer import FAMILIES, TokenizerParts
 from models.training.card import BELOW_FLOAT64, model_card
@@ -63,6 +64,7 @@ def train_checkpoint(
     embedding_cache: Path | None = None,
     collaborative: Path | None = None,
     interactions: Path | None = None,
+    spool: Path | None = None,
     device: str = "cpu",
     command: str = "",
     say: Callable[[str], None] = print,
@@ -78,6 +80,7 @@ def train_checkpoint(
         embedding_cache: A directory that keeps embeddings of texts between runs.
         collaborative: Collaborative embeddings (see `models.training.collaborative.align`), for `loss.collaborative`.
         interactions: Or users' sequences, from which SASRec learns them.
+        spool: A directory for rows while they are trained on; beside `out` where None.
         device: Where texts are embedded.
         command: The command line, for the model card.
         say: Takes lines for the user.
@@ -95,21 +98,25 @@ def train_checkpoint(
     _refuse_idle_collaboration(config, given=collaborative is not None or interactions is not None)
     by_id = needs_item_ids(collaborative, interactions)
     encoder = text_encoder_of(sources, text_encoder, device)
-    reading = Reading(config.template, config.balance_by, config.balance, embedding_cache, keep_ids=by_id)
+    reading = Reading(
+        config.template, config.balance_by, config.balance, embedding_cache, keep_ids=by_id, spool=spool or out.parent
+    )
     data = read_training_data(sources, reading, encoder, say)
     say(f"training on {len(data.embeddings):,} items of {len(sources)} files, {data.embeddings.shape[1]} dimensions")
-    distinct, largest = len(data.embeddings.unique(dim=0)), max(config.fit.codebook_sizes)
-    if distinct < largest:
+    largest = max(config.fit.codebook_sizes)
+    if (distinct := count_distinct(data.embeddings, enough=largest)) < largest:
         say(f"warning: {distinct:,} different embeddings for codebooks of up to {largest}: some codewords stay unused")
     together = align(data, file=collaborative, interactions=interactions, seed=config.fit.seed, device=device, say=say)
-    fitted = fit_family(data.embeddings, config, data.weights, together.embeddings if together else None)
+    collaborative_rows = together.embeddings if together else None
+    fitted = fit_family(data.embeddings, config, data.weights, collaborative_rows, reading.spool)
     parts = TokenizerParts(
         config.family, config.template, encoder, fitted.model.network, fitted.model.quantizer, fitted.model.decoder
     )
     report = evaluate(data.embeddings, parts.network, parts.quantizer, parts.decoder, data.weights)
     say(str(report))
     sample = _sample(len(data.embeddings), config.fit.seed)
-    calibration = calibrate(parts, data.embeddings[sample], [data.texts[row] for row in sample] if data.texts else [])
+    texts = [data.texts[row] for row in sample[:SAMPLE_TEXTS]] if data.texts else []
+    calibration = calibrate(parts, data.embeddings[sample], texts)
     if below := calibration.notes["canonical_below_float64"]:
         say(f"warning: {BELOW_FLOAT64} ({', '.join(below)}); another processor may place an item near a tie elsewhere")
     manifest = freeze(
@@ -149,20 +156,24 @@ def config_of(family: str) -> FitConfig | ClusterConfig:
 
 
 def fit_family(
-    embeddings: Tensor, config: TrainConfig, weights: Tensor | None = None, collaborative: Tensor | None = None
+    embeddings: Tensor,
+    config: TrainConfig,
+    weights: Tensor | None = None,
+    collaborative: Tensor | None = None,
+    spool: Path | None = None,
 ) -> Fit:
-    """Fit the config's family to embeddings (N, D) float32, rows weighted by (N,).
+    """Fit the config's family to embeddings (N, D) float32, rows weighted by (N,); `spool` is where latents may lie.
 
     Raises:
         ValueError: The hyper-parameters are another family's, collaborative embeddings (N, c) were given to a family
             that has no use for them, or the fit fails.
     """
     if config.family == "rqvae" and isinstance(config.fit, FitConfig):
-        return fit(embeddings, config.fit, weights, collaborative)
+        return fit(embeddings, config.fit, weights, collaborative, spool)
     if collaborative is not None:
         raise ValueError(f"the family {config.family!r} is not trained with collaborative embeddings; rqvae is")
     if config.family in FITTERS and isinstance(config.fit, ClusterConfig):
-        return fit_clusters(config.family, embeddings, config.fit, weights)
+        return fit_clusters(config.family, embeddings, config.fit, weights, spool)
     msg = f"a {type(config.fit).__name__} does not fit the family {config.family!r}"
     raise ValueError(msg)
 
@@ -211,9 +222,7 @@ def _report_notes(report: Report, data: TrainingData, parts: TokenizerParts, fit
     notes = {**report.as_dict(), "held_out": fitted.best._asdict()}
     if len(data.notes) > 1:
         notes["files"] = {
-            note["file"]: evaluate(
-                data.embeddings[data.files == number], parts.network, parts.quantizer, parts.decoder
-            ).as_dict()
-            for number, note in enumerate(data.notes)
+            name: evaluate(data.embeddings[rows], parts.network, parts.quantizer, parts.decoder).as_dict()
+            for name, rows in data.files()
         }
     return notes

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from models.chunks import code_keys
 from models.evaluation.measures import usage
 from models.network import DecoderNetwork, EncoderNetwork
 from models.quantizer import Quantizer
@@ -36,7 +37,7 @@ class Coded(NamedTuple):
     """All rows as a model codes them.
 
     Attributes:
-        codes: (N, L) int64.
+        codes: (N, L) int32: there may be many.
         left_over: (L,) float64, see `LevelRecord.left_over`.
     """
 
@@ -48,15 +49,16 @@ class Coded(NamedTuple):
 def coded(model: Trained, embeddings: Tensor, weights: Tensor) -> Coded:
     """The codes of embeddings (N, D) float32; what the levels leave over is of rows weighted by (N,)."""
     share = (weights / weights.sum()).double()
-    codes = []
+    codes = torch.empty(len(embeddings), len(model.quantizer.codebook_sizes), dtype=torch.int32)
     energies, mean = torch.zeros(()), torch.zeros(())
-    for rows, counts in zip(embeddings.split(CHUNK_ROWS), share.split(CHUNK_ROWS), strict=True):
-        quantization = model.quantizer.quantize(model.network(rows))
-        codes.append(quantization.codes)
+    for start in range(0, len(embeddings), CHUNK_ROWS):
+        rows = slice(start, start + CHUNK_ROWS)
+        quantization, counts = model.quantizer.quantize(model.network(embeddings[rows])), share[rows]
+        codes[rows] = quantization.codes
         energies = energies + (quantization.residuals.square().sum(dim=2).double() * counts[:, None]).sum(dim=0)
         mean = mean + (quantization.residuals[:, 0] * counts[:, None]).sum(dim=0)
     variance = (energies[0] - mean.square().sum()).clamp_min(1e-12)
-    return Coded(torch.cat(codes), energies[1:] / variance)
+    return Coded(codes, energies[1:] / variance)
 
 
 def level_records(
@@ -90,14 +92,16 @@ def held_out_measures(
         model: What is measured.
         embeddings: (N, D) float32.
         weights: (N,) float, what each row counts.
-        codes: (N, L) int64, of all rows.
+        codes: (N, L) int, of all rows.
         rows: (n,) int64, the rows that are measured.
         variance: Of the embeddings, summed over features.
     """
-    miss = (embeddings[rows] - model.decoder(model.quantizer.decode(codes[rows]))).square().sum(dim=1)
+    miss = (embeddings[rows] - model.decoder(model.quantizer.decode(codes[rows].long()))).square().sum(dim=1)
     share = weights[rows] / weights[rows].sum()
-    _, inverse, counts = codes.unique(dim=0, return_inverse=True, return_counts=True)
-    colliding = float(((counts[inverse[rows]] > 1) * share).sum())
+    keys = code_keys(codes)
+    ordered, measured = keys.sort().values, keys[rows]
+    counts = torch.searchsorted(ordered, measured, right=True) - torch.searchsorted(ordered, measured)
+    colliding = float(((counts > 1) * share).sum())
     return float((miss * share).sum()) / variance, colliding
 
 

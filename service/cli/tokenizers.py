@@ -37,6 +37,9 @@ def train(
     collaborative: Annotated[
         Path | None, typer.Option(exists=True, help="rqvae: the same from item embeddings that are there already.")
     ] = None,
+    spool: Annotated[
+        Path | None, typer.Option(help="Directory for rows while they are trained on; beside OUT if not given.")
+    ] = None,
     balance_by: Annotated[str | None, typer.Option(help="Column; big sources then do not drown small ones.")] = None,
     balance: Annotated[float, typer.Option(min=0, max=1, help="1: rows count alike; 0: sources do.")] = 0.5,
     max_suffix: Annotated[int | None, typer.Option(min=0, help="The generator's suffix vocabulary.")] = None,
@@ -73,6 +76,7 @@ def train(
             embedding_cache=embedding_cache,
             collaborative=collaborative,
             interactions=interactions,
+            spool=spool,
             device=device,
             command=shlex.join(["semid", *sys.argv[1:]]),
             say=typer.echo,

@@ -55,7 +55,7 @@ def embeddings_file(path: Path, item_ids: list[object], embeddings: list[object]
 
 def training_data(item_ids: list[str] | None, items: int = 3) -> TrainingData:
     ids = None if item_ids is None else pa.array(item_ids, pa.large_string())
-    return TrainingData(torch.zeros(items, 2), (), torch.zeros(items), None, [], ids)
+    return TrainingData(torch.zeros(items, 2), (), None, [], ids)
 
 
 @pytest.mark.parametrize("config", [SASREC, PPMI], ids=["sasrec", "ppmi"])

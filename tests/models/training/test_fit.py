@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.training.fit import FitConfig, _Fitting, colliding_pairs, fit
-from models.training.projection import ProjectionConfig, draw_rows, projection
+from models.training.projection import Centred, ProjectionConfig, draw_rows, projection
 from models.training.rqvae import LossConfig
 
 SMALL = FitConfig(codebook_sizes=(8, 8, 8), latent=4, hidden=(), epochs=3, batch_rows=128, held_out=0.1)
@@ -145,12 +145,16 @@ def test_one_item_is_too_few():
         fit(torch.zeros(1, 4), SMALL)
 
 
+def whole(rows):
+    return Centred(rows, torch.arange(len(rows)), torch.zeros(rows.shape[1]))
+
+
 def test_a_projection_without_locality_is_the_principal_components(clustered, generator):
     # given
     centred = clustered - clustered.mean(dim=0)
     config = ProjectionConfig(local=0.0, whitening=0.0)
     # when
-    down, up = projection(centred, torch.ones(600), 4, config, generator)
+    down, up = projection(whole(centred), torch.ones(600), 4, config, generator)
     # then the rebuilt rows are those of the singular value decomposition
     left, values, right = torch.linalg.svd(centred, full_matrices=False)
     best = left[:, :4] * values[:4] @ right[:4]
@@ -165,8 +169,8 @@ def test_a_local_projection_keeps_the_direction_along_which_neighbours_differ(ge
     rows[:, 2] = torch.randn(200, generator=generator) * 0.1
     rows -= rows.mean(dim=0)
     # when
-    local, _ = projection(rows, torch.ones(200), 1, ProjectionConfig(local=1.0), generator)
-    plain, _ = projection(rows, torch.ones(200), 1, ProjectionConfig(local=0.0), generator)
+    local, _ = projection(whole(rows), torch.ones(200), 1, ProjectionConfig(local=1.0), generator)
+    plain, _ = projection(whole(rows), torch.ones(200), 1, ProjectionConfig(local=0.0), generator)
     # then
     assert int(local.abs().argmax()) == 1
     assert int(plain.abs().argmax()) == 0
@@ -174,7 +178,7 @@ def test_a_local_projection_keeps_the_direction_along_which_neighbours_differ(ge
 
 def test_a_projection_to_more_numbers_than_there_are_is_refused(generator):
     with pytest.raises(ValueError, match="cannot have 5"):
-        projection(torch.zeros(10, 4), torch.ones(10), 5, ProjectionConfig(), generator)
+        projection(whole(torch.zeros(10, 4)), torch.ones(10), 5, ProjectionConfig(), generator)
 
 
 def test_items_that_are_all_equal_are_refused():
