@@ -7,6 +7,7 @@ import typer
 from service.cli.catalogue import tokenize
 from service.cli.frame import failure, read_settings
 from service.cli.item_embeddings import item_embeddings
+from service.cli.recommend import recommend
 from service.cli.record import export, import_, registry
 from service.cli.tokenizers import train
 
@@ -35,6 +36,7 @@ def serve() -> None:
 
 app.command()(train)
 app.command()(item_embeddings)
+app.command()(recommend)
 app.command()(tokenize)
 app.command()(export)
 app.command(name="import")(import_)

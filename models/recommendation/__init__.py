@@ -1,0 +1,1 @@
+"""A generator trained on a tokenizer's IDs, and how well that recommends."""

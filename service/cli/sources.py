@@ -1,0 +1,160 @@
+"""Where the Semantic IDs of a catalogue come from: a checkpoint, a running service, an exported record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models import Trie, load, read_manifest
+from models.catalogue import CatalogueItem, has_embeddings, read_embeddings, read_items
+from models.embedding_cache import embed_texts
+from models.recommendation.recommend import Identified
+from models.template import TextTemplate
+from models.text_encoder import TextEncoder, TextEncoderConfig
+from service.client import TokenizerClient
+from service.follower import Follower
+from service.record_table import LIVE, Description, read_groups
+
+
+class CatalogueFile:
+    """A catalogue whose items are read once.
+
+    Args:
+        path: See `models.catalogue.read_items`; or Parquet with `item_id` and `embedding`.
+        embedding_cache: A directory that keeps embeddings of texts between runs.
+        device: Where texts are embedded.
+    """
+
+    def __init__(self, path: Path, embedding_cache: Path | None, device: str) -> None:
+        """Reads the items.
+
+        Raises:
+            ValueError: The file cannot be read, or an item id comes twice.
+        """
+        self._embedding_cache = embedding_cache
+        self._device = device
+        self._embeddings: dict[Any, Tensor] = {}
+        self._items: list[CatalogueItem] = []
+        self._given: Tensor | None = None
+        if has_embeddings(path):
+            self._given = read_embeddings(path)
+            self.item_ids = _item_ids(path)
+        else:
+            self._items = [item for batch in read_items(path) for item in batch]
+            self.item_ids = [item.item_id for item in self._items]
+        self.rows: Mapping[str, int] = {item_id: row for row, item_id in enumerate(self.item_ids)}
+        if len(self.rows) != len(self.item_ids):
+            raise ValueError(f"{path} has an item id twice")
+
+    def embeddings(self, encoder: TextEncoderConfig | None, template: TextTemplate) -> Tensor:
+        """(N, D) float32; texts are embedded once for each text encoder and template.
+
+        Raises:
+            ValueError: The tokenizer takes no texts and the catalogue has nothing else.
+        """
+        if self._given is not None:
+            return self._given
+        if encoder is None:
+            raise ValueError("this tokenizer takes embeddings only, and the catalogue has texts")
+        if (encoder, template) not in self._embeddings:
+            texts = [item.content(template) for item in self._items]
+            text_encoder = TextEncoder(encoder, self._device)
+            self._embeddings[encoder, template] = embed_texts(text_encoder, texts, self._embedding_cache)
+        return self._embeddings[encoder, template]
+
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """The items as `POST /tokenize` takes them."""
+        if self._given is not None:
+            for item_id, embedding in zip(self.item_ids, self._given, strict=True):
+                yield {"item_id": item_id, "embedding": embedding.tolist()}
+        for item in self._items:
+            content = {"fields": dict(item.fields)} if item.text is None else {"text": item.text}
+            yield {"item_id": item.item_id, **content}
+
+
+def of_checkpoint(directory: Path, catalogue: CatalogueFile) -> Identified:
+    """The IDs that a tokenizer gives a catalogue: equal codes get the suffixes 0, 1, ... in its order.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be loaded.
+        ValueError: It does not take what the catalogue has.
+    """
+    manifest = read_manifest(directory)
+    tokenizer = load(directory)
+    encoder = TextEncoderConfig(**manifest.text_encoder) if manifest.text_encoder else None
+    embeddings = catalogue.embeddings(encoder, tokenizer.template)
+    codes = tokenizer.encode(embeddings).codes
+    semantic_ids = torch.cat([codes, _suffixes(codes)[:, None]], dim=1)
+    trie = Trie.of(semantic_ids, tokenizer.codebook_sizes)
+    return Identified(tokenizer.full_name, semantic_ids, tokenizer.codebook_sizes, lambda: trie, embeddings)
+
+
+def of_service(
+    url: str, namespace: str, tokenizer: str | None, catalogue: CatalogueFile, follower: Follower
+) -> Identified:
+    """The IDs that a running service gives a catalogue, and its live trie.
+
+    Args:
+        url: The service's base.
+        namespace: The catalogue's namespace there.
+        tokenizer: One that is loaded there; None: the default one.
+        catalogue: The items; they are assigned.
+        follower: Of the same record; advanced whenever the trie is asked for.
+
+    Raises:
+        TokenizerError: The service refused, or stayed away.
+        ValueError: It rejected an item.
+    """
+    rows: list[list[int]] = []
+    name = ""
+    with TokenizerClient(url, namespace=namespace, tokenizer=tokenizer) as client:
+        for answer in client.tokenize(catalogue.entries()):
+            if "error" in answer:
+                raise ValueError(f"the service rejected {answer['item_id']!r}: {answer['error']['detail']}")
+            rows.append([*answer["codes"], answer["suffix"]])
+    trie = follower.advance()
+    name = f"{url} {namespace}" + (f" {tokenizer}" if tokenizer else "")
+    return Identified(name, torch.tensor(rows), trie.codebook_sizes, follower.advance, None)
+
+
+def of_record(path: Path, catalogue: CatalogueFile) -> Identified:
+    """The live IDs of a table that `semid export` wrote.
+
+    Raises:
+        NotARecordTable: The file is none.
+        ValueError: An item of the catalogue has no live ID in it.
+    """
+    origin = Description.of(path).origin
+    found: dict[str, list[int]] = {}
+    for group in read_groups(path, ["item_id", "codes", "suffix", "state"]):
+        for row in group.to_pylist():
+            if row["state"] == LIVE:
+                found[row["item_id"]] = [*row["codes"], row["suffix"]]
+    if missing := [item_id for item_id in catalogue.item_ids if item_id not in found]:
+        raise ValueError(f"{len(missing)} items of the catalogue have no live ID in {path}, such as {missing[0]!r}")
+    trie = Trie.of(torch.tensor(list(found.values())), origin.codebook_sizes)
+    semantic_ids = torch.tensor([found[item_id] for item_id in catalogue.item_ids])
+    return Identified(origin.tokenizer, semantic_ids, origin.codebook_sizes, lambda: trie, None)
+
+
+def _suffixes(codes: Tensor) -> Tensor:
+    """(N,) int64: how many earlier rows have the same codes."""
+    seen: dict[tuple[int, ...], int] = {}
+    suffixes = []
+    for row in codes.tolist():
+        suffixes.append(seen.get(tuple(row), 0))
+        seen[tuple(row)] = suffixes[-1] + 1
+    return torch.tensor(suffixes, dtype=torch.int64)
+
+
+def _item_ids(path: Path) -> Sequence[str]:
+    """The column `item_id` of a Parquet file of embeddings."""
+    import pyarrow.parquet as pq
+
+    if path.suffix != ".parquet" or "item_id" not in pq.read_schema(path).names:
+        raise ValueError(f"{path} does not say whose embeddings these are: it needs to be Parquet with item_id")
+    return [str(item_id) for item_id in pq.read_table(path, columns=["item_id"]).column("item_id").to_pylist()]
