@@ -40,7 +40,8 @@ class Ranking(NamedTuple):
     """The nearest codewords of each residual, in order.
 
     Attributes:
-        codes: (B, n) int64, the nearest first; of equally near ones the lowest index first.
+        codes: (B, n) int64, the nearest first; of equally near ones the lowest index first. A row that has fewer to
+            choose from than others repeats its last one.
         margin: (B,) float, the residual's distance to the nearest plane midway between two codewords of which one
             follows the other, or between the last one and any that is left out; 0 where such two are equal. A latent
             error of norm e changes neither which these are nor their order while the margin exceeds e.

@@ -13,8 +13,8 @@ made among the same siblings and stands too, and so on to the leaf: planes of co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,11 +24,37 @@ from models.quantizer import (
     NearestCodeword,
     Quantization,
     Quantizer,
+    Ranking,
     SearchTable,
     nearest_candidate,
     nearest_codeword,
+    rank_codewords,
     search_table,
 )
+
+# Rows of one node that are measured together in the fast form; more are several tiles.
+TILE_ROWS = 64
+
+# Numbers that the fast form holds of tiles at once: few enough to stay in the processor's cache.
+TILE_NUMBERS = 2**20
+
+
+class Tiles(NamedTuple):
+    """Rows of n nodes, at most R of each, filled up to R and to K children.
+
+    Attributes:
+        rows: (n, R) int64, which rows; anything where absent.
+        absent_rows: (n, R) bool.
+        nodes: (n,) int64, of which node they are to find the nearest child.
+        children: (n, K) int64, places of its children among the centres; anything where absent.
+        absent_children: (n, K) bool.
+    """
+
+    rows: Tensor
+    absent_rows: Tensor
+    nodes: Tensor
+    children: Tensor
+    absent_children: Tensor
 
 
 class TreeQuantizer(Quantizer):
@@ -104,7 +130,7 @@ class TreeQuantizer(Quantizer):
         node = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
         for level in range(len(self._sizes)):
             if level:
-                nearest = self._nearest_child(points, level, node)
+                nearest = self._nearest_child(points, level, node, exact=exact)
             else:  # everybody's codebook
                 nearest = nearest_codeword(points, self.centres(0), exact=exact, table=self._table)
             codes.append(nearest.code)
@@ -113,6 +139,24 @@ class TreeQuantizer(Quantizer):
             residuals.append(latents - self.centres(level)[node])
         return Quantization(torch.stack(codes, 1), torch.stack(margins, 1), torch.stack(residuals, 1))
 
+    def rank(self, quantization: Quantization, count: int, *, exact: bool = False) -> Ranking:
+        """The leaves beside the one chosen, children of the same node, by their distance; see `Quantizer.rank`.
+
+        A node has as many children as it has: a row with fewer than n = min(count, K_L) repeats its last one.
+        """
+        points, codes = quantization.residuals[:, 0].detach(), quantization.codes
+        last = len(self._sizes) - 1
+        offsets, node = self.offsets(last), self._node(codes[:, :-1])
+        ranked = codes[:, -1:].repeat(1, min(count, self._sizes[last]))
+        margin = torch.full_like(quantization.margins[:, -1], torch.inf)
+        for parent in node.unique().tolist():
+            rows = (node == parent).nonzero().flatten()
+            leaves = self.centres(last)[offsets[parent] : offsets[parent + 1]]
+            ranking = rank_codewords(points[rows], leaves, count, exact=exact)
+            places = torch.arange(ranked.shape[1], device=codes.device).clamp_max(ranking.codes.shape[1] - 1)
+            ranked[rows], margin[rows] = ranking.codes[:, places], ranking.margin
+        return Ranking(ranked, margin)
+
     def decode(self, codes: Tensor) -> Tensor:
         """The centres (B, d) of the leaves that paths (B, L) lead to.
 
@@ -120,8 +164,12 @@ class TreeQuantizer(Quantizer):
             ValueError: The shape is wrong, a code is out of range, or a node has no such child.
         """
         self.check_codes(codes)
+        return self.centres(len(self._sizes) - 1)[self._node(codes)]
+
+    def _node(self, codes: Tensor) -> Tensor:
+        """The node (B,) that paths (B, l) lead to, among those of depth l; the root where l is 0."""
         node = torch.zeros(len(codes), dtype=torch.int64, device=codes.device)
-        for level in range(len(self._sizes)):
+        for level in range(codes.shape[1]):
             offsets = self.offsets(level)
             following = offsets[node] + codes[:, level]
             missing = following >= offsets[node + 1]
@@ -130,9 +178,78 @@ class TreeQuantizer(Quantizer):
                 msg = f"the codes {path} lead nowhere: there is no child {path[level]} at level {level + 1}"
                 raise ValueError(msg)
             node = following
-        return self.centres(len(self._sizes) - 1)[node]
+        return node
 
-    def _nearest_child(self, points: Tensor, level: int, node: Tensor) -> NearestCodeword:
+    def _nearest_child(self, points: Tensor, level: int, node: Tensor, *, exact: bool) -> NearestCodeword:
+        """The nearest child of each point's (B, d) own node (B,); ties go to the lowest index.
+
+        The fast form measures the rows of a node together and expands the square around the node's own centre, as
+        `nearest_codeword` does around the mean of the codewords; what that may round off is taken from the margins. A
+        row that is left with none is measured by differences, as all are in the exact form.
+        """
+        if exact or not len(points):
+            return self._by_differences(points, level, node)
+        code, margin = torch.zeros_like(node), torch.full_like(points[:, 0], torch.inf)
+        for tiles in self._tiles(level, node):
+            nearest = self._by_expansion(points, level, tiles)
+            present = ~tiles.absent_rows
+            rows = tiles.rows[present]
+            code[rows], margin[rows] = nearest.code[present], nearest.margin[present]
+        doubtful = (~(margin > 0)).nonzero().flatten()
+        if len(doubtful):
+            code[doubtful], margin[doubtful] = self._by_differences(points[doubtful], level, node[doubtful])
+        return NearestCodeword(code, margin)
+
+    def _tiles(self, level: int, node: Tensor) -> Iterator[Tiles]:
+        """Every row whose node (B,) has a choice of children, with rows of that node, alike many tiles at a time."""
+        offsets = self.offsets(level)
+        rows = (offsets.diff()[node] > 1).nonzero().flatten()
+        rows = rows[node[rows].argsort(stable=True)]
+        sizes = node[rows].unique_consecutive(return_counts=True)[1]
+        place = torch.arange(len(rows), device=node.device) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+        begins = (place % TILE_ROWS == 0).nonzero().flatten()
+        lengths = torch.cat([begins, begins.new_tensor([len(rows)])]).diff()
+        nodes = node[rows[begins]]
+        counts = offsets.diff()[nodes]
+        # Alike to a power of two, so that no more than half of a side is filled up.
+        alike = 64 * counts.double().log2().ceil() + lengths.double().log2().ceil()
+        for kind in alike.unique():
+            same = (alike == kind).nonzero().flatten()
+            width, height = int(counts[same].max()), int(lengths[same].max())
+            numbers = (width + 2 * height) * self.dimension + 4 * width * height
+            for some in same.split(max(1, TILE_NUMBERS // numbers)):
+                across = torch.arange(height, device=node.device)
+                absent_rows = across >= lengths[some, None]
+                along = torch.arange(width, device=node.device)
+                absent_children = along >= counts[some, None]
+                yield Tiles(
+                    rows[(begins[some, None] + across).masked_fill(absent_rows, 0)],
+                    absent_rows,
+                    nodes[some],
+                    (offsets[nodes[some], None] + along).masked_fill(absent_children, 0),
+                    absent_children,
+                )
+
+    def _by_expansion(self, points: Tensor, level: int, tiles: Tiles) -> NearestCodeword:
+        """The nearest child (n, R) by the expanded square; a margin of 0 or less: rounding leaves it in doubt."""
+        middle = self.centres(level - 1)[tiles.nodes, None]
+        received, children = points[tiles.rows] - middle, self.centres(level)[tiles.children] - middle
+        norms = children.square().sum(dim=2)[:, None].masked_fill(tiles.absent_children[:, None], 0)
+        # Squared distances less the term all children of a node share.
+        free = norms.masked_fill(tiles.absent_children[:, None], torch.inf)
+        scores = torch.baddbmm(free, received, children.mT, alpha=-2)
+        smallest, first = scores.min(dim=2, keepdim=True)
+        chosen = children.gather(1, first.expand(-1, -1, self.dimension))
+        # Rounding of one score or span: a sum of d products, and what surrounds it.
+        rounding = 2 * (self.dimension + 8) * torch.finfo(scores.dtype).eps
+        radius = norms.amax(dim=2, keepdim=True).sqrt()
+        reach = received.norm(dim=2, keepdim=True) + radius
+        scores.sub_(smallest + rounding * reach.square()).scatter_(2, first, torch.inf)
+        spans = torch.baddbmm(norms + norms.gather(2, first.mT).mT, chosen, children.mT, alpha=-2)
+        spans = spans.clamp_min_(0).add_(rounding * (2 * radius).square()).sqrt_()
+        return NearestCodeword(first[..., 0], scores.div_(spans).amin(dim=2) / 2)
+
+    def _by_differences(self, points: Tensor, level: int, node: Tensor) -> NearestCodeword:
         """The nearest child of each point's (B, d) own node (B,), by differences, some rows at a time."""
         centres, offsets = self.centres(level), self.offsets(level)
         first, count = offsets[node], offsets[node + 1] - offsets[node]

@@ -295,8 +295,8 @@ async def _encode(
 
 
 def _claim_of(item: Item, row: EncodedRow, *, reassign: bool) -> Claim:
-    """The claim of an encoded item; its own last code, which is tried first, is no alternative."""
-    return Claim(item.item_id, row.codes, item.digest, reassign, row.alternatives[1:])
+    """The claim of an encoded item; its own last code, tried first, is no alternative; none counts twice."""
+    return Claim(item.item_id, row.codes, item.digest, reassign, tuple(dict.fromkeys(row.alternatives))[1:])
 
 
 def _parse(text: object, tokenizer: LoadedTokenizer) -> SemanticId:

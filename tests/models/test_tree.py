@@ -113,14 +113,89 @@ def test_a_node_of_few_rows_has_each_of_them_as_a_child_and_fewer_children_if_wi
     assert fitted(rows, (2, 4), rows_per_child=3).quantizer.offsets(1).diff().tolist() == [1, 1]
 
 
-def test_codes_do_not_depend_on_how_many_rows_are_measured_at_once(rows, monkeypatch):
+@pytest.mark.parametrize("limit", ["DIFFERENCES", "TILE_NUMBERS", "TILE_ROWS"])
+def test_codes_do_not_depend_on_how_many_rows_are_measured_at_once(limit, rows, monkeypatch):
     model = fitted(rows)
     tree, latents = model.quantizer.double(), model.network(rows).double()
     whole = tree.quantize(latents)
-    monkeypatch.setattr("models.tree.DIFFERENCES", 700)
-    pieces = tree.quantize(latents)
+    monkeypatch.setattr(f"models.tree.{limit}", 7 if limit == "TILE_ROWS" else 700)
+    pieces = tree.quantize(latents, exact=limit == "DIFFERENCES")
     assert torch.equal(whole.codes, pieces.codes)
     assert torch.allclose(whole.margins, pieces.margins)
+
+
+@pytest.mark.parametrize("offset", [0, 1e4])
+@pytest.mark.parametrize("sizes", [(6, 6, 6), (40, 40), (3,) * 6])
+def test_the_fast_form_measures_as_the_exact_one_at_every_node(sizes, offset, rows):
+    # given rows of every node and, far from all of them, rows of none
+    model = fitted(rows[:1_500] + offset, sizes)
+    tree, latents = model.quantizer.double(), model.network(torch.cat([rows, 50 * rows[:100]]) + offset).double()
+    # when
+    fast, exact = tree.quantize(latents), tree.quantize(latents, exact=True)
+    # then
+    assert torch.equal(fast.codes, exact.codes)
+    assert torch.allclose(fast.margins, exact.margins, rtol=1e-6, atol=1e-9)
+    assert (fast.margins <= exact.margins * (1 + 1e-9)).all()
+
+
+def test_the_fast_form_leaves_siblings_that_rounding_cannot_part_to_the_exact_one(generator):
+    # given siblings a rounding step from each other, two of them equal, far from the centre of their node
+    crowd = 1 + 1e-15 * torch.arange(40, dtype=torch.float64).flip(0)
+    crowd[7] = crowd[8]
+    tree = TreeQuantizer((2, 41), 1)
+    tree.grow(0, torch.tensor([[0.0], [9e9]], dtype=torch.float64), torch.tensor([2]))
+    leaves = torch.cat([torch.tensor([-3000.0], dtype=torch.float64), crowd, torch.tensor([9e9]).double()])[:, None]
+    tree.grow(1, leaves, torch.tensor([41, 1]))
+    # when
+    fast, exact = (tree.quantize(leaves[:-1], exact=exact) for exact in (False, True))
+    # then
+    assert torch.equal(fast.codes, exact.codes)
+    assert (fast.margins <= exact.margins).all()
+    assert 8 in exact.codes[:, 1].tolist()
+    assert 9 not in exact.codes[:, 1].tolist()
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_leaves_of_a_node_are_ranked_by_their_distance(exact, rows):
+    model = fitted(rows)
+    tree, latents = model.quantizer.double(), model.network(rows[:200]).detach().double()
+    quantization = tree.quantize(latents)
+
+    ranking = tree.rank(quantization, 4, exact=exact)
+
+    assert ranking.codes.shape == (200, 4)
+    for latent, path, ranked in zip(latents, quantization.codes, ranking.codes.tolist(), strict=True):
+        node = tree._node(path[None, :2])
+        start, end = tree.offsets(2)[node], tree.offsets(2)[node + 1]
+        distances = (tree.centres(2)[start:end] - latent).norm(dim=1)
+        nearest = distances.argsort(stable=True)[:4].tolist()
+        assert ranked == nearest + [nearest[-1]] * (4 - len(nearest))
+    assert torch.equal(ranking.codes[:, 0], quantization.codes[:, -1])
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_row_with_fewer_leaves_to_rank_repeats_its_last_and_an_only_leaf_is_certain(exact, uneven):
+    quantization = uneven.quantize(torch.tensor([[-9.25, 3.0], [9.0, 1.0]]).double())
+    ranking = uneven.rank(quantization, 16, exact=exact)
+    assert ranking.codes.tolist() == [[1, 2, 0, 0], [0, 0, 0, 0]]
+    assert ranking.margin.tolist() == [0.25, float("inf")]
+    assert uneven.rank(quantization, 2, exact=exact).codes.tolist() == [[1, 2], [0, 0]]
+
+
+def test_a_push_below_its_margin_changes_no_ranking_of_leaves(rows, generator):
+    model = fitted(rows)
+    tree, latents = model.quantizer.double(), model.network(rows[:300]).detach().double()
+    quantization = tree.quantize(latents)
+    ranking = tree.rank(quantization, 3)
+    margin = ranking.margin.minimum(quantization.margins.amin(dim=1))
+    changed = 0
+    for _ in range(10):
+        push = torch.nn.functional.normalize(torch.randn(300, 10, generator=generator, dtype=torch.float64), dim=1)
+        within = tree.rank(tree.quantize(latents + 0.999 * margin[:, None] * push), 3)
+        assert torch.equal(within.codes, ranking.codes)
+        beyond = tree.rank(tree.quantize(latents + 30 * margin[:, None] * push), 3)
+        changed += int((beyond.codes != ranking.codes).any(dim=1).sum())
+    assert changed > 100
 
 
 def test_a_batch_without_rows_has_no_codes(uneven):
