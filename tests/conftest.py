@@ -29,6 +29,7 @@ from models.tokenizer import ErrorBounds, TokenizerParts
 from service.app import create_app
 from service.registry.embedded import EmbeddedValkey
 from service.settings import Settings
+from tests.families import train_families
 from tests.valkey import Valkey
 
 DIMENSION = 384
@@ -85,6 +86,12 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
         return build_checkpoint(tmp_path_factory.mktemp("checkpoints") / name, name, sizes, **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A small trained checkpoint of each family, see `tests.families`."""
+    return train_families(tmp_path_factory.mktemp("families"))
 
 
 @pytest.fixture(scope="session")

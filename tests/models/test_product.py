@@ -1,11 +1,10 @@
-"""Product quantization, plain and rotated: against faiss, uneven parts, ranking."""
+"""Product quantization, plain and rotated: errors beside those of faiss, uneven parts, ranking."""
 
 from __future__ import annotations
 
 import sys
 
 import faiss
-import numpy as np
 import pytest
 import torch
 
@@ -36,27 +35,6 @@ def error(model, rows):
 
 def faiss_error(index, rows):
     return float((rows - torch.from_numpy(index(rows.numpy()))).square().sum(dim=1).mean())
-
-
-def test_codes_equal_those_of_faiss_with_the_same_codebooks(rows):
-    # given
-    model = fitted("pq", rows)
-    oracle = faiss.ProductQuantizer(12, 3, 4)
-    books = torch.cat([codebook.detach().ravel() for codebook in model.quantizer.codebooks])
-    faiss.copy_array_to_vector(books.numpy(), oracle.centroids)
-    latents = model.network(rows).detach()
-    # when
-    packed = oracle.compute_codes(latents.numpy()).astype(np.int64)
-    theirs = np.stack([packed[:, 0] & 15, packed[:, 0] >> 4, packed[:, 1] & 15], axis=1)
-    quantization = model.quantizer.quantize(latents)
-    # then they agree wherever float32 can tell
-    clear = quantization.margins.amin(dim=1) > 1e-4
-    assert clear.float().mean() > 0.99
-    assert torch.equal(quantization.codes[clear], torch.from_numpy(theirs)[clear])
-    assert np.allclose(
-        model.quantizer.decode(quantization.codes).detach()[clear],
-        oracle.decode(oracle.compute_codes(latents.numpy()))[clear],
-    )
 
 
 def test_product_quantization_errs_as_little_as_that_of_faiss(rows):

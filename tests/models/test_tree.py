@@ -1,11 +1,10 @@
-"""The tree: against walks by scikit-learn, uneven nodes, and what is no tree."""
+"""The tree: uneven nodes, rows measured together, leaves in order, and what is no tree."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from sklearn.cluster import KMeans
-from sklearn.metrics import pairwise_distances_argmin
 
 from models.training.cluster import ClusterConfig, fit_clusters
 from models.tree import TreeQuantizer
@@ -31,24 +30,6 @@ def uneven():
     tree.grow(0, torch.tensor([[-10.0, 0.0], [10.0, 0.0]]), torch.tensor([2]))
     tree.grow(1, torch.tensor([[-12.0, 0.0], [-10.0, 0.0], [-8.0, 0.0], [10.0, 0.0]]), torch.tensor([3, 1]))
     return tree.double()
-
-
-def test_codes_are_those_of_a_walk_that_asks_scikit_learn_at_every_node(rows):
-    # given
-    model = fitted(rows)
-    tree, latents = model.quantizer.double(), model.network(rows).detach().double()
-    # when
-    walked = []
-    for latent in latents[:400].numpy():
-        node, path = 0, []
-        for level in range(3):
-            start, end = tree.offsets(level)[node : node + 2].tolist()
-            code = int(pairwise_distances_argmin(latent[None], tree.centres(level)[start:end].numpy())[0])
-            path.append(code)
-            node = start + code
-        walked.append(path)
-    # then
-    assert tree.quantize(latents[:400]).codes.tolist() == walked
 
 
 def test_the_tree_errs_as_little_as_one_of_scikit_learn_s_k_means():

@@ -157,26 +157,6 @@ def test_residual_k_means_errs_as_little_as_that_of_faiss(rows):
     )
 
 
-def test_codes_of_residual_k_means_equal_those_of_faiss_with_its_codebooks(rows):
-    # given
-    model = fit_clusters("rq-kmeans", rows, ClusterConfig(codebook_sizes=(16, 16, 16))).model
-    oracle = faiss.ResidualQuantizer(24, 3, 4)
-    oracle.max_beam_size = 1
-    oracle.train_type = faiss.ResidualQuantizer.Skip_codebook_tables
-    books = torch.cat([codebook.detach() for codebook in model.quantizer.codebooks])
-    faiss.copy_array_to_vector(books.numpy().ravel(), oracle.codebooks)
-    oracle.is_trained = True
-    centred = rows - model.network.centre
-    # when
-    packed = oracle.compute_codes(centred.numpy()).astype(np.int64)
-    theirs = np.stack([packed[:, 0] & 15, packed[:, 0] >> 4, packed[:, 1] & 15], axis=1)
-    quantization = model.quantizer.quantize(model.network(rows))
-    # then they agree wherever float32 can tell
-    clear = quantization.margins.amin(dim=1) > 1e-4
-    assert clear.float().mean() > 0.99
-    assert torch.equal(quantization.codes[clear], torch.from_numpy(theirs)[clear])
-
-
 def test_principal_components_keep_what_a_projection_to_them_can_keep(rows):
     # given as many codewords as rows: the quantizer loses nothing
     few = rows[:60]
