@@ -53,6 +53,7 @@ class RecommendConfig:
         training: Of the generator.
         beams: Of the search on the test users.
         test_users: A sample of so many; 0 for all.
+        free_users: Of these, a sample of so many is searched without the constraint too; 0 for all.
         cold: Share of the items taken out of all training sequences. They keep their IDs and are live.
         epsilon: Share of the first k recommendations that cold items get in the measure with reserved places.
         seed: Of everything drawn.
@@ -62,6 +63,7 @@ class RecommendConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     beams: int = 20
     test_users: int = 0
+    free_users: int = 5000
     cold: float = 0.0
     epsilon: float = 0.1
     seed: int = 0
@@ -120,7 +122,7 @@ class Recommendation:
         name: The tokenizer's.
         test: On all test users, over the live trie.
         warm: On those whose next item was trained on; None where no item was taken out.
-        without: On all test users, without the constraint.
+        without: On a sample of them, without the constraint.
         invalid: Share of the first ten that are no live ID, over the live trie.
         invalid_without: The same without the constraint.
         cold: On the others; None where no item was taken out, or no test user wants one.
@@ -172,7 +174,8 @@ class Task:
         self.histories = [(*sequence, row) for sequence, row in zip(split.training, split.validation, strict=True)]
         self.wanted = torch.tensor(split.test)
         order = torch.randperm(len(long), generator=generator)
-        self.tested = order[: config.test_users or None].sort().values
+        tested = order[: config.test_users or None]
+        self.tested, self.free = tested.sort().values, tested[: config.free_users or None].sort().values
 
     @property
     def wants_cold(self) -> Tensor:
@@ -239,20 +242,20 @@ class _Test:
         """Everything on the test users."""
         started = time.perf_counter()
         task = self.task
-        wanted = self.identified.semantic_ids[task.wanted[task.tested]]
+        wanted = self.identified.semantic_ids[task.wanted]
         found = self._found(task.tested, self.trie)
-        free = self._found(task.tested, None)
+        free = self._found(task.free, None)
         seconds = time.perf_counter() - started
-        places = ranks(found, wanted)
+        places = ranks(found, wanted[task.tested])
         cold = task.wants_cold
         return Recommendation(
             name=self.identified.name,
             test=ranking(places),
             warm=ranking(places[~cold]) if bool(task.cold.any()) else None,
-            without=ranking(ranks(free, wanted)),
+            without=ranking(ranks(free, wanted[task.free])),
             invalid=self._invalid(found),
             invalid_without=self._invalid(free),
-            cold=self._cold(found[cold], wanted[cold], task.tested[cold]) if bool(cold.any()) else None,
+            cold=self._cold(found[cold], task.tested[cold]) if bool(cold.any()) else None,
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
             trained=trained,
             test_seconds=seconds,
@@ -280,9 +283,10 @@ class _Test:
             first = first[(first >= 0).any(dim=1)]
         return 1 - float(self.trie.holds(first).double().mean())
 
-    def _cold(self, found: Tensor, wanted: Tensor, users: Tensor) -> Cold:
+    def _cold(self, found: Tensor, users: Tensor) -> Cold:
         """The measures on users who want a cold item."""
         task, identified = self.task, self.identified
+        wanted = identified.semantic_ids[task.wanted[users]]
         rows = task.cold.nonzero()[:, 0]
         unseen = self._found(users, Trie.of(identified.semantic_ids[rows], identified.codebook_sizes))
         near = near_reserved = None

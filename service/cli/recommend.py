@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -17,8 +18,6 @@ from service.cli.frame import failure
 if TYPE_CHECKING:
     from models.recommendation.recommend import Identified, RecommendConfig
     from service.cli.sources import CatalogueFile
-
-EVERY_DIGIT_OF_A_NAME = str.maketrans({" ": "-", "/": "-", ":": "-"})
 
 
 def recommend(
@@ -80,7 +79,7 @@ def recommend(
                 identified = identify()
                 model, result = run(identified, task, config, device)
                 measured.append(result)
-                model.save(out / identified.name.translate(EVERY_DIGIT_OF_A_NAME), settings)
+                model.save(out / re.sub(r"[^\w.@-]+", "-", identified.name), settings)
                 write_json(out, settings, baselines, measured)
     except (CheckpointError, SemidError, TokenizerError, FollowerError, ValueError, OSError) as error:
         raise failure(str(error)) from error

@@ -110,14 +110,13 @@ def of_service(
         ValueError: It rejected an item.
     """
     rows: list[list[int]] = []
-    name = ""
     with TokenizerClient(url, namespace=namespace, tokenizer=tokenizer) as client:
         for answer in client.tokenize(catalogue.entries()):
             if "error" in answer:
                 raise ValueError(f"the service rejected {answer['item_id']!r}: {answer['error']['detail']}")
             rows.append([*answer["codes"], answer["suffix"]])
     trie = follower.advance()
-    name = f"{url} {namespace}" + (f" {tokenizer}" if tokenizer else "")
+    name = f"{tokenizer or 'default tokenizer'} of {url}, namespace {namespace}"
     return Identified(name, torch.tensor(rows), trie.codebook_sizes, follower.advance, None)
 
 

@@ -88,13 +88,14 @@ def test_no_cold_item_is_trained_on_and_all_of_them_stay_in_the_histories() -> N
 
 
 def test_the_same_seed_gives_the_same_figures(measured) -> None:
-    config = replace(CONFIG, training=replace(CONFIG.training, steps=10), test_users=20)
+    config = replace(CONFIG, training=replace(CONFIG.training, steps=10), test_users=20, free_users=10)
 
     first, again = (recommend(identified(), task(config), config)[1] for _ in range(2))
 
     assert first.trained.history == again.trained.history
     assert first.test == again.test
     assert first.test.users == 20
+    assert first.without.users == 10
 
 
 def test_the_encoder_of_the_paper_learns_too() -> None:
