@@ -192,7 +192,7 @@ class _Names:
         if text is not None and not isinstance(text, str):
             msg = f"{place}, {self._text}: expected a string, got {type(text).__name__}"
             raise ValueError(msg)
-        kept = {column: str(row.get(column) or "") for column in self._keep}
+        kept = {column: "" if row.get(column) is None else str(row[column]) for column in self._keep}
         item = CatalogueItem(str(item_id), fields, text or None, kept)
         _require_unicode(item, place)
         return item

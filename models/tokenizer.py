@@ -132,6 +132,17 @@ class Tokenizer:
         """Whether there is a text encoder."""
         return self._text_encoder is not None
 
+    @property
+    def text_encoder(self) -> TextEncoder | None:
+        """What embeds texts; None where the tokenizer takes embeddings only."""
+        return self._text_encoder
+
+    def for_embeddings(self) -> Tokenizer:
+        """The same tokenizer without its text encoder, by far its largest part; it shares everything else."""
+        light = copy.copy(self)
+        light._text_encoder = None  # noqa: SLF001 - its own copy
+        return light
+
     def split(self, texts: Sequence[str]) -> list[list[int]]:
         """Word pieces of texts, for `encode_texts`; safe to call from any thread."""
         return self._require_text_encoder().split(texts)
