@@ -50,6 +50,7 @@ class Inputs:
         interactions: What users chose; None leaves the figures on users out.
         embeddings: An array by row of the catalogue, for tokenizers that take embeddings only.
         unseen: Ids of items that no tokenizer saw, said by the caller; None: what the manifests tell.
+        all_unseen: The caller's word that no tokenizer saw any item.
         key_column: The catalogue's column by which index files name items.
         embedding_cache: A directory that keeps embeddings of texts.
         device: Where the tokenizers run.
@@ -59,6 +60,7 @@ class Inputs:
     interactions: Path | None = None
     embeddings: Path | None = None
     unseen: frozenset[str] | None = None
+    all_unseen: bool = False
     key_column: str | None = None
     embedding_cache: Path | None = None
     device: str = "cpu"
@@ -150,7 +152,7 @@ class _Reader:
         self.catalogue = catalogue
         self.embedder = Embedder(catalogue, inputs.embedding_cache, given)
         self._device = inputs.device
-        self._asserted = None if inputs.unseen is None else _asserted(catalogue, inputs.unseen)
+        self._asserted = _asserted(catalogue, inputs)
 
     def read(self, source: Path) -> Read:
         """A checkpoint's directory, or an index file."""
@@ -217,21 +219,30 @@ class _Paraphraser:
             return subject
         position = {row: number for number, row in enumerate(subject.rows.tolist())}
         items = [(position[row], item) for row, item in self._items if row in position]
+        changed = [
+            (kind, number, text)
+            for kind in PARAPHRASES
+            for number, item in items
+            if (text := paraphrase(kind, item, space.template, self._seed)) != item.content(space.template)
+        ]
+        codes = tokenizer.encode(self._embedder.embed(space, [text for _, _, text in changed])).codes
         found = {}
-        for kind in PARAPHRASES:
-            texts = [(number, paraphrase(kind, item, space.template, self._seed), item) for number, item in items]
-            changed = [(number, text) for number, text, item in texts if text != item.content(space.template)]
-            if changed:
-                codes = tokenizer.encode(self._embedder.embed(space, [text for _, text in changed])).codes
-                found[kind] = (torch.tensor([number for number, _ in changed]), codes)
+        for kind in dict.fromkeys(kind for kind, _, _ in changed):
+            places = [place for place, (other, _, _) in enumerate(changed) if other == kind]
+            found[kind] = (torch.tensor([changed[place][1] for place in places]), codes[places])
         return replace(subject, paraphrased=found)
 
 
-def _asserted(catalogue: Catalogue, unseen: frozenset[str]) -> Unseen:
-    rows = torch.tensor([item in unseen for item in catalogue.item_ids])
+def _asserted(catalogue: Catalogue, inputs: Inputs) -> Unseen | None:
+    """The caller's word on which items no tokenizer saw."""
+    if inputs.all_unseen:
+        return Unseen(torch.ones(len(catalogue.item_ids), dtype=torch.bool), "all, said by the caller")
+    if inputs.unseen is None:
+        return None
+    rows = torch.tensor([item in inputs.unseen for item in catalogue.item_ids])
     if not bool(rows.any()):
         raise ValueError("none of the items said to be unseen is in the catalogue")
-    return Unseen(rows, "said by whoever asked for this report")
+    return Unseen(rows, "said by the caller")
 
 
 def _in_common(subjects: Sequence[Subject]) -> Tensor | None:

@@ -154,6 +154,7 @@ class Embedder:
         self._catalogue = catalogue
         self._cache = cache
         self._spaces: dict[str, Space] = {}
+        self._further: dict[int, dict[str, Tensor]] = {}
         if embeddings is None and not catalogue.takes_text:
             embeddings = read_embeddings(catalogue.path)
         if embeddings is not None and len(embeddings) != len(catalogue.item_ids):
@@ -188,7 +189,10 @@ class Embedder:
     def embed(self, space: Space, texts: Sequence[str]) -> Tensor:
         """The embeddings (n, D) of other texts than the catalogue's, such as paraphrases, in a space of texts."""
         assert space.text_encoder is not None
-        return embed_texts(space.text_encoder, texts, self._cache)
+        known = self._further.setdefault(id(space), {})
+        if missing := [text for text in dict.fromkeys(texts) if text not in known]:
+            known.update(zip(missing, embed_texts(space.text_encoder, missing, self._cache), strict=True))
+        return torch.stack([known[text] for text in texts])
 
     def _of_texts(self, encoder: TextEncoder, template: TextTemplate) -> Space:
         texts = [item.content(template) for item in self._catalogue.items()]

@@ -9,7 +9,7 @@ from service.cli.frame import failure, read_settings
 from service.cli.item_embeddings import item_embeddings
 from service.cli.recommend import recommend
 from service.cli.record import export, import_, registry
-from service.cli.tokenizers import train
+from service.cli.tokenizers import evaluate, train
 
 app = typer.Typer(
     name="semid",
@@ -37,6 +37,7 @@ def serve() -> None:
 app.command()(train)
 app.command()(item_embeddings)
 app.command()(recommend)
+app.command()(evaluate)
 app.command()(tokenize)
 app.command()(export)
 app.command(name="import")(import_)

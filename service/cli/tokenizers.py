@@ -1,4 +1,4 @@
-"""Commands that make tokenizers: `semid train`."""
+"""Commands that make and compare tokenizers: `semid train`, `semid evaluate`."""
 
 from __future__ import annotations
 
@@ -83,3 +83,55 @@ def train(
         )
     except (CheckpointError, ValueError, OSError) as error:
         raise failure(str(error)) from error
+
+
+def evaluate(
+    tokenizers: Annotated[
+        list[Path], typer.Argument(exists=True, help="Checkpoints' directories, and published index files (.json).")
+    ],
+    catalogue: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Items, or an array of embeddings.")],
+    out: Annotated[Path, typer.Option(file_okay=False, help="Directory of report.html and report.json.")],
+    interactions: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Parquet: user_id, item_ids oldest first.")
+    ] = None,
+    embeddings: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Of the catalogue's rows, for tokenizers that take no text."),
+    ] = None,
+    unseen: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Item ids, one a line, that no tokenizer was trained on."),
+    ] = None,
+    all_unseen: Annotated[bool, typer.Option("--all-unseen", help="None was trained on any of these items.")] = False,
+    index_column: Annotated[
+        str | None, typer.Option(help="Column by which index files name items; item_id if not given.")
+    ] = None,
+    queries: Annotated[int, typer.Option(min=1, help="Items whose neighbours are searched.")] = 1000,
+    paraphrased: Annotated[int, typer.Option(min=0, help="Items whose text is paraphrased; 0: none.")] = 300,
+    seed: Annotated[int, typer.Option(help="Of every sample.")] = 0,
+    embedding_cache: Annotated[Path | None, typer.Option(help="Directory; keeps embeddings between runs.")] = None,
+    device: Annotated[str, typer.Option(help="Where the tokenizers run: cpu or cuda.")] = "cpu",
+) -> None:
+    """Compare tokenizers on a catalogue: one report, as a page and as JSON."""
+    from models import CheckpointError
+    from models.evaluation.compare import CompareConfig, Inputs, compare
+    from models.evaluation.report import HTML, write_report
+
+    try:
+        ids = frozenset(unseen.read_text(encoding="utf-8").split("\n")) - {""} if unseen else None
+        inputs = Inputs(
+            catalogue,
+            interactions=interactions,
+            embeddings=embeddings,
+            unseen=ids,
+            all_unseen=all_unseen,
+            key_column=index_column,
+            embedding_cache=embedding_cache,
+            device=device,
+        )
+        config = CompareConfig(seed=seed, queries=queries, paraphrased=paraphrased)
+        comparison = compare(tokenizers, inputs, config, typer.echo)
+        write_report(comparison, out)
+    except (CheckpointError, ValueError, OSError) as error:
+        raise failure(str(error)) from error
+    typer.echo(f"wrote {out / HTML}")

@@ -194,3 +194,26 @@ def read(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".csv":
         return [{**row, "created": row["created"] == "True"} for row in csv.DictReader(text.splitlines())]
     return [json.loads(line) for line in text.splitlines()]
+
+
+def test_evaluate_writes_a_page_and_figures_of_a_catalogue_of_texts(catalogue: Path, tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[2] / "models" / "checkpoints" / "tiger-beauty"
+
+    result = run(
+        "evaluate", shipped, "--catalogue", catalogue, "--out", tmp_path / "report", "--paraphrased", 3, "--all-unseen"
+    )
+
+    assert result.exit_code == 0, result.output
+    assert "Tokenizers side by side" in (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    (found,) = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))["results"]
+    assert found["unseen_items"] == found["items"] == 70
+    assert found["on_unseen"]["stability"]["upper case"] == {"items": 3, "by_depth": [1.0, 1.0, 1.0]}
+    assert found["on_unseen"]["stability"]["boilerplate"]["items"] == 3
+
+
+def test_evaluate_says_what_is_wrong_with_a_file(catalogue: Path, tmp_path: Path) -> None:
+    index = tmp_path / "index.json"
+    index.write_text('{"stranger": ["<a_1>"]}')
+    result = run("evaluate", index, "--catalogue", catalogue, "--out", tmp_path / "report")
+    assert result.exit_code == 1
+    assert "names no item of the catalogue" in result.output

@@ -1,0 +1,120 @@
+"""Plots as inline SVG that follows the page's colours. Drawn with matplotlib, of the extra `semid[train]`.
+
+A plot is drawn in placeholder colours, which become the page's: text and lines `currentColor`, series `var(--s0)`, ...
+Text stays text, so it can be read, searched and scaled.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from html import escape
+from importlib.util import find_spec
+from io import StringIO
+from typing import Any
+
+from models.evaluation.page import SERIES
+
+WITHOUT_PLOTS = "There are no plots: matplotlib is not installed. pip install 'semid[train]' brings it."
+
+# Inches; the page scales it to its column.
+SIZE = (4.6, 3.1)
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+INK = "#000001"
+LINE = "#000002"
+
+
+def available() -> bool:
+    """Whether plots can be drawn."""
+    return find_spec("matplotlib") is not None
+
+
+def colour(number: int) -> str:
+    """The placeholder colour of a series."""
+    return f"#0001{number % len(SERIES):02x}"
+
+
+def marker(number: int) -> str:
+    """The marker of a series."""
+    return MARKERS[number % len(MARKERS)]
+
+
+def draw(name: str, alt: str, paint: Callable[[Any], None], *, size: tuple[float, float] = SIZE) -> str:
+    """An SVG element.
+
+    Args:
+        name: Of the plot, its own on the page: ids inside the drawing begin from it.
+        alt: What a reader who does not see it is told.
+        paint: Draws into the axes.
+        size: In inches.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    settings: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "font.family": "sans-serif",
+        "font.size": 9.5,
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": LINE,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "grid.color": LINE,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "grid.linewidth": 0.6,
+        "axes.titlesize": 10.5,
+        "axes.titleweight": "bold",
+        "lines.markersize": 5,
+        "lines.linewidth": 1.6,
+    }
+    with mpl.rc_context(settings):
+        figure = Figure(figsize=size, layout="constrained")
+        paint(figure.add_subplot())
+        out = StringIO()
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _for_page(out.getvalue(), alt)
+
+
+def swatch(number: int) -> str:
+    """A series' line and marker for a legend."""
+    shapes = {
+        "o": '<circle cx="16" cy="8" r="4.5"/>',
+        "s": '<path d="M11.5 3.5h9v9h-9z"/>',
+        "^": '<path d="M16 3l5 9.500h-10z"/>',
+        "D": '<path d="M16 2.500l5.500 5.500-5.500 5.500-5.500-5.500z"/>',
+        "v": '<path d="M16 13l5-9.500h-10z"/>',
+        "P": '<path d="M14 3h4v3h3v4h-3v3h-4v-3h-3v-4h3z"/>',
+        "X": '<path d="M12 3l4 3 4-3 1 1-3 4 3 4-1 1-4-3-4 3-1-1 3-4-3-4z"/>',
+        "*": '<path d="M16 2l1.600 4.300 4.600.200-3.600 2.800 1.200 4.400-3.800-2.500-3.800 2.500 1.200-4.400z"/>',
+    }
+    shape = shapes[marker(number)]
+    variable = f"var(--s{number % len(SERIES)})"
+    return (
+        f'<svg viewBox="0 0 32 16" aria-hidden="true" fill="{variable}" stroke="{variable}">'
+        f'<path d="M0 8h32" stroke-width="2"/>{shape}</svg>'
+    )
+
+
+def legend(names: Sequence[str], more: str = "") -> str:
+    """Which series is which; `more` says what line styles mean."""
+    entries = "".join(f"<li>{swatch(number)}{escape(name)}</li>" for number, name in enumerate(names))
+    return f'<ul class="legend">{entries}</ul>' + (f'<p class="faint">{escape(more)}</p>' if more else "")
+
+
+def _for_page(svg: str, alt: str) -> str:
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) version="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r"#0001([0-9a-f]{2})\b", lambda found: f"var(--s{int(found[1], 16)})", svg)
+    svg = svg.replace(INK, "currentColor").replace(LINE, "var(--line)")
+    svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}"', 1).strip()

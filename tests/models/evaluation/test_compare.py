@@ -1,0 +1,216 @@
+"""Tokenizers side by side, from files to a report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from models import load
+from models.evaluation import plots
+from models.evaluation.compare import CompareConfig, Inputs, compare
+from models.evaluation.measures import collisions
+from models.evaluation.report import report_page, write_report
+from models.evaluation.summary import COLUMNS, summary_cells
+from models.training.cluster import ClusterConfig
+from models.training.train import TrainConfig, train_checkpoint
+
+SMALL = CompareConfig(queries=50, paraphrased=20)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A catalogue of 300 items in 12 clusters, users who stay in theirs, two checkpoints and an index file."""
+    directory = tmp_path_factory.mktemp("compare")
+    random = np.random.default_rng(0)
+    cluster = random.integers(12, size=300)
+    centres = random.standard_normal((12, 10))
+    np.save(directory / "items.npy", (centres[cluster] + 0.1 * random.standard_normal((300, 10))).astype(np.float32))
+    for name, config in (("coarse", (4, 4)), ("fine", (12, 8, 8))):
+        fit = ClusterConfig(codebook_sizes=config, held_out=0.4)
+        train_checkpoint(
+            [directory / "items.npy"],
+            directory / name,
+            TrainConfig(name=name, family="rq-kmeans", fit=fit),
+            say=lambda _: None,
+        )
+    items = [
+        {"item_id": f"i{row}", "number": row, "title": f"thing {row}", "category": f"All > {c % 3} > {c}"}
+        for row, c in enumerate(cluster)
+    ]
+    pq.write_table(pa.Table.from_pylist(items), directory / "items.parquet")
+    users = [{"user_id": str(c), "item_ids": [f"i{row}" for row in np.flatnonzero(cluster == c)]} for c in range(12)]
+    pq.write_table(pa.Table.from_pylist(users), directory / "interactions.parquet")
+    index = {str(row): [f"<a_{cluster[row]}>", f"<b_{row % 5}>"] for row in range(0, 300, 2)}
+    (directory / "peer.json").write_text(json.dumps(index))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def comparison(world):
+    inputs = Inputs(
+        world / "items.parquet",
+        interactions=world / "interactions.parquet",
+        embeddings=world / "items.npy",
+        key_column="number",
+    )
+    return compare([world / "coarse", world / "fine", world / "peer.json"], inputs, SMALL, lambda _: None)
+
+
+def test_each_tokenizers_collisions_are_those_of_its_codes(world, comparison):
+    codes = load(world / "fine").encode(torch.from_numpy(np.load(world / "items.npy"))).codes
+    fine = comparison.results[1]
+    assert fine.collisions.rate == collisions(codes).rate
+    assert fine.resolved.with_suffix == fine.collisions.rate
+    assert fine.resolved.largest_suffix == fine.collisions.largest_group - 1
+    assert fine.collisions_by_depth[-1] == pytest.approx(fine.collisions.rate)
+
+
+def test_an_array_of_given_embeddings_and_a_catalogue_know_which_items_were_seen_by_the_array(world):
+    found = compare([world / "fine"], Inputs(world / "items.npy"), SMALL, lambda _: None)
+    result = found.results[0]
+    assert result.unseen_items == 120
+    assert result.on_unseen.items == 120
+    assert result.cold_start.seen == 180
+    assert found.unseen_in_common == 120
+
+
+def test_of_items_in_another_file_it_says_that_nothing_is_known(comparison):
+    fine = comparison.results[1]
+    assert fine.unseen_items is None
+    assert fine.on_unseen is None
+    assert "not known" in fine.unseen_how
+
+
+def test_the_callers_word_on_unseen_items_is_taken_for_all_tokenizers(world):
+    inputs = Inputs(
+        world / "items.parquet",
+        embeddings=world / "items.npy",
+        key_column="number",
+        unseen=frozenset({"i0", "i1", "elsewhere"}),
+    )
+    found = compare([world / "fine", world / "peer.json"], inputs, SMALL, lambda _: None)
+    assert [result.on_unseen.items for result in found.results] == [2, 1]
+
+
+def test_users_who_stay_in_their_cluster_and_categories_of_clusters_show_in_the_figures(comparison):
+    fine = comparison.results[1].on_all
+    assert fine.consecutive.shared[0] > 0.9
+    assert fine.consecutive.shuffled[0] < 0.2
+    assert fine.purity["leaf"].by_depth[0] > 0.9
+    assert set(fine.purity) == {"level 2", "level 3", "leaf"}
+    assert fine.neighbours.of_nearest_by_prefix > 0.9
+
+
+def test_an_index_file_has_the_figures_that_codes_give_and_no_others(comparison):
+    peer = comparison.results[2]
+    assert (peer.kind, peer.items, peer.codebook_sizes) == ("index", 150, (16, 16))
+    assert peer.on_all.purity["leaf"].by_depth[0] == 1.0
+    assert peer.on_all.consecutive.shared[0] == 1.0
+    assert peer.on_all.reconstruction_error is None
+    assert peer.on_all.neighbours is None
+    assert peer.cold_start is None
+
+
+def test_what_does_not_fit_is_refused_in_words(world):
+    quiet = {"config": SMALL, "say": lambda _: None}
+    with pytest.raises(ValueError, match="takes embeddings only"):
+        compare([world / "fine"], Inputs(world / "items.parquet"), **quiet)
+    with pytest.raises(ValueError, match="names no item"):
+        compare([world / "peer.json"], Inputs(world / "items.parquet"), **quiet)
+    with pytest.raises(ValueError, match="none of the items said to be unseen"):
+        compare([world / "fine"], Inputs(world / "items.npy", unseen=frozenset({"x"})), **quiet)
+    np.save(world / "short.npy", np.zeros((3, 10), np.float32))
+    with pytest.raises(ValueError, match="3 embeddings for 300 items"):
+        compare([world / "fine"], Inputs(world / "items.parquet", embeddings=world / "short.npy"), **quiet)
+
+
+def test_the_same_question_gets_the_same_report(world, comparison):
+    inputs = Inputs(
+        world / "items.parquet",
+        interactions=world / "interactions.parquet",
+        embeddings=world / "items.npy",
+        key_column="number",
+    )
+    again = compare([world / "coarse", world / "fine", world / "peer.json"], inputs, SMALL, lambda _: None)
+    assert again.as_dict() == comparison.as_dict()
+
+
+def test_two_checkpoints_of_one_name_are_told_apart(world):
+    found = compare([world / "fine", world / "fine"], Inputs(world / "items.npy"), SMALL, lambda _: None)
+    names = [result.name for result in found.results]
+    assert names[0].startswith("fine@")
+    assert len(set(names)) == 2
+
+
+def test_the_best_of_a_column_is_marked_and_figures_on_seen_items_do_not_compete(world):
+    results = compare([world / "coarse", world / "fine"], Inputs(world / "items.npy"), SMALL, lambda _: None).results
+    cells = summary_cells(results)
+    error = [column.title for column in COLUMNS].index("Reconstruction error")
+    raw = [column.title for column in COLUMNS].index("Raw collisions")
+    assert [row[error].best for row in cells] == [False, True]
+    assert [row[raw].best for row in cells] == [False, True]
+
+    flattered = replace(results[1], on_unseen=None)
+    row = summary_cells([results[0], results[0], flattered])[2]
+    assert row[error].text.endswith("†")
+    assert not row[error].best
+
+
+class Page(HTMLParser):
+    """Tags left open, and what is fetched."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.fetched = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.fetched += [
+            v for k, v in attributes if k in {"src", "href", "xlink:href"} and not v.startswith(("#", "data:"))
+        ]
+        if tag not in {"meta", "link", "br"}:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_fetches_nothing_runs_nothing_and_escapes_what_it_is_given(comparison, tmp_path):
+    # given a name from a file that would be markup
+    evil = replace(comparison.results[0], name="<script>alert(1)</script>")
+    # when
+    write_report(replace(comparison, results=(evil, *comparison.results[1:])), tmp_path / "report")
+    # then
+    text = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    assert page.fetched == []
+    assert not {"script", "iframe"} & {tag for tag, _ in page.tags}
+    assert "&lt;script&gt;" in text
+    headers = [attributes for tag, attributes in page.tags if tag == "th"]
+    assert all(attributes.get("scope") in {"row", "col"} for attributes in headers)
+    drawings = [attributes for tag, attributes in page.tags if tag == "svg" and attributes.get("role") == "img"]
+    assert len(drawings) >= 7
+    assert all(attributes["aria-label"] for attributes in drawings)
+    assert "#0001" not in text
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["results"][2]["name"] == "peer.json"
+
+
+def test_without_matplotlib_there_are_tables_and_a_line_that_says_so(comparison, monkeypatch):
+    monkeypatch.setattr(plots, "available", lambda: False)
+    page = Page(report_page(comparison))
+    text = report_page(comparison)
+    assert not [tag for tag, _ in page.tags if tag == "svg"]
+    assert "pip install" in text
+    assert [tag for tag, _ in page.tags].count("table") >= 7
