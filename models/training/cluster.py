@@ -32,12 +32,11 @@ from models.product import ProductQuantizer
 from models.quantizer import Quantizer
 from models.residual import ResidualQuantizer
 from models.training.codebooks import cluster_parts, cluster_residuals, cluster_tree, learned_rotation
-from models.training.fit import Fit
 from models.training.history import INITIALISED, EpochRecord, Measure
 from models.training.kmeans import KMeansConfig
 from models.training.projection import Centred, ProjectionConfig, projection
 from models.training.spool import held, in_reading_order
-from models.training.watch import coded, held_out_measures, level_records
+from models.training.watch import Fit, coded, held_out_measures, level_records
 from models.tree import TreeQuantizer
 
 CHUNK_ROWS = 8192

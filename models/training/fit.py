@@ -7,30 +7,43 @@ the share of held-out items whose codes another item of the catalogue has as wel
 from __future__ import annotations
 
 import copy
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from models.chunks import all_equal, code_keys, squared_distances, weighted_spread, weighted_sum
+from models.chunks import all_equal, squared_distances, weighted_spread, weighted_sum
 from models.network import NetworkConfig, start_linear
 from models.training.codebooks import cluster_residuals
+from models.training.descent import Batch, Descent, DivergedError, reason
 from models.training.history import INITIALISED, REFITTED, TRAINING, WARM_UP, EpochRecord, Measure
 from models.training.kmeans import KMeansConfig
+from models.training.objectives import centred
+from models.training.progress import Progress
 from models.training.projection import Centred, ProjectionConfig, draw_rows, projection
+from models.training.resume import Snapshot
 from models.training.rqvae import RQVAE, LossConfig, Variances
+from models.training.run import Run
 from models.training.spool import held, in_reading_order
-from models.training.watch import Coded, LossMeans, Trained, coded, held_out_measures, level_records
+from models.training.watch import (
+    Coded,
+    Fit,
+    LossMeans,
+    coded,
+    colliding_pairs,
+    held_out_measures,
+    level_records,
+)
 
 CHUNK_ROWS = 8192
 
-# Colliding pairs of an epoch, at most.
-PAIRS = 2**20
+# Before the first measurement.
+NOTHING_YET = Measure(0, refitted=False, reconstruction=math.inf, colliding=1.0, value=math.inf)
 
 
 @dataclass(frozen=True)
@@ -75,38 +88,14 @@ class FitConfig:
     seed: int = 0
 
 
-class Fit(NamedTuple):
-    """A fitted model.
-
-    Attributes:
-        model: At the best measurement.
-        best: That measurement.
-        records: All epochs and clusterings, in the order in which they happened.
-        held_out: Row numbers that were not trained on.
-    """
-
-    model: Trained
-    best: Measure
-    records: tuple[EpochRecord, ...]
-    held_out: Tensor
-
-    @property
-    def history(self) -> tuple[Measure, ...]:
-        """All measurements."""
-        return tuple(record.held_out for record in self.records if record.held_out)
-
-    @property
-    def kept(self) -> int:
-        """The place in `records` of the model's state."""
-        return next(place for place, record in enumerate(self.records) if record.held_out == self.best)
-
-
 def fit(
     embeddings: Tensor,
     config: FitConfig,
     weights: Tensor | None = None,
     collaborative: Tensor | None = None,
     spool: Path | None = None,
+    *,
+    run: Run | None = None,
 ) -> Fit:
     """Train an RQ-VAE.
 
@@ -117,12 +106,17 @@ def fit(
         collaborative: (N, c) float32, each item's embedding from sequences, NaN where it has none; drawn on where
             `loss.collaborative` is above 0.
         spool: Where latents lie while they are clustered, where they are many; see `models.training.spool`.
+        run: Where it runs, what it tells, where it keeps its state; on the CPU, silent and keeping none where None.
+
+    Returns:
+        The fit, on the CPU in float32.
 
     Raises:
-        ValueError: There are too few rows, they are all equal, no objective has a weight or its data is missing, or a
-            loss became NaN or infinite.
+        ValueError: There are too few rows, they are all equal or too large for float32, no objective has a weight or
+            its data is missing, the state is another training's, or a loss became NaN or infinite.
+        OSError: The state cannot be kept.
     """
-    return _Fitting(embeddings, config, weights, collaborative, spool).run()
+    return _Fitting(embeddings, config, weights, collaborative, spool, run=run).run()
 
 
 class _Fitting:
@@ -132,9 +126,11 @@ class _Fitting:
         self,
         embeddings: Tensor,
         config: FitConfig,
-        weights: Tensor | None,
+        weights: Tensor | None = None,
         collaborative: Tensor | None = None,
         spool: Path | None = None,
+        *,
+        run: Run | None = None,
     ) -> None:
         if len(embeddings) < 2:
             msg = f"training needs at least 2 items, got {len(embeddings)}"
@@ -142,7 +138,7 @@ class _Fitting:
         config.loss.check()
         self.config = config
         self.spool = spool
-        self.collaborative = _collaborative(collaborative, config.loss, len(embeddings))
+        self.collaborative = centred(collaborative, len(embeddings)) if config.loss.collaborative else None
         self.generator = torch.Generator().manual_seed(config.seed)
         if all_equal(embeddings):
             msg = f"training needs items that differ: all {len(embeddings):,} have the same embedding"
@@ -156,6 +152,8 @@ class _Fitting:
         share = self.weights / self.weights.sum()
         self.centre = weighted_sum(embeddings, share)
         self.variance = float((squared_distances(embeddings, self.centre) * share).sum().clamp_min(1e-12))
+        if not math.isfinite(self.variance):
+            raise ValueError(f"the variance of the embeddings is {self.variance}: not finite, or too large for float32")
         # Seeded here, so that the modules' random weights are the seed's and nobody else's state is touched.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -167,21 +165,64 @@ class _Fitting:
         self.model.network.centre.copy_(self.centre)
         self.model.decoder.centre.copy_(self.centre)
         self.pairs = torch.empty(0, 2, dtype=torch.int64)
+        self.how = run or Run()
+        self.progress = self.how.progress or Progress(lambda _: None, terminal=False)
+        self.model.bf16 = self.how.bf16
+        self.stage, self.epoch = WARM_UP, 0
         self.records: list[EpochRecord] = []
-        self.best: Measure
-        self.best_state: Mapping[str, Tensor]
+        self.best, self.best_state = NOTHING_YET, dict[str, Tensor]()
+        self.good: Snapshot
         self.coded: Coded
 
     def run(self) -> Fit:
-        if self.config.start == "projection":
+        """Fit, from the start or from the state that was kept."""
+        kept = self.how.state.read() if self.how.state else None
+        if kept is None and self.config.start == "projection":
             self._project()
-        self._warm_up()
-        self._initialise()
-        self._train()
+        self.model.to(self.how.device)
+        if kept:
+            self._go_on(kept)
+        else:
+            self._begin(WARM_UP)
+        try:
+            if self.stage == WARM_UP:
+                self._warm_up()
+                self._initialise()
+                self._begin(TRAINING)
+            self._train()
+        except DivergedError as error:
+            raise ValueError(self._reason(error)) from error
         self.model.load_state_dict(self.best_state)
         if self.best.epoch:
             self._refit()
-        return Fit(self.model.eval(), self.best, tuple(self.records), self.held_out)
+        return Fit(self.model.cpu().eval(), self.best, tuple(self.records), self.held_out)
+
+    def _begin(self, stage: str) -> None:
+        """Begin a stage, with an optimiser of its own."""
+        self.stage, self.epoch = stage, 0
+        self._start_descent()
+        self._keep_state()
+
+    def _start_descent(self) -> None:
+        steps = self._epochs * -(-len(self.training) // self.config.batch_rows)
+        self.descent = Descent(self.model, self.config.learning_rate, steps)
+
+    def _go_on(self, kept: Snapshot) -> None:
+        """Go on from a state: it holds all that the epochs to come depend on."""
+        self.stage, self.epoch, self.records = kept.stage, kept.epoch, list(kept.records)
+        self._start_descent()
+        self.model.load_state_dict(kept.model)
+        self.descent.load(kept.optimiser, kept.schedule)
+        self.generator.set_state(kept.generator)
+        self.best, self.best_state = kept.best or NOTHING_YET, dict(kept.best_state)
+        self.good = kept
+        if self.stage == TRAINING:
+            self.coded = self._coded()
+
+    @property
+    def _epochs(self) -> int:
+        """Of the stage, at most."""
+        return self.config.warm_up_epochs if self.stage == WARM_UP else self.config.epochs
 
     def _project(self) -> None:
         """Start the encoder network as the projection and the decoder network as its least-squares inverse."""
@@ -198,20 +239,15 @@ class _Fitting:
 
     def _warm_up(self) -> None:
         """Train encoder and decoder network without quantization."""
-        if not self.config.warm_up_epochs:
-            return
-        self._start_optimiser(self.config.warm_up_epochs)
-        with tqdm(range(1, self.config.warm_up_epochs + 1), desc="warm-up", unit="epoch", disable=None) as bar:
-            for epoch in bar:
-                began, means = time.monotonic(), LossMeans()
-                for rows in self._batches():
-                    batch = self._rows(rows)
-                    rebuilt = self.model.decoder(self.model.network(batch))
-                    loss = (batch - rebuilt).square().sum(dim=1).mean() / self.variance
-                    losses = {"reconstruction": loss, "total": loss}
-                    means.add(losses, self._step(losses, f"warm-up epoch {epoch}"), len(rows))
-                self._record(EpochRecord(WARM_UP, epoch, time.monotonic() - began), means)
-                bar.set_postfix(reconstruction=f"{self.records[-1].losses['reconstruction']:.3f}")
+        self.progress.begin(WARM_UP, self._epochs, self.epoch)
+        while self.epoch < self._epochs:
+            began, means = time.monotonic(), LossMeans()
+            for rows in self._batches():
+                batch = self._rows(rows)
+                self.descent.step(Batch(rows, batch, partial(self._warm_up_losses, batch)), means)
+            self.epoch += 1
+            self._record(EpochRecord(WARM_UP, self.epoch, time.monotonic() - began), means)
+            self._end_epoch()
 
     def _initialise(self) -> None:
         """Cluster, unless the quantizer's state says that it has codebooks already; the first measurement."""
@@ -223,22 +259,27 @@ class _Fitting:
 
     def _train(self) -> None:
         """Joint training until the last epoch, or until the patience is at its end."""
-        self._start_optimiser(self.config.epochs)
-        with tqdm(range(1, self.config.epochs + 1), desc="training", unit="epoch", disable=None) as bar:
-            for epoch in bar:
-                began = time.monotonic()
-                self.pairs = colliding_pairs(self.coded.codes[self.training], self.training)
-                means = self._train_epoch(epoch)
+        self.progress.begin(TRAINING, self._epochs, self.epoch)
+        while self.epoch < self._epochs and not 0 < self.epoch >= self.best.epoch + self.config.patience:
+            began, means = time.monotonic(), LossMeans()
+            self.pairs = colliding_pairs(self.coded.codes[self.training], self.training)
+            variances = Variances(self.variance, self._latent_variance())
+            for rows in self._batches():
+                self.descent.step(self._batch(rows, variances), means)
+            self.coded = self._coded()
+            restarted = self._reset_dead_codewords(self.coded.codes)
+            if any(restarted):
                 self.coded = self._coded()
-                restarted = self._reset_dead_codewords(self.coded.codes)
-                if any(restarted):
-                    self.coded = self._coded()
-                measure = self._measured(TRAINING, epoch, began, means, restarted)
-                bar.set_postfix(reconstruction=f"{measure.reconstruction:.3f}", colliding=f"{measure.colliding:.2%}")
-                if measure.value < self.best.value:
-                    self._keep(measure)
-                if epoch - self.best.epoch >= self.config.patience:
-                    break
+            self.epoch += 1
+            measure = self._measured(TRAINING, self.epoch, began, means, restarted)
+            if measure.value < self.best.value:
+                self._keep(measure)
+            self._end_epoch()
+        self.progress.end()
+
+    def _end_epoch(self) -> None:
+        self.progress.show(self.records[-1], self.best if self.best_state else None)
+        self._keep_state()
 
     def _refit(self) -> None:
         """Cluster the codebooks of the best epoch anew, kept where the measure says so.
@@ -259,51 +300,72 @@ class _Fitting:
     def _cluster_codebooks(self) -> None:
         """k-means of what each level receives, on all training rows."""
         chunks = self.training.split(CHUNK_ROWS)
-        parts = (self.model.network(self.embeddings[rows]) for rows in chunks)
+        parts = (self.model.network(self._rows(rows)).cpu() for rows in chunks)
         latents = held(parts, len(self.training), self.config.latent, self.spool)
         weights = self.weights[self.training]
-        cluster_residuals(self.model.quantizer, latents, weights, self.config.kmeans, self.generator, spool=self.spool)
+        # On the CPU, where the latents of any number of rows may lie on disk.
+        quantizer = self.model.quantizer.cpu()
+        cluster_residuals(quantizer, latents, weights, self.config.kmeans, self.generator, spool=self.spool)
+        quantizer.to(self.how.device)
 
-    def _train_epoch(self, epoch: int) -> LossMeans:
-        loss = self.config.loss
-        variances = Variances(self.variance, self._latent_variance())
-        means = LossMeans()
-        for rows in self._batches():
-            pairs = None
-            if loss.repulsion and len(self.pairs):
-                chosen = self.pairs[torch.randint(len(self.pairs), (self.config.pair_rows,), generator=self.generator)]
-                pairs = (self._rows(chosen[:, 0]), self._rows(chosen[:, 1]))
-            collaborative = None if self.collaborative is None else self.collaborative[rows]
-            losses = self.model.losses(self._rows(rows), variances, loss, pairs=pairs, collaborative=collaborative)
-            # A term that counts nothing is not computed.
-            terms = {name: term for name, term in losses._asdict().items() if getattr(loss, name)}
-            terms["total"] = losses.total(loss)
-            means.add(terms, self._step(terms, f"epoch {epoch}"), len(rows))
-        return means
+    def _warm_up_losses(self, batch: Tensor) -> dict[str, Tensor]:
+        rebuilt = self.model.rebuilt(self.model.latents(batch))
+        loss = (batch - rebuilt).square().sum(dim=1).mean() / self.variance
+        return {"reconstruction": loss, "total": loss}
 
-    def _step(self, losses: Mapping[str, Tensor], place: str) -> Tensor:
-        """Follow the gradient of the total loss; the gradient's norm, () float."""
-        loss = losses["total"]
-        if not bool(loss.isfinite()):
-            msg = f"training stopped in {place}: the loss is {float(loss.detach())}; lower the learning rate"
-            raise ValueError(msg)
-        self.optimiser.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        self.optimiser.step()
-        self.schedule.step()
-        return norm
+    def _batch(self, rows: Tensor, variances: Variances) -> Batch:
+        """A batch of joint training, with the pairs drawn for it."""
+        pairs = None
+        if self.config.loss.repulsion and len(self.pairs):
+            chosen = self.pairs[torch.randint(len(self.pairs), (self.config.pair_rows,), generator=self.generator)]
+            pairs = (self._rows(chosen[:, 0]), self._rows(chosen[:, 1]))
+        collaborative = None if self.collaborative is None else self.collaborative[rows].to(self.how.device)
+        batch = self._rows(rows)
+        return Batch(rows, batch, partial(self._losses, batch, variances, pairs, collaborative))
 
-    def _start_optimiser(self, epochs: int) -> None:
-        self.optimiser: torch.optim.Optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=self.config.learning_rate, weight_decay=0.0
+    def _losses(
+        self,
+        batch: Tensor,
+        variances: Variances,
+        pairs: tuple[Tensor, Tensor] | None,
+        collaborative: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """The losses of a batch that count anything, and "total", what is minimised."""
+        config = self.config.loss
+        losses = self.model.losses(batch, variances, config, pairs=pairs, collaborative=collaborative)
+        terms = {name: term for name, term in losses._asdict().items() if getattr(config, name)}
+        return {**terms, "total": losses.total(config)}
+
+    def _reason(self, error: DivergedError) -> str:
+        """Why there is no going on; the state of the last good epoch is kept."""
+        stage = "epoch" if self.stage == TRAINING else f"{self.stage} epoch"
+        words = reason(f"{stage} {self.epoch + 1}", error.step, self.model, self.good.model)
+        if self.how.state is None:
+            return words
+        self.how.state.write(self.good)
+        return f"{words}. The weights after {stage} {self.epoch} are kept in {self.how.state.directory}"
+
+    def _keep_state(self) -> None:
+        """Remember the state after this epoch, and let it be written where that is due."""
+        optimiser, schedule = self.descent.state()
+        self.good = Snapshot(
+            stage=self.stage,
+            epoch=self.epoch,
+            model=copy.deepcopy(self.model.state_dict()),
+            optimiser=optimiser,
+            schedule=schedule,
+            generator=self.generator.get_state(),
+            best=self.best if self.best_state else None,
+            best_state=self.best_state,
+            records=tuple(self.records),
         )
-        steps = max(1, epochs * -(-len(self.training) // self.config.batch_rows))
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, steps)
+        if self.how.state:
+            self.how.state.offer(self.good)
 
     def _rows(self, rows: Tensor) -> Tensor:
         """Embeddings (n, D) float32 of row numbers (n,), where the model is."""
-        return self.embeddings[rows]
+        batch = self.embeddings[rows]
+        return batch.pin_memory().to(self.how.device, non_blocking=True) if self.how.device.type == "cuda" else batch
 
     def _batches(self) -> Iterator[Tensor]:
         """An epoch's row numbers: every row once, or as many rows drawn by weight."""
@@ -317,7 +379,7 @@ class _Fitting:
     @torch.no_grad()
     def _latent_variance(self) -> float:
         """Of the training rows' latents, weighted as they are drawn."""
-        parts = (self.model.network(self.embeddings[rows]) for rows in self.training.split(CHUNK_ROWS))
+        parts = (self.model.network(self._rows(rows)).cpu() for rows in self.training.split(CHUNK_ROWS))
         latents = held(parts, len(self.training), self.config.latent, self.spool)
         share = self.weights[self.training] / self.weights[self.training].sum()
         return float(weighted_spread(latents, weighted_sum(latents, share), share).clamp_min(1e-12))
@@ -339,7 +401,7 @@ class _Fitting:
             if dead := int((~used).sum()):
                 rows = self.training[draw_rows(self.weights[self.training], dead, self.generator)]
                 quantization = self.model.quantizer.quantize(self.model.network(self._rows(rows)))
-                codebook[~used] = quantization.residuals[:, level]
+                codebook[(~used).to(codebook.device)] = quantization.residuals[:, level]
             reset.append(dead)
         return tuple(reset)
 
@@ -355,7 +417,7 @@ class _Fitting:
     def _record(self, record: EpochRecord, means: LossMeans | None) -> None:
         """Write down an epoch, or a clustering where there are no losses."""
         if means:
-            rate = float(self.schedule.get_last_lr()[0])
+            rate = self.descent.learning_rate
             record = replace(record, losses=means.as_dict(), learning_rate=rate, gradient_norm=means.gradient_norm)
         self.records.append(record)
 
@@ -370,38 +432,3 @@ class _Fitting:
         )
         value = reconstruction + self.config.collision_price * colliding
         return Measure(epoch, refitted, reconstruction, colliding, value)
-
-
-def _collaborative(collaborative: Tensor | None, config: LossConfig, items: int) -> Tensor | None:
-    """Collaborative embeddings (N, c) less their mean, None where they do not count.
-
-    Raises:
-        ValueError: They count and are missing, or not N rows.
-    """
-    if not config.collaborative:
-        return None
-    if collaborative is None:
-        raise ValueError("loss.collaborative is above 0, but there are no collaborative embeddings")
-    if collaborative.ndim != 2 or len(collaborative) != items:
-        raise ValueError(f"collaborative embeddings of {items:,} items expected, got {tuple(collaborative.shape)}")
-    known = collaborative.isfinite().all(dim=1)
-    if int(known.sum()) < 2:
-        raise ValueError("fewer than 2 items have a collaborative embedding; there is nothing to contrast")
-    return collaborative.float() - collaborative[known].float().mean(dim=0)
-
-
-def colliding_pairs(codes: Tensor, rows: Tensor) -> Tensor:
-    """Pairs (P, 2) of row numbers that share all their codes; of a group of n, neighbours in a random-free order.
-
-    Where there are more than `PAIRS`, each second, third, ... of them.
-
-    Args:
-        codes: (n, L) int64.
-        rows: (n,) int64, the row number of each.
-    """
-    group = code_keys(codes)
-    order = group.argsort(stable=True)
-    ordered = group[order]
-    same = (ordered[1:] == ordered[:-1]).nonzero().flatten()
-    same = same[:: -(-len(same) // PAIRS) or 1]
-    return torch.stack([rows[order[same]], rows[order[same + 1]]], dim=1)

@@ -45,6 +45,22 @@ def collaborative_contrast(latents: Tensor, collaborative: Tensor, temperature: 
     return contrast(latents[known], collaborative[known], temperature)
 
 
+def centred(collaborative: Tensor | None, items: int) -> Tensor:
+    """Collaborative embeddings (N, c) of so many items, less their mean; rows of NaN have none.
+
+    Raises:
+        ValueError: They are missing, or not of so many items, or all but one are NaN.
+    """
+    if collaborative is None:
+        raise ValueError("loss.collaborative is above 0, but there are no collaborative embeddings")
+    if collaborative.ndim != 2 or len(collaborative) != items:
+        raise ValueError(f"collaborative embeddings of {items:,} items expected, got {tuple(collaborative.shape)}")
+    known = collaborative.isfinite().all(dim=1)
+    if int(known.sum()) < 2:
+        raise ValueError("fewer than 2 items have a collaborative embedding; there is nothing to contrast")
+    return collaborative.float() - collaborative[known].float().mean(dim=0)
+
+
 def _unit(vectors: Tensor) -> Tensor:
     """Vectors (B, d) of length 1; the small number keeps the gradient of a zero finite."""
     return vectors * (vectors.square().sum(dim=1, keepdim=True) + 1e-12).rsqrt()

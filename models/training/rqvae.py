@@ -19,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from models.network import DecoderNetwork, EncoderNetwork, NetworkConfig
@@ -128,6 +129,8 @@ class Output(NamedTuple):
 class RQVAE(nn.Module):
     """The module that is trained; what is frozen of it are its three parts.
 
+    `bf16` lets the networks, not the quantizer, multiply matrices in bfloat16; their weights stay float32.
+
     Args:
         network: Widths of the encoder network; the decoder network mirrors it.
         codebook_sizes: K_l for each level.
@@ -141,6 +144,7 @@ class RQVAE(nn.Module):
         latent = network.widths[-1]
         self.network = EncoderNetwork(network)
         self.quantizer = ResidualQuantizer(codebook_sizes, latent)
+        self.bf16 = False
         self.decoder = DecoderNetwork(network)
         self.alignment: nn.Module = nn.Identity()
         if collaborative_width not in (None, latent):
@@ -148,10 +152,26 @@ class RQVAE(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Output:
         """(B, D) float -> `Output`, with gradients to all three parts."""
-        latents = self.network(embeddings)
+        latents = self.latents(embeddings)
         quantization = self.quantizer.quantize(latents)
         quantized = latents + (self.quantizer.decode(quantization.codes) - latents).detach()
-        return Output(latents, quantization, quantized, self.decoder(quantized))
+        return Output(latents, quantization, quantized, self.rebuilt(quantized))
+
+    def latents(self, embeddings: Tensor) -> Tensor:
+        """(B, D) float -> (B, d) of the same dtype, in bfloat16 within where `bf16` is set."""
+        return self._at_precision(self.network, embeddings)
+
+    def rebuilt(self, quantized: Tensor) -> Tensor:
+        """(B, d) float -> (B, D) of the same dtype, in bfloat16 within where `bf16` is set."""
+        return self._at_precision(self.decoder, quantized)
+
+    def _at_precision(self, module: nn.Module, inputs: Tensor) -> Tensor:
+        if not self.bf16:
+            outputs: Tensor = module(inputs)
+            return outputs
+        with torch.autocast(inputs.device.type, torch.bfloat16):
+            outputs = module(inputs)
+        return outputs.to(inputs)
 
     def losses(
         self,
@@ -181,7 +201,7 @@ class RQVAE(nn.Module):
         repulsion = contrastive = collaboration = reconstruction.new_zeros(())
         if pairs is not None and len(pairs[0]):
             reach = config.repulsion_distance * residuals[:, -1].detach().square().sum(dim=1).mean().sqrt()
-            repulsion = _repulsion(self.network(pairs[0]), self.network(pairs[1]), reach)
+            repulsion = _repulsion(self.latents(pairs[0]), self.latents(pairs[1]), reach)
         if config.contrastive:
             centre = self.decoder.centre
             contrastive = contrast(output.reconstruction - centre, embeddings - centre, config.contrastive_temperature)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,27 @@ from models.chunks import count_distinct
 from models.evaluation.measures import Report, evaluate
 from models.exactness import SAMPLE_TEXTS, calibrate
 from models.template import TextTemplate
+from models.text_encoder import TextEncoder
 from models.tokenizer import FAMILIES, TokenizerParts
 from models.training.card import BELOW_FLOAT64, model_card
 from models.training.cluster import FITTERS, ClusterConfig, fit_clusters
-from models.training.collaborative import align, needs_item_ids
+from models.training.collaborative import Aligned, align, needs_item_ids
 from models.training.data import Reading, TrainingData, read_training_data, text_encoder_of
-from models.training.fit import Fit, FitConfig, fit
+from models.training.fit import FitConfig, fit
 from models.training.history import HISTORY, TrainingHistory
+from models.training.progress import Progress
+from models.training.resume import KEEP_EVERY_S, StateDirectory
+from models.training.run import Run, bf16_of, device_of
+from models.training.watch import Fit
 
 CALIBRATION_ROWS = 20_000
 
 # What chooses the epoch that is kept, by family; the others have nothing to choose from.
 STOPPED_ON = {"rqvae": "held-out reconstruction error + collision_price x share of held-out items that share all codes"}
+
+
+# Notes of collaborative embeddings that say where they are from; the others measure them.
+_ORIGINS = ("method", "config", "interactions", "file")
 
 
 @dataclass(frozen=True)
@@ -66,10 +76,16 @@ def train_checkpoint(
     interactions: Path | None = None,
     spool: Path | None = None,
     device: str = "cpu",
+    precision: str = "auto",
+    keep_every_s: float = KEEP_EVERY_S,
+    fresh: bool = False,
     command: str = "",
     say: Callable[[str], None] = print,
 ) -> Manifest:
     """Train a tokenizer on catalogues and write it as a frozen checkpoint with a report and a model card.
+
+    A fit in epochs keeps its state in `state_directory(out)` until the checkpoint is written. Where it was killed, the
+    same call goes on from there and ends with the same fingerprint. A fit by k-means alone begins anew.
 
     Args:
         sources: Catalogue files (see `models.catalogue.read_items`), or arrays of embeddings of one width; not both.
@@ -81,7 +97,10 @@ def train_checkpoint(
         collaborative: Collaborative embeddings (see `models.training.collaborative.align`), for `loss.collaborative`.
         interactions: Or users' sequences, from which SASRec learns them.
         spool: A directory for rows while they are trained on; beside `out` where None.
-        device: Where texts are embedded.
+        device: Where texts are embedded and the model is fitted: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: See `models.training.run.bf16_of`.
+        keep_every_s: How often the state of the fit is kept, at most; after an epoch.
+        fresh: Forget the state of an unfinished training.
         command: The command line, for the model card.
         say: Takes lines for the user.
 
@@ -89,26 +108,68 @@ def train_checkpoint(
         The manifest as written.
 
     Raises:
-        ValueError: A source cannot be read, is empty, or training diverged.
+        ValueError: A source cannot be read, is empty, training diverged, or there is the state of another training.
         FileExistsError: `out` is not empty.
+        OSError: The state cannot be kept.
         CheckpointError: The text encoder cannot be loaded.
     """
     _refuse_full_directory(out)
     config_of(config.family)
     _refuse_idle_collaboration(config, given=collaborative is not None or interactions is not None)
-    by_id = needs_item_ids(collaborative, interactions)
-    encoder = text_encoder_of(sources, text_encoder, device)
-    reading = Reading(
-        config.template, config.balance_by, config.balance, embedding_cache, keep_ids=by_id, spool=spool or out.parent
-    )
-    data = read_training_data(sources, reading, encoder, say)
-    say(f"training on {len(data.embeddings):,} items of {len(sources)} files, {data.embeddings.shape[1]} dimensions")
+    where = device_of(device)
+    bf16 = bf16_of(precision, where)
+    with ExitStack() as stack:
+        state = None
+        if isinstance(config.fit, FitConfig):
+            state = stack.enter_context(StateDirectory(state_directory(out), keep_every_s))
+            if fresh:
+                state.clear()
+        run = Run(where, bf16, state, Progress(say))
+        by_id = needs_item_ids(collaborative, interactions)
+        where_rows_lie = spool or out.parent
+        reading = Reading(
+            config.template, config.balance_by, config.balance, embedding_cache, keep_ids=by_id, spool=where_rows_lie
+        )
+        encoder = text_encoder_of(sources, text_encoder, str(where))
+        data = read_training_data(sources, reading, encoder, say)
+        say(
+            f"training on {len(data.embeddings):,} items of {len(sources)} files, {data.embeddings.shape[1]} dimensions"
+        )
+        together = align(
+            data, file=collaborative, interactions=interactions, seed=config.fit.seed, device=str(where), say=say
+        )
+        manifest = _train(out, config, encoder, data, together, spool=where_rows_lie, run=run, command=command, say=say)
+        if state:
+            state.clear()
+    say(f"wrote {manifest.full_name} to {out}")
+    return manifest
+
+
+def state_directory(out: Path) -> Path:
+    """Where the training of a checkpoint keeps its state."""
+    return out.parent / f".{out.name}-training"
+
+
+def _train(
+    out: Path,
+    config: TrainConfig,
+    encoder: TextEncoder | None,
+    data: TrainingData,
+    together: Aligned | None,
+    *,
+    spool: Path,
+    run: Run,
+    command: str,
+    say: Callable[[str], None],
+) -> Manifest:
+    """Fit, evaluate, calibrate, freeze, save."""
     largest = max(config.fit.codebook_sizes)
     if (distinct := count_distinct(data.embeddings, enough=largest)) < largest:
         say(f"warning: {distinct:,} different embeddings for codebooks of up to {largest}: some codewords stay unused")
-    together = align(data, file=collaborative, interactions=interactions, seed=config.fit.seed, device=device, say=say)
-    collaborative_rows = together.embeddings if together else None
-    fitted = fit_family(data.embeddings, config, data.weights, collaborative_rows, reading.spool)
+    if run.state:
+        run.state.identity = _identity(config, data, encoder, together, run)
+    collaborative = together.embeddings if together else None
+    fitted = fit_family(data.embeddings, config, data.weights, collaborative, spool, run=run)
     parts = TokenizerParts(
         config.family, config.template, encoder, fitted.model.network, fitted.model.quantizer, fitted.model.decoder
     )
@@ -139,8 +200,27 @@ def train_checkpoint(
         records=fitted.records,
     )
     save(out, parts, manifest, beside={HISTORY: history.as_json(), "README.md": model_card(manifest)})
-    say(f"wrote {manifest.full_name} to {out}")
     return manifest
+
+
+def _identity(
+    config: TrainConfig, data: TrainingData, encoder: TextEncoder | None, together: Aligned | None, run: Run
+) -> dict[str, Any]:
+    """What a fit's result is a function of, so that no state is taken for another training's."""
+    return {
+        "family": config.family,
+        "settings": asdict(config.fit),
+        "template": asdict(config.template),
+        "balance": [config.balance_by, config.balance],
+        "text_encoder": encoder.components if encoder else None,
+        "data": {str(note["file"]): {"items": note["items"], "sha256": note["sha256"]} for note in data.notes},
+        "collaborative": {name: note for name, note in together.notes.items() if name in _ORIGINS}
+        if together
+        else None,
+        "device": run.device.type,
+        "precision": "bf16" if run.bf16 else "fp32",
+        "torch": torch.__version__,
+    }
 
 
 def config_of(family: str) -> FitConfig | ClusterConfig:
@@ -161,6 +241,8 @@ def fit_family(
     weights: Tensor | None = None,
     collaborative: Tensor | None = None,
     spool: Path | None = None,
+    *,
+    run: Run | None = None,
 ) -> Fit:
     """Fit the config's family to embeddings (N, D) float32, rows weighted by (N,); `spool` is where latents may lie.
 
@@ -169,7 +251,7 @@ def fit_family(
             that has no use for them, or the fit fails.
     """
     if config.family == "rqvae" and isinstance(config.fit, FitConfig):
-        return fit(embeddings, config.fit, weights, collaborative, spool)
+        return fit(embeddings, config.fit, weights, collaborative, spool, run=run)
     if collaborative is not None:
         raise ValueError(f"the family {config.family!r} is not trained with collaborative embeddings; rqvae is")
     if config.family in FITTERS and isinstance(config.fit, ClusterConfig):

@@ -12,9 +12,12 @@ from models.chunks import code_keys
 from models.evaluation.measures import usage
 from models.network import DecoderNetwork, EncoderNetwork
 from models.quantizer import Quantizer
-from models.training.history import LevelRecord
+from models.training.history import EpochRecord, LevelRecord, Measure
 
 CHUNK_ROWS = 8192
+
+# Colliding pairs of an epoch, at most.
+PAIRS = 2**20
 
 
 class Trained(Protocol):
@@ -33,6 +36,32 @@ class Trained(Protocol):
         """Of quantized latents to embeddings."""
 
 
+class Fit(NamedTuple):
+    """A fitted model.
+
+    Attributes:
+        model: At the best measurement.
+        best: That measurement.
+        records: All epochs and clusterings, in the order in which they happened.
+        held_out: Row numbers that were not trained on.
+    """
+
+    model: Trained
+    best: Measure
+    records: tuple[EpochRecord, ...]
+    held_out: Tensor
+
+    @property
+    def history(self) -> tuple[Measure, ...]:
+        """All measurements."""
+        return tuple(record.held_out for record in self.records if record.held_out)
+
+    @property
+    def kept(self) -> int:
+        """The place in `records` of the model's state."""
+        return next(place for place, record in enumerate(self.records) if record.held_out == self.best)
+
+
 class Coded(NamedTuple):
     """All rows as a model codes them.
 
@@ -48,13 +77,15 @@ class Coded(NamedTuple):
 @torch.no_grad()
 def coded(model: Trained, embeddings: Tensor, weights: Tensor) -> Coded:
     """The codes of embeddings (N, D) float32; what the levels leave over is of rows weighted by (N,)."""
+    device = model.network.centre.device
     share = (weights / weights.sum()).double()
     codes = torch.empty(len(embeddings), len(model.quantizer.codebook_sizes), dtype=torch.int32)
-    energies, mean = torch.zeros(()), torch.zeros(())
+    energies, mean = torch.zeros((), device=device), torch.zeros((), device=device)
     for start in range(0, len(embeddings), CHUNK_ROWS):
         rows = slice(start, start + CHUNK_ROWS)
-        quantization, counts = model.quantizer.quantize(model.network(embeddings[rows])), share[rows]
-        codes[rows] = quantization.codes
+        quantization = model.quantizer.quantize(model.network(embeddings[rows].to(device)))
+        counts = share[rows].to(device)
+        codes[rows] = quantization.codes.cpu()
         energies = energies + (quantization.residuals.square().sum(dim=2).double() * counts[:, None]).sum(dim=0)
         mean = mean + (quantization.residuals[:, 0] * counts[:, None]).sum(dim=0)
     variance = (energies[0] - mean.square().sum()).clamp_min(1e-12)
@@ -96,13 +127,32 @@ def held_out_measures(
         rows: (n,) int64, the rows that are measured.
         variance: Of the embeddings, summed over features.
     """
-    miss = (embeddings[rows] - model.decoder(model.quantizer.decode(codes[rows].long()))).square().sum(dim=1)
+    device = model.network.centre.device
+    rebuilt = model.decoder(model.quantizer.decode(codes[rows].long().to(device))).cpu()
+    miss = (embeddings[rows] - rebuilt).square().sum(dim=1)
     share = weights[rows] / weights[rows].sum()
     keys = code_keys(codes)
     ordered, measured = keys.sort().values, keys[rows]
     counts = torch.searchsorted(ordered, measured, right=True) - torch.searchsorted(ordered, measured)
     colliding = float(((counts > 1) * share).sum())
     return float((miss * share).sum()) / variance, colliding
+
+
+def colliding_pairs(codes: Tensor, rows: Tensor) -> Tensor:
+    """Pairs (P, 2) of row numbers that share all their codes; of a group of n, neighbours in a random-free order.
+
+    Where there are more than `PAIRS`, each second, third, ... of them.
+
+    Args:
+        codes: (n, L) int64.
+        rows: (n,) int64, the row number of each.
+    """
+    group = code_keys(codes)
+    order = group.argsort(stable=True)
+    ordered = group[order]
+    same = (ordered[1:] == ordered[:-1]).nonzero().flatten()
+    same = same[:: -(-len(same) // PAIRS) or 1]
+    return torch.stack([rows[order[same]], rows[order[same + 1]]], dim=1)
 
 
 class LossMeans:
@@ -128,6 +178,11 @@ class LossMeans:
             if total.ndim:
                 means |= {f"{name} {level}": float(one) / self._rows for level, one in enumerate(total, 1)}
         return means
+
+    @property
+    def steps(self) -> int:
+        """Taken so far."""
+        return len(self._gradients)
 
     @property
     def gradient_norm(self) -> float:

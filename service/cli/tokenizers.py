@@ -44,9 +44,22 @@ def train(
     balance: Annotated[float, typer.Option(min=0, max=1, help="1: rows count alike; 0: sources do.")] = 0.5,
     max_suffix: Annotated[int | None, typer.Option(min=0, help="The generator's suffix vocabulary.")] = None,
     data_terms: Annotated[str, typer.Option(help="A sentence on the data and its terms, for the model card.")] = "",
-    device: Annotated[str, typer.Option(help="Where texts are embedded: cpu or cuda.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="Where texts are embedded and the model is fitted: auto, cpu, cuda or cuda:N.")
+    ] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(help="Of the networks while they are trained: fp32, bf16, or auto: bf16 on a GPU that has it."),
+    ] = "auto",
+    keep_every_s: Annotated[
+        float, typer.Option(min=0, help="Seconds after which the state is kept again, at an epoch's end.")
+    ] = 30.0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over, whatever state there is.")] = False,
 ) -> None:
-    """Train a tokenizer on catalogues and freeze it: weights, manifest, report, model card."""
+    """Train a tokenizer on catalogues and freeze it: weights, manifest, report, model card.
+
+    After a kill the same command goes on where its state was kept, beside OUT.
+    """
     from models import CheckpointError
     from models.configuration import configured
     from models.training.collaborative import WEIGHT
@@ -78,6 +91,9 @@ def train(
             interactions=interactions,
             spool=spool,
             device=device,
+            precision=precision,
+            keep_every_s=keep_every_s,
+            fresh=fresh,
             command=shlex.join(["semid", *sys.argv[1:]]),
             say=typer.echo,
         )

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from models.training.descent import Descent
 from models.training.fit import FitConfig, _Fitting, colliding_pairs, fit
 from models.training.projection import Centred, ProjectionConfig, draw_rows, projection
 from models.training.rqvae import LossConfig
@@ -87,10 +88,13 @@ def test_a_last_batch_of_one_row_does_not_outweigh_the_others(clustered, monkeyp
     fitting = _Fitting(clustered[:570], replace(SMALL, held_out=0.1), None)
     assert len(fitting.training) % 128 == 1
     seen = []
-    step = _Fitting._step
-    monkeypatch.setattr(
-        _Fitting, "_step", lambda self, losses, place: seen.append(losses["total"].item()) or step(self, losses, place)
-    )
+    step = Descent.step
+
+    def watched(self, batch, means):
+        step(self, batch, means)
+        seen.append(float(batch.losses()["total"].detach()))
+
+    monkeypatch.setattr(Descent, "step", watched)
     # when
     fitting.run()
     # then
@@ -99,7 +103,7 @@ def test_a_last_batch_of_one_row_does_not_outweigh_the_others(clustered, monkeyp
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_place(clustered):
-    with pytest.raises(ValueError, match=r"training stopped in epoch \d+: the loss is (nan|inf)"):
+    with pytest.raises(ValueError, match=r"training stopped in epoch \d+, batch \d+: the loss is (nan|inf)"):
         fit(clustered * 1e18, replace(SMALL, epochs=3, learning_rate=1e30))
 
 
