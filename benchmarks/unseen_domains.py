@@ -23,7 +23,8 @@ from models.embedding_cache import embed_texts
 from models.evaluation.measures import collisions, evaluate, purity, usage
 from models.text_encoder import TextEncoder, TextEncoderConfig
 from models.training.data import balanced_weights
-from models.training.fit import FitConfig, fit
+from models.training.fit import fit
+from models.training.fit_config import FitConfig
 from models.training.kmeans import KMeansConfig
 from models.training.projection import ProjectionConfig
 from models.training.rqvae import LossConfig

@@ -60,7 +60,7 @@ class Descent:
     """AdamW along a learning rate that falls to 0 by a cosine.
 
     Args:
-        model: Its parameters are moved.
+        model: Its parameters are moved; there may be none that learns by gradient.
         learning_rate: At the start.
         steps: Until it is 0.
     """
@@ -70,6 +70,7 @@ class Descent:
         self._optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
         self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self._optimiser, max(1, steps))
         self._last_norm: Tensor | None = None
+        self._learns = any(parameter.requires_grad for parameter in model.parameters())
 
     @property
     def learning_rate(self) -> float:
@@ -83,6 +84,9 @@ class Descent:
             DivergedError: The loss or the gradient's norm is no finite number.
         """
         losses = batch.losses()
+        if not self._learns:
+            means.add(losses, losses["total"].new_zeros(()), len(batch.rows))
+            return
         self._optimiser.zero_grad()
         losses["total"].backward()
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._model.parameters() if p.grad is not None])

@@ -10,7 +10,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,15 +19,16 @@ from torch import Tensor
 
 from models.chunks import all_equal, squared_distances, weighted_spread, weighted_sum
 from models.network import NetworkConfig, start_linear
+from models.quantizer import Quantization
 from models.training.codebooks import cluster_residuals
 from models.training.descent import Batch, Descent, DivergedError, reason
+from models.training.fit_config import FitConfig
 from models.training.history import INITIALISED, REFITTED, TRAINING, WARM_UP, EpochRecord, Measure
-from models.training.kmeans import KMeansConfig
-from models.training.objectives import centred
+from models.training.objectives import centred, cluster_codewords, missed_reconstructions
 from models.training.progress import Progress
-from models.training.projection import Centred, ProjectionConfig, draw_rows, projection
+from models.training.projection import Centred, draw_rows, projection
 from models.training.resume import Snapshot
-from models.training.rqvae import RQVAE, LossConfig, Variances
+from models.training.rqvae import RQVAE, Variances
 from models.training.run import Run
 from models.training.spool import held, in_reading_order
 from models.training.watch import (
@@ -44,48 +45,6 @@ CHUNK_ROWS = 8192
 
 # Before the first measurement.
 NOTHING_YET = Measure(0, refitted=False, reconstruction=math.inf, colliding=1.0, value=math.inf)
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """Hyper-parameters of a fit.
-
-    Attributes:
-        codebook_sizes: K_l for each level.
-        latent: d.
-        hidden: Widths between D and d; none: a linear encoder network.
-        start: "projection": the networks start as the linear map of `projection`, an MLP too, which hidden widths of
-            at least 2 d allow; "random": as torch draws them.
-        warm_up_epochs: Of the plain autoencoder, before there are codebooks.
-        epochs: Of joint training at most; 0 keeps the k-means solution.
-        batch_rows: Rows of a step.
-        pair_rows: Colliding pairs of a step, where the repulsion counts.
-        learning_rate: Of AdamW; falls to 0 along a cosine.
-        loss: What each loss counts.
-        held_out: Share of the rows that are not trained on, 5,000 at most.
-        collision_price: c of the measure `reconstruction error + c x share of held-out items that collide`.
-        patience: Stop after so many measurements without a better one; an epoch each.
-        projection: The linear start.
-        kmeans: Of the initialisation.
-        seed: Of everything drawn.
-    """
-
-    codebook_sizes: tuple[int, ...] = (256, 256, 256, 256)
-    latent: int = 24
-    hidden: tuple[int, ...] = (512,)
-    start: str = "projection"
-    warm_up_epochs: int = 0
-    epochs: int = 30
-    batch_rows: int = 1024
-    pair_rows: int = 256
-    learning_rate: float = 1e-3
-    loss: LossConfig = field(default_factory=LossConfig)
-    held_out: float = 0.05
-    collision_price: float = 4.0
-    patience: int = 20
-    projection: ProjectionConfig = field(default_factory=ProjectionConfig)
-    kmeans: KMeansConfig = field(default_factory=KMeansConfig)
-    seed: int = 0
 
 
 def fit(
@@ -135,8 +94,10 @@ class _Fitting:
         if len(embeddings) < 2:
             msg = f"training needs at least 2 items, got {len(embeddings)}"
             raise ValueError(msg)
-        config.loss.check()
+        config.check()
         self.config = config
+        ema = config.ema if config.codebooks == "ema" else None
+        self.loss = replace(config.loss, codebook=0.0) if ema else config.loss
         self.spool = spool
         self.collaborative = centred(collaborative, len(embeddings)) if config.loss.collaborative else None
         self.generator = torch.Generator().manual_seed(config.seed)
@@ -160,8 +121,12 @@ class _Fitting:
             self.model = RQVAE(
                 NetworkConfig((embeddings.shape[1], *config.hidden, config.latent)),
                 config.codebook_sizes,
-                None if self.collaborative is None else self.collaborative.shape[1],
+                collaborative_width=None if self.collaborative is None else self.collaborative.shape[1],
+                ema=ema,
             )
+        if config.networks == "fixed":
+            self.model.network.requires_grad_(requires_grad=False)
+            self.model.decoder.requires_grad_(requires_grad=False)
         self.model.network.centre.copy_(self.centre)
         self.model.decoder.centre.copy_(self.centre)
         self.pairs = torch.empty(0, 2, dtype=torch.int64)
@@ -173,11 +138,13 @@ class _Fitting:
         self.best, self.best_state = NOTHING_YET, dict[str, Tensor]()
         self.good: Snapshot
         self.coded: Coded
+        self.clusters: list[Tensor] | None = None
+        self.chosen: Quantization
 
     def run(self) -> Fit:
         """Fit, from the start or from the state that was kept."""
         kept = self.how.state.read() if self.how.state else None
-        if kept is None and self.config.start == "projection":
+        if kept is None and self.config.start != "random":
             self._project()
         self.model.to(self.how.device)
         if kept:
@@ -193,7 +160,7 @@ class _Fitting:
         except DivergedError as error:
             raise ValueError(self._reason(error)) from error
         self.model.load_state_dict(self.best_state)
-        if self.best.epoch:
+        if self.best.epoch and self.config.networks == "learned":
             self._refit()
         return Fit(self.model.cpu().eval(), self.best, tuple(self.records), self.held_out)
 
@@ -225,15 +192,17 @@ class _Fitting:
         return self.config.warm_up_epochs if self.stage == WARM_UP else self.config.epochs
 
     def _project(self) -> None:
-        """Start the encoder network as the projection and the decoder network as its least-squares inverse."""
+        """Start the encoder network as a linear map and the decoder network as its least-squares inverse."""
         rows = self.training
-        down, up = projection(
-            Centred(self.embeddings, rows, self.centre),
-            self.weights[rows],
-            self.config.latent,
-            self.config.projection,
-            self.generator,
-        )
+        down = up = torch.eye(self.config.latent)
+        if self.config.start == "projection":
+            down, up = projection(
+                Centred(self.embeddings, rows, self.centre),
+                self.weights[rows],
+                self.config.latent,
+                self.config.projection,
+                self.generator,
+            )
         start_linear(self.model.network.layers, down, torch.eye(self.config.latent))
         start_linear(self.model.decoder.layers, torch.eye(self.config.latent), up)
 
@@ -253,8 +222,9 @@ class _Fitting:
         """Cluster, unless the quantizer's state says that it has codebooks already; the first measurement."""
         began = time.monotonic()
         if not bool(self.model.quantizer.initialised):
-            self._cluster_codebooks()
+            self._cluster_codebooks(self._some(self.config.start_rows) if self.config.start_rows else None)
         self.coded = self._coded()
+        self._start_running()
         self._keep(self._measured(INITIALISED, 0, began))
 
     def _train(self) -> None:
@@ -264,8 +234,13 @@ class _Fitting:
             began, means = time.monotonic(), LossMeans()
             self.pairs = colliding_pairs(self.coded.codes[self.training], self.training)
             variances = Variances(self.variance, self._latent_variance())
+            self.clusters = self._clusters()
             for rows in self._batches():
                 self.descent.step(self._batch(rows, variances), means)
+                if self.model.running:
+                    self.model.running.follow(self.model.quantizer.codebooks, self.chosen)
+            if not self.loss.reconstruction:
+                self.model.scale_decoder(self._rows(self._some(CHUNK_ROWS)))
             self.coded = self._coded()
             restarted = self._reset_dead_codewords(self.coded.codes)
             if any(restarted):
@@ -296,13 +271,31 @@ class _Fitting:
         else:
             self.model.load_state_dict(self.best_state)
 
+    def _some(self, count: int) -> Tensor:
+        """So many training rows at most, drawn at random, in the order in which they are read."""
+        return self.training[torch.randperm(len(self.training), generator=self.generator)[:count].sort().values]
+
+    def _start_running(self) -> None:
+        """Running means start as the codebooks are, and as often as training rows chose them."""
+        if self.model.running:
+            for level, codebook in enumerate(self.model.quantizer.codebooks):
+                counts = torch.bincount(self.coded.codes[self.training, level], minlength=len(codebook))
+                self.model.running.start(level, codebook, counts, self.config.batch_rows)
+
+    def _clusters(self) -> list[Tensor] | None:
+        """Each level's codewords in clusters, where the diversity counts."""
+        if not self.loss.diversity:
+            return None
+        codebooks, clusters = self.model.quantizer.codebooks, self.loss.diversity_clusters
+        return [cluster_codewords(codebook, clusters, self.generator) for codebook in codebooks]
+
     @torch.no_grad()
-    def _cluster_codebooks(self) -> None:
-        """k-means of what each level receives, on all training rows."""
-        chunks = self.training.split(CHUNK_ROWS)
-        parts = (self.model.network(self._rows(rows)).cpu() for rows in chunks)
-        latents = held(parts, len(self.training), self.config.latent, self.spool)
-        weights = self.weights[self.training]
+    def _cluster_codebooks(self, some: Tensor | None = None) -> None:
+        """k-means of what each level receives of all training rows, or of some, given by their numbers."""
+        training = self.training if some is None else some
+        parts = (self.model.network(self._rows(rows)).cpu() for rows in training.split(CHUNK_ROWS))
+        latents = held(parts, len(training), self.config.latent, self.spool)
+        weights = self.weights[training]
         # On the CPU, where the latents of any number of rows may lie on disk.
         quantizer = self.model.quantizer.cpu()
         cluster_residuals(quantizer, latents, weights, self.config.kmeans, self.generator, spool=self.spool)
@@ -331,10 +324,19 @@ class _Fitting:
         collaborative: Tensor | None,
     ) -> dict[str, Tensor]:
         """The losses of a batch that count anything, and "total", what is minimised."""
-        config = self.config.loss
-        losses = self.model.losses(batch, variances, config, pairs=pairs, collaborative=collaborative)
-        terms = {name: term for name, term in losses._asdict().items() if getattr(config, name)}
-        return {**terms, "total": losses.total(config)}
+        output = self.model(batch)
+        self.chosen = output.quantization
+        losses = self.model.losses(
+            batch,
+            variances,
+            self.loss,
+            pairs=pairs,
+            collaborative=collaborative,
+            clusters=self.clusters,
+            output=output,
+        )
+        terms = {name: term for name, term in losses._asdict().items() if getattr(self.loss, name)}
+        return {**terms, "total": losses.total(self.loss)}
 
     def _reason(self, error: DivergedError) -> str:
         """Why there is no going on; the state of the last good epoch is kept."""
@@ -402,6 +404,8 @@ class _Fitting:
                 rows = self.training[draw_rows(self.weights[self.training], dead, self.generator)]
                 quantization = self.model.quantizer.quantize(self.model.network(self._rows(rows)))
                 codebook[(~used).to(codebook.device)] = quantization.residuals[:, level]
+                if self.model.running:
+                    self.model.running.restart(level, (~used).to(codebook.device), codebook)
             reset.append(dead)
         return tuple(reset)
 
@@ -430,5 +434,9 @@ class _Fitting:
         reconstruction, colliding = held_out_measures(
             self.model, self.embeddings, self.weights, codes, rows=rows, variance=self.variance
         )
-        value = reconstruction + self.config.collision_price * colliding
-        return Measure(epoch, refitted, reconstruction, colliding, value)
+        value = self.config.collision_price * colliding + (reconstruction if self.loss.reconstruction else 0.0)
+        missed = None
+        if self.loss.contrastive:
+            missed = missed_reconstructions(self.model, self._rows(rows), codes[rows].long())
+            value += missed
+        return Measure(epoch, refitted, reconstruction, colliding, value, missed)

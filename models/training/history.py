@@ -36,6 +36,8 @@ class Measure(NamedTuple):
         reconstruction: Error as a share of the variance.
         colliding: Share of the held-out items whose codes another item has as well.
         value: What is minimised.
+        missed: Share of the held-out items whose reconstruction points nearer to another one's embedding; None where
+            nothing was trained for that.
     """
 
     epoch: int
@@ -43,6 +45,7 @@ class Measure(NamedTuple):
     reconstruction: float
     colliding: float
     value: float
+    missed: float | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ stop of gradients, V_x and V_z the variances (summed over features) of the train
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,7 +26,8 @@ from torch import Tensor, nn
 from models.network import DecoderNetwork, EncoderNetwork, NetworkConfig
 from models.quantizer import Quantization
 from models.residual import ResidualQuantizer
-from models.training.objectives import collaborative_contrast, contrast
+from models.training.ema import EMAConfig, RunningCodebooks
+from models.training.objectives import collaborative_contrast, contrast, diversity
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class LossConfig:
         contrastive_temperature: Its t.
         collaborative: LETTER's collaborative term; needs collaborative embeddings.
         collaborative_temperature: Its t.
+        diversity: LETTER's diversity term, of codebooks learned by gradient.
+        diversity_clusters: Clusters of a level's codewords there.
     """
 
     reconstruction: float = 1.0
@@ -53,6 +57,8 @@ class LossConfig:
     contrastive_temperature: float = 0.1
     collaborative: float = 0.0
     collaborative_temperature: float = 0.1
+    diversity: float = 0.0
+    diversity_clusters: int = 10
 
     def check(self) -> None:
         """Refuse what trains nothing, and temperatures that are none.
@@ -60,11 +66,13 @@ class LossConfig:
         Raises:
             ValueError: Says which setting is wrong.
         """
-        if not (self.reconstruction > 0 or self.contrastive > 0 or self.collaborative > 0):
-            raise ValueError("one of loss.reconstruction, loss.contrastive and loss.collaborative must be above 0")
+        if not (self.reconstruction > 0 or self.contrastive > 0):
+            raise ValueError("loss.reconstruction or loss.contrastive must be above 0: nothing else trains a decoder")
         for name in ("contrastive_temperature", "collaborative_temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"loss.{name} must be above 0, not {getattr(self, name)}")
+        if self.diversity_clusters < 1:
+            raise ValueError(f"loss.diversity_clusters must be at least 1, not {self.diversity_clusters}")
 
 
 class Variances(NamedTuple):
@@ -89,6 +97,7 @@ class Losses(NamedTuple):
         repulsion: () float.
         contrastive: () float, in nats.
         collaborative: () float, in nats.
+        diversity: (L,) float, each level's, in nats.
     """
 
     reconstruction: Tensor
@@ -97,6 +106,7 @@ class Losses(NamedTuple):
     repulsion: Tensor
     contrastive: Tensor
     collaborative: Tensor
+    diversity: Tensor
 
     def total(self, config: LossConfig) -> Tensor:
         """The weighted sum, () float."""
@@ -107,6 +117,7 @@ class Losses(NamedTuple):
             + config.repulsion * self.repulsion
             + config.contrastive * self.contrastive
             + config.collaborative * self.collaborative
+            + config.diversity * self.diversity.sum()
         )
 
 
@@ -135,10 +146,16 @@ class RQVAE(nn.Module):
         network: Widths of the encoder network; the decoder network mirrors it.
         codebook_sizes: K_l for each level.
         collaborative_width: c of the collaborative embeddings it is trained with; None: there are none.
+        ema: The codebooks follow running means; None: they are learned by gradient.
     """
 
     def __init__(
-        self, network: NetworkConfig, codebook_sizes: tuple[int, ...], collaborative_width: int | None = None
+        self,
+        network: NetworkConfig,
+        codebook_sizes: tuple[int, ...],
+        *,
+        collaborative_width: int | None = None,
+        ema: EMAConfig | None = None,
     ) -> None:
         super().__init__()
         latent = network.widths[-1]
@@ -149,6 +166,8 @@ class RQVAE(nn.Module):
         self.alignment: nn.Module = nn.Identity()
         if collaborative_width not in (None, latent):
             self.alignment = nn.Linear(latent, collaborative_width, bias=False)
+        self.running = RunningCodebooks(codebook_sizes, latent, ema) if ema else None
+        self.quantizer.codebooks.requires_grad_(ema is None)
 
     def forward(self, embeddings: Tensor) -> Output:
         """(B, D) float -> `Output`, with gradients to all three parts."""
@@ -181,6 +200,8 @@ class RQVAE(nn.Module):
         *,
         pairs: tuple[Tensor, Tensor] | None = None,
         collaborative: Tensor | None = None,
+        clusters: Sequence[Tensor] | None = None,
+        output: Output | None = None,
     ) -> Losses:
         """The losses of a batch; a contrast whose weight is 0 is not computed and 0.
 
@@ -190,9 +211,11 @@ class RQVAE(nn.Module):
             config: Which contrasts count, temperatures and distances; the default where None.
             pairs: Embeddings (P, D) of items and of others that share all their codes.
             collaborative: Collaborative embeddings (B, c) float; rows of NaN have none.
+            clusters: Of each level's codewords (K_l,) int64, for the diversity term.
+            output: What a forward pass made of the embeddings; there will be one where None.
         """
         config = config or LossConfig()
-        output = self(embeddings)
+        output = output or self(embeddings)
         residuals = output.quantization.residuals
         codewords = self.quantizer.codewords(output.quantization.codes)
         codebook = (residuals[:, :-1].detach() - codewords).square().sum(dim=2).mean(dim=0) / variances.latents
@@ -208,7 +231,22 @@ class RQVAE(nn.Module):
         if config.collaborative and collaborative is not None:
             aligned = self.alignment(output.quantized)
             collaboration = collaborative_contrast(aligned, collaborative, config.collaborative_temperature)
-        return Losses(reconstruction, codebook, commitment, repulsion, contrastive, collaboration)
+        spread = torch.zeros_like(codebook)
+        if config.diversity and clusters is not None:
+            levels = zip(self.quantizer.codebooks, output.quantization.codes.T, clusters, strict=True)
+            spread = torch.stack([diversity(*level) for level in levels])
+        return Losses(reconstruction, codebook, commitment, repulsion, contrastive, collaboration, spread)
+
+    @torch.no_grad()
+    def scale_decoder(self, embeddings: Tensor) -> None:
+        """Bring reconstructions to the length that fits (B, D) embeddings best; a contrast leaves lengths undecided."""
+        centre = self.decoder.centre
+        rebuilt = self(embeddings).reconstruction - centre
+        factor = ((embeddings - centre) * rebuilt).sum() / rebuilt.square().sum().clamp_min(1e-12)
+        if float(factor) > 0:
+            last = self.decoder.layers[-1]
+            for parameter in last.parameters():
+                parameter.mul_(factor)
 
 
 def _repulsion(latents: Tensor, others: Tensor, reach: Tensor) -> Tensor:

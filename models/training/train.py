@@ -22,17 +22,16 @@ from models.training.card import BELOW_FLOAT64, model_card
 from models.training.cluster import FITTERS, ClusterConfig, fit_clusters
 from models.training.collaborative import Aligned, align, needs_item_ids
 from models.training.data import Reading, TrainingData, read_training_data, text_encoder_of
-from models.training.fit import FitConfig, fit
+from models.training.fit import fit
+from models.training.fit_config import FitConfig
 from models.training.history import HISTORY, TrainingHistory
 from models.training.progress import Progress
 from models.training.resume import KEEP_EVERY_S, StateDirectory
 from models.training.run import Run, bf16_of, device_of
+from models.training.rvq import RVQConfig
 from models.training.watch import Fit
 
 CALIBRATION_ROWS = 20_000
-
-# What chooses the epoch that is kept, by family; the others have nothing to choose from.
-STOPPED_ON = {"rqvae": "held-out reconstruction error + collision_price x share of held-out items that share all codes"}
 
 
 # Notes of collaborative embeddings that say where they are from; the others measure them.
@@ -46,7 +45,7 @@ class TrainConfig:
     Attributes:
         name: The tokenizer's name.
         family: A key of `models.tokenizer.FAMILIES`.
-        fit: Hyper-parameters: a `FitConfig` for `rqvae`, a `ClusterConfig` for the others.
+        fit: Hyper-parameters: a `FitConfig` for `rqvae`, an `RVQConfig` for `r-vq`, a `ClusterConfig` for the others.
         template: Fields -> text.
         balance_by: A column of the catalogue; rows are drawn so that a value with n rows counts n^balance. A file
             without the column counts as one value. None: all rows alike.
@@ -57,7 +56,7 @@ class TrainConfig:
 
     name: str = "tokenizer"
     family: str = "rqvae"
-    fit: FitConfig | ClusterConfig = field(default_factory=FitConfig)
+    fit: FitConfig | RVQConfig | ClusterConfig = field(default_factory=FitConfig)
     template: TextTemplate = field(default_factory=TextTemplate)
     balance_by: str | None = None
     balance: float = 0.5
@@ -180,22 +179,22 @@ def _train(
     calibration = calibrate(parts, data.embeddings[sample], texts)
     if below := calibration.notes["canonical_below_float64"]:
         say(f"warning: {BELOW_FLOAT64} ({', '.join(below)}); another processor may place an item near a tie elsewhere")
+    notes = _training_notes(config, data, fitted, command)
+    if together:
+        notes["collaborative"] = dict(together.notes)
     manifest = freeze(
         config.name,
         parts,
         calibration.bounds,
         calibration=calibration.notes,
         max_suffix=config.max_suffix,
-        training={
-            **_training_notes(config, data, fitted, command),
-            **({"collaborative": dict(together.notes)} if together else {}),
-        },
+        training=notes,
         report=_report_notes(report, data, parts, fitted),
     )
     history = TrainingHistory(
         family=config.family,
         codebook_sizes=manifest.codebook_sizes,
-        stopped_on=STOPPED_ON.get(config.family, "held-out reconstruction error"),
+        stopped_on=notes.get("stopped_on", "held-out reconstruction error"),
         kept=fitted.kept,
         records=fitted.records,
     )
@@ -223,7 +222,7 @@ def _identity(
     }
 
 
-def config_of(family: str) -> FitConfig | ClusterConfig:
+def config_of(family: str) -> FitConfig | RVQConfig | ClusterConfig:
     """A family's hyper-parameters as they are by default.
 
     Raises:
@@ -232,7 +231,9 @@ def config_of(family: str) -> FitConfig | ClusterConfig:
     if family not in FAMILIES:
         msg = f"there is no family {family!r}; known are {', '.join(FAMILIES)}"
         raise ValueError(msg)
-    return FitConfig() if family == "rqvae" else ClusterConfig()
+    if family == "rqvae":
+        return FitConfig()
+    return RVQConfig() if family == "r-vq" else ClusterConfig()
 
 
 def fit_family(
@@ -254,6 +255,8 @@ def fit_family(
         return fit(embeddings, config.fit, weights, collaborative, spool, run=run)
     if collaborative is not None:
         raise ValueError(f"the family {config.family!r} is not trained with collaborative embeddings; rqvae is")
+    if config.family == "r-vq" and isinstance(config.fit, RVQConfig):
+        return fit(embeddings, config.fit.training(embeddings.shape[1]), weights, spool=spool, run=run)
     if config.family in FITTERS and isinstance(config.fit, ClusterConfig):
         return fit_clusters(config.family, embeddings, config.fit, weights, spool)
     msg = f"a {type(config.fit).__name__} does not fit the family {config.family!r}"
@@ -292,7 +295,7 @@ def _training_notes(config: TrainConfig, data: TrainingData, fitted: Fit, comman
         "config": asdict(config),
         "files": list(data.notes),
         "data_terms": config.data_terms,
-        **({"stopped_on": STOPPED_ON[config.family]} if config.family in STOPPED_ON else {}),
+        **({} if isinstance(config.fit, ClusterConfig) else {"stopped_on": config.fit.stopped_on}),
         "held_out_items": len(fitted.held_out),
         "epochs_run": max(measure.epoch for measure in fitted.history),
         "torch": torch.__version__,

@@ -13,10 +13,9 @@ import pytest
 import torch
 
 from models import load, read_manifest
+from models.configuration import configured
 from models.tokenizer import FAMILIES
-from models.training.cluster import ClusterConfig
-from models.training.fit import FitConfig
-from models.training.train import TrainConfig, train_checkpoint
+from models.training.train import TrainConfig, config_of, train_checkpoint
 
 Start = Callable[..., Any]
 ROWS = np.random.default_rng(5).standard_normal((400, 18)).astype(np.float32)
@@ -28,12 +27,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     directory = tmp_path_factory.mktemp("families")
     np.save(directory / "rows.npy", ROWS)
     for family in FAMILIES:
-        fit = (
-            FitConfig(codebook_sizes=(8, 8, 8), latent=4, epochs=1)
-            if family == "rqvae"
-            else ClusterConfig(codebook_sizes=(8, 8, 8))
-        )
-        config = TrainConfig(name=family, family=family, fit=fit)
+        settings = ["codebook_sizes=[8, 8, 8]", *(["latent=4", "epochs=1"] if family == "rqvae" else [])]
+        config = TrainConfig(name=family, family=family, fit=configured(config_of(family), settings))
         train_checkpoint([directory / "rows.npy"], directory / family, config, say=lambda _: None)
     return {family: directory / family for family in FAMILIES}
 

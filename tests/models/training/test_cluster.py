@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import faiss
 import numpy as np
@@ -13,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from models import CheckpointError, load, read_manifest
 from models.quantizer import Quantizer
 from models.training.cluster import FITTERS, ClusterConfig, fit_clusters
-from models.training.fit import FitConfig
+from models.training.fit_config import FitConfig
 from models.training.kmeans import KMeansConfig, assign_balanced, kmeans
+from models.training.rvq import RVQConfig
 from models.training.train import TrainConfig, config_of, train_checkpoint
 
-FAMILIES = sorted(FITTERS)
+FAMILIES = [*sorted(FITTERS), "r-vq"]
 SMALL = ClusterConfig(codebook_sizes=(8, 8, 8), seed=3)
 
 
@@ -34,9 +36,15 @@ def trained(request, rows, tmp_path_factory):
     """A frozen checkpoint of each family."""
     directory = tmp_path_factory.mktemp(request.param)
     np.save(directory / "rows.npy", rows.numpy())
-    config = TrainConfig(name="small", family=request.param, fit=SMALL)
+    config = TrainConfig(name="small", family=request.param, fit=small(request.param))
     train_checkpoint([directory / "rows.npy"], directory / "out", config, say=lambda _: None)
     return directory / "out"
+
+
+def small(family, seed=3):
+    """A family's default settings, but for three levels of eight codewords and few epochs."""
+    config = replace(config_of(family), codebook_sizes=(8, 8, 8), seed=seed)
+    return replace(config, epochs=3) if isinstance(config, RVQConfig) else config
 
 
 def error(rows, rebuilt):
@@ -132,7 +140,7 @@ def test_the_fingerprint_covers_the_family_s_codebooks_and_the_same_seed_gives_i
         train_checkpoint(
             [tmp_path / "rows.npy"],
             tmp_path / f"seed {seed}",
-            TrainConfig(name="small", family=manifest.family, fit=ClusterConfig(codebook_sizes=(8, 8, 8), seed=seed)),
+            TrainConfig(name="small", family=manifest.family, fit=small(manifest.family, seed)),
             say=lambda _: None,
         ).fingerprint
         for seed in (3, 4)
@@ -197,7 +205,14 @@ def test_balanced_k_means_uses_codewords_more_evenly(generator):
 
 
 @pytest.mark.parametrize(
-    ("family", "config"), [("rqvae", ClusterConfig()), ("rq-kmeans", FitConfig()), ("no-such", ClusterConfig())]
+    ("family", "config"),
+    [
+        ("rqvae", ClusterConfig()),
+        ("rq-kmeans", FitConfig()),
+        ("r-vq", FitConfig()),
+        ("rqvae", RVQConfig()),
+        ("no-such", ClusterConfig()),
+    ],
 )
 def test_a_family_with_another_s_settings_or_none_at_all_is_refused(family, config, rows, tmp_path):
     np.save(tmp_path / "rows.npy", rows.numpy())
@@ -225,4 +240,5 @@ def test_rows_that_cannot_be_clustered_are_refused(equal):
 
 def test_the_settings_of_a_family_are_its_own():
     assert isinstance(config_of("rqvae"), FitConfig)
-    assert all(isinstance(config_of(family), ClusterConfig) for family in FAMILIES)
+    assert isinstance(config_of("r-vq"), RVQConfig)
+    assert all(isinstance(config_of(family), ClusterConfig) for family in FITTERS)

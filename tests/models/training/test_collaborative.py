@@ -23,7 +23,7 @@ from models.training.collaborative import (
 )
 from models.training.cooccurrence import PPMIConfig
 from models.training.data import TrainingData
-from models.training.fit import FitConfig
+from models.training.fit_config import FitConfig
 from models.training.rqvae import LossConfig
 from models.training.sasrec import SASRecConfig
 from models.training.train import TrainConfig, train_checkpoint

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from models.training.descent import Batch, Descent, DivergedError, reason
-from models.training.fit import FitConfig, fit
+from models.training.fit import fit
+from models.training.fit_config import FitConfig
 from models.training.history import TRAINING
 from models.training.resume import StateDirectory
 from models.training.run import Run

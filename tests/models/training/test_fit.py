@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from models.training.descent import Descent
-from models.training.fit import FitConfig, _Fitting, colliding_pairs, fit
+from models.training.fit import _Fitting, colliding_pairs, fit
+from models.training.fit_config import FitConfig
 from models.training.projection import Centred, ProjectionConfig, draw_rows, projection
 from models.training.rqvae import LossConfig
 

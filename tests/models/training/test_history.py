@@ -9,7 +9,8 @@ import torch
 from models import read_manifest
 from models.evaluation.measures import usage
 from models.training.cluster import FITTERS, ClusterConfig, fit_clusters
-from models.training.fit import FitConfig, fit
+from models.training.fit import fit
+from models.training.fit_config import FitConfig
 from models.training.history import HISTORY, INITIALISED, REFITTED, TRAINING, WARM_UP, read_history
 from models.training.train import TrainConfig, train_checkpoint
 

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from models.training.fit import FitConfig, fit
+from models.training.fit import fit
+from models.training.fit_config import FitConfig
 from models.training.progress import Progress
 from models.training.run import Run
 from models.training.train import TrainConfig, train_checkpoint

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from models.training.cluster import ClusterConfig
-from models.training.fit import FitConfig, fit
+from models.training.fit import fit
+from models.training.fit_config import FitConfig
 from models.training.history import TRAINING, WARM_UP, read_history
 from models.training.progress import Progress
 from models.training.resume import DRAFT, STATE, StateDirectory
@@ -41,7 +42,7 @@ CHILD = """
 import sys
 import torch
 from pathlib import Path
-from models.training.fit import FitConfig
+from models.training.fit_config import FitConfig
 from models.training.train import TrainConfig, train_checkpoint
 
 torch.set_num_threads(1)

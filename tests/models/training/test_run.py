@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from models.network import NetworkConfig
-from models.training.fit import FitConfig, fit
+from models.training.fit import fit
+from models.training.fit_config import FitConfig
 from models.training.rqvae import RQVAE
 from models.training.run import Run, bf16_of, device_of
 

@@ -20,7 +20,7 @@ from models.evaluation.measures import evaluate
 from models.exactness import SAFETY_FACTOR, calibrate
 from models.tokenizer import ErrorBounds
 from models.training.data import balanced_weights
-from models.training.fit import FitConfig
+from models.training.fit_config import FitConfig
 from models.training.train import TrainConfig, train_checkpoint
 
 SMALL = TrainConfig(name="small", fit=FitConfig(codebook_sizes=(8, 8), latent=4, epochs=2, batch_rows=32, seed=3))
