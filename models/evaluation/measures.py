@@ -14,6 +14,7 @@ from models.network import DecoderNetwork, EncoderNetwork
 from models.quantizer import Quantizer
 
 CHUNK_ROWS = 8192
+RANKS = 256
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
@@ -59,6 +60,7 @@ class Report:
         collisions: See `Collisions`.
         levels: Usage of each level's codewords, rows weighted as in training where weights are given.
         quantization_error: Mean and quantiles of |z - q|^2, to measure drift against.
+        codeword_use: See `codeword_use`; not for the manifest.
     """
 
     items: int
@@ -66,10 +68,12 @@ class Report:
     collisions: Collisions
     levels: tuple[LevelUsage, ...]
     quantization_error: dict[str, float]
+    codeword_use: tuple[tuple[float, ...], ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """For the manifest: JSON types only."""
         content = asdict(self)
+        del content["codeword_use"]
         content["levels"] = [asdict(level) for level in self.levels]
         content["collisions"]["group_sizes"] = {str(k): v for k, v in self.collisions.group_sizes.items()}
         return content
@@ -127,6 +131,7 @@ def evaluate(
         collisions=collisions(codes, embeddings),
         levels=usage(codes, quantizer.codebook_sizes, weights),
         quantization_error=distribution(errors),
+        codeword_use=codeword_use(codes, quantizer.codebook_sizes, weights),
     )
 
 
@@ -158,6 +163,29 @@ def usage(codes: Tensor, codebook_sizes: tuple[int, ...], weights: Tensor | None
         shares = counts[counts > 0] / counts.sum()
         entropy = float(-(shares * shares.log()).sum())
         levels.append(LevelUsage(float((counts > 0).double().mean()), _exp(entropy), max(entropy, 0.0) / _LN2))
+    return tuple(levels)
+
+
+def codeword_use(
+    codes: Tensor, codebook_sizes: tuple[int, ...], weights: Tensor | None = None
+) -> tuple[tuple[float, ...], ...]:
+    """How often codewords are chosen, level by level: 1 is as often as if all were chosen alike.
+
+    Args:
+        codes: (N, L) int.
+        codebook_sizes: K_l for each level.
+        weights: (N,) what each row counts; equal where None.
+
+    Returns:
+        Of each level the codewords at `RANKS` evenly spaced ranks from the most to the least chosen one, or all of them
+        where they are fewer.
+    """
+    levels = []
+    for level, size in enumerate(codebook_sizes):
+        counts = torch.bincount(codes[:, level], weights=weights, minlength=size).double()
+        ranked = (counts * size / counts.sum()).sort(descending=True).values
+        ranks = torch.linspace(0, size - 1, min(size, RANKS), dtype=torch.float64).round().long()
+        levels.append(tuple(round(value, 4) for value in ranked[ranks].tolist()))
     return tuple(levels)
 
 

@@ -44,6 +44,7 @@ th[scope=row], thead th:first-child { text-align: left; position: sticky; left: 
 th[scope=row] { font-weight: 600; white-space: normal; overflow-wrap: anywhere; min-width: 8rem; max-width: 13rem; }
 th[scope=row] small, td small { display: block; font-weight: 400; color: var(--faint); }
 td.best { background: var(--best); font-weight: 700; }
+summary { cursor: pointer; color: var(--accent); margin: .5rem 0; }
 dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr)); gap: .8rem 1.6rem; }
 dt { font-weight: 600; } dd { margin: 0; font-size: .92rem; }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(21rem, 100%), 1fr)); gap: 1rem;
@@ -136,6 +137,11 @@ def definitions(entries: Iterable[tuple[str, str]]) -> str:
     """Terms and what they mean."""
     parts = (f"<div><dt>{escape(term)}</dt><dd>{escape(words)}</dd></div>" for term, words in entries)
     return f"<dl>{''.join(parts)}</dl>"
+
+
+def details(title: str, inner: str) -> str:
+    """What is opened by whoever wants it."""
+    return f"<details><summary>{escape(title)}</summary>{inner}</details>"
 
 
 def _cell(cell: Cell) -> str:

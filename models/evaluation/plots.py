@@ -53,7 +53,42 @@ def draw(name: str, alt: str, paint: Callable[[Any], None], *, size: tuple[float
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    settings: Any = {
+    with mpl.rc_context(_settings(name)):
+        figure = Figure(figsize=size, layout="constrained")
+        paint(figure.add_subplot())
+        return _for_page(_svg(figure), alt)
+
+
+def draw_alone(name: str, paints: Sequence[Callable[[Any], None]]) -> str:
+    """Several plots in one SVG file, in colours of its own on white.
+
+    Args:
+        name: Of the drawing.
+        paints: Each draws into axes of its own.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(_settings(name)):
+        columns = min(3, len(paints))
+        rows = -(-len(paints) // max(1, columns))
+        figure = Figure(figsize=(SIZE[0] * columns, SIZE[1] * rows), layout="constrained")
+        for number, paint in enumerate(paints, 1):
+            paint(figure.add_subplot(rows, columns, number))
+        svg = _svg(figure, transparent=False)
+    svg = re.sub(r"#0001([0-9a-f]{2})\b", lambda found: SERIES[int(found[1], 16)][0], svg)
+    return svg.replace(INK, "#1b1f24").replace(LINE, "#d9d5cd")
+
+
+def _svg(figure: Any, *, transparent: bool = True) -> str:
+    out = StringIO()
+    figure.savefig(out, format="svg", transparent=transparent, metadata={"Date": None, "Creator": None})
+    return out.getvalue()
+
+
+def _settings(name: str) -> Any:
+    """Of matplotlib: little ink, the placeholder colours, text as text, ids that begin from the name."""
+    return {
         "svg.fonttype": "none",
         "svg.hashsalt": name,
         "font.family": "sans-serif",
@@ -73,13 +108,8 @@ def draw(name: str, alt: str, paint: Callable[[Any], None], *, size: tuple[float
         "axes.titleweight": "bold",
         "lines.markersize": 5,
         "lines.linewidth": 1.6,
+        "path.simplify": False,
     }
-    with mpl.rc_context(settings):
-        figure = Figure(figsize=size, layout="constrained")
-        paint(figure.add_subplot())
-        out = StringIO()
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _for_page(out.getvalue(), alt)
 
 
 def swatch(number: int) -> str:

@@ -32,7 +32,7 @@ def report_page(comparison: Comparison) -> str:
     results = comparison.results
     sections = [
         *_head(comparison),
-        *_summary(results),
+        *_summary(comparison),
         *_collisions(results),
         *_usage(results),
         *_reconstruction(results),
@@ -57,7 +57,8 @@ def _head(comparison: Comparison) -> list[str]:
     return lines
 
 
-def _summary(results: Sequence[Result]) -> list[str]:
+def _summary(comparison: Comparison) -> list[str]:
+    results = comparison.results
     columns = [("Tokenizer", ""), ("Unseen items", "")]
     columns += [(column.title, ("higher" if column.higher else "lower") + " is better") for column in COLUMNS]
     rows = []
@@ -74,6 +75,8 @@ def _summary(results: Sequence[Result]) -> list[str]:
         ),
         page.table("The figures that decide", columns, rows),
     ]
+    if sum(result.on_unseen is not None for result in results) > 1:
+        lines.append(page.paragraph(_which_unseen(comparison), faint=True))
     if any(result.on_unseen is None for result in results):
         lines.append(
             page.paragraph(
@@ -81,6 +84,15 @@ def _summary(results: Sequence[Result]) -> list[str]:
             )
         )
     return [*lines, page.definitions((column.title, column.words) for column in COLUMNS)]
+
+
+def _which_unseen(comparison: Comparison) -> str:
+    if comparison.unseen_in_common is not None:
+        return f"Unseen: the same {comparison.unseen_in_common:,} items for all tokenizers of which they are known."
+    return (
+        "Unseen: each tokenizer's own unseen items, as there are too few in common. Where all were held out by lot the "
+        "figures compare as samples of one catalogue do; how the items are known stands at the end of this page."
+    )
 
 
 def _collisions(results: Sequence[Result]) -> list[str]:
@@ -191,13 +203,12 @@ def _categories(results: Sequence[Result]) -> list[str]:
                 rows.append((Cell(result.name), [*cells, Cell(f"{unseen.by_depth[0]:.1%}" if unseen else NO_FIGURE)]))
         count = next(result.on_all.purity[name].categories for result in results if name in result.on_all.purity)
         columns = [("Tokenizer", ""), *((f"Depth {depth}", "") for depth in range(1, depths + 1))]
-        lines.append(
-            page.table(
-                f"Purity by the category's {name} ({count:,} categories), all items",
-                [*columns, ("Depth 1", "unseen items")],
-                rows,
-            )
+        table = page.table(
+            f"Purity by the category's {name} ({count:,} categories), all items",
+            [*columns, ("Depth 1", "unseen items")],
+            rows,
         )
+        lines.append(table if name in (names[0], names[-1]) else page.details(f"Purity by {name}", table))
     return lines
 
 

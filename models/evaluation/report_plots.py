@@ -32,20 +32,18 @@ def growth(results: Sequence[Result]) -> Plot | None:
 
 
 def group_sizes(results: Sequence[Result]) -> Plot | None:
-    """Groups by size."""
+    """Items by the size of their group, summed from the largest."""
 
     def paint(axes: Any) -> None:
         for number, result in enumerate(results):
-            groups = sorted(result.collisions.group_sizes.items())
-            _line(axes, number, [size for size, _ in groups], [count for _, count in groups])
-        axes.set(xscale="log", yscale="log", xlabel="items that share all codes", ylabel="groups", title="Group sizes")
+            sizes = sorted(result.collisions.group_sizes)
+            items = [size * result.collisions.group_sizes[size] for size in sizes]
+            shares = [100 * sum(items[place:]) / result.items for place in range(len(sizes))]
+            _line(axes, number, sizes, shares)
+        axes.set(xscale="log", yscale="log", xlabel="n", ylabel="items, %", title="In groups of at least n items")
 
-    return _plot(
-        "groups",
-        "Number of groups by size, a line for each tokenizer.",
-        "How many groups there are of each size, both axes logarithmic.",
-        paint,
-    )
+    alt = "Share of the items in groups of at least n, a line for each tokenizer."
+    return _plot("groups", alt, "How many items share all codes with how many; both axes are logarithmic.", paint)
 
 
 def depths(results: Sequence[Result]) -> Plot | None:

@@ -3,7 +3,7 @@
 The file is no part of the fingerprint and nothing reads it to serve; curves and usage are drawn from it. It holds
 
     {"format": 1, "family": "rqvae", "codebook_sizes": [256, ...], "stopped_on": "held-out ...", "kept": 17,
-     "records": [EpochRecord, ...]}
+     "records": [EpochRecord, ...], "codeword_use": [[3.1, ...], ...]}
 
 in the order in which things happened: `kept` is the place in `records` of the state that was frozen. A family fitted by
 k-means alone has one record, whose levels say how well each of them was clustered.
@@ -109,6 +109,7 @@ class TrainingHistory:
         stopped_on: What `Measure.value` is, in words.
         kept: The place in `records` of the state that was frozen.
         records: In the order in which they happened.
+        codeword_use: Of the frozen state by all rows, see `models.evaluation.measures.codeword_use`.
         format: Of the file.
     """
 
@@ -117,6 +118,7 @@ class TrainingHistory:
     stopped_on: str
     kept: int
     records: tuple[EpochRecord, ...]
+    codeword_use: tuple[tuple[float, ...], ...] = ()
     format: int = FORMAT
 
     def as_json(self) -> str:
@@ -155,4 +157,5 @@ def _history_of(content: Mapping[str, Any]) -> TrainingHistory:
     if content["format"] != FORMAT:
         raise ValueError(f"it has format {content['format']!r}; this version reads format {FORMAT}")
     records = tuple(record_of(record) for record in content["records"])
-    return TrainingHistory(**{**content, "codebook_sizes": tuple(content["codebook_sizes"]), "records": records})
+    sizes, use = tuple(content["codebook_sizes"]), tuple(tuple(level) for level in content.get("codeword_use", ()))
+    return TrainingHistory(**{**content, "codebook_sizes": sizes, "records": records, "codeword_use": use})

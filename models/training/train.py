@@ -197,6 +197,7 @@ def _train(
         stopped_on=notes.get("stopped_on", "held-out reconstruction error"),
         kept=fitted.kept,
         records=fitted.records,
+        codeword_use=report.codeword_use,
     )
     save(out, parts, manifest, beside={HISTORY: history.as_json(), "README.md": model_card(manifest)})
     return manifest

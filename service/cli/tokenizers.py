@@ -63,6 +63,7 @@ def train(
     from models import CheckpointError
     from models.configuration import configured
     from models.training.collaborative import WEIGHT
+    from models.training.page import write_training_page
     from models.training.train import TrainConfig, config_of, train_checkpoint
 
     settings = [f"codebook_sizes={[codebook_size] * levels}", f"seed={seed}"]
@@ -81,7 +82,7 @@ def train(
             max_suffix=max_suffix,
             data_terms=data_terms,
         )
-        train_checkpoint(
+        manifest = train_checkpoint(
             items,
             out,
             config,
@@ -97,6 +98,7 @@ def train(
             command=shlex.join(["semid", *sys.argv[1:]]),
             say=typer.echo,
         )
+        write_training_page(out, manifest.full_name)
     except (CheckpointError, ValueError, OSError) as error:
         raise failure(str(error)) from error
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from models.evaluation.measures import collisions, distribution, evaluate, purity, usage
+from models.evaluation.measures import codeword_use, collisions, distribution, evaluate, purity, usage
 
 
 def test_collisions_of_a_small_example():
@@ -94,3 +94,11 @@ def test_a_report_reads_well_and_is_json(make_parts):
         "quantization_error",
     }
     assert all(isinstance(size, str) for size in report.as_dict()["collisions"]["group_sizes"])
+
+
+def test_codeword_use_is_ranked_and_1_is_as_often_as_all_alike():
+    # given codewords of a level of 4 chosen 3, 1, 0 and 0 times
+    (use,) = codeword_use(torch.tensor([[2], [2], [2], [0]]), (4,))
+    assert use == (3.0, 1.0, 0.0, 0.0)
+    (weighted,) = codeword_use(torch.tensor([[2], [0]]), (4,), torch.tensor([1.0, 3.0]))
+    assert weighted == (3.0, 1.0, 0.0, 0.0)

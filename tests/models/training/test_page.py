@@ -1,0 +1,76 @@
+"""The page of a training, from its history."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from models.evaluation import plots
+from models.training.cluster import ClusterConfig
+from models.training.fit import FitConfig
+from models.training.history import read_history
+from models.training.page import training_page, write_training_page
+from models.training.train import TrainConfig, train_checkpoint
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A checkpoint by epochs and one by k-means alone."""
+    directory = tmp_path_factory.mktemp("pages")
+    np.save(directory / "e.npy", np.random.default_rng(0).standard_normal((200, 10)).astype(np.float32))
+    fits = {
+        "rqvae": FitConfig(codebook_sizes=(8, 300), latent=4, epochs=2, warm_up_epochs=1, batch_rows=64),
+        "rq-kmeans": ClusterConfig(codebook_sizes=(8, 8)),
+    }
+    for family, fit in fits.items():
+        config = TrainConfig(name=family, family=family, fit=fit)
+        train_checkpoint([directory / "e.npy"], directory / family, config, say=lambda _: None)
+    return directory
+
+
+def test_the_page_of_epochs_draws_losses_measures_and_use_and_fetches_nothing(trained):
+    write_training_page(trained / "rqvae", "shoes@<b>1</b>")
+    text = (trained / "rqvae" / "training.html").read_text(encoding="utf-8")
+    assert "Training of shoes@&lt;b&gt;" in text
+    assert len(re.findall(r'<svg[^>]*role="img"', text)) >= 5
+    assert not re.findall(r'(?:src|href)="(?!#|data:)', text)
+    for words in ("warm-up 1", "epoch 2", "reconstruction", "commitment", "level 2"):
+        assert words in text
+    assert len(text) < 300_000
+
+
+def test_the_drawing_beside_it_stands_alone(trained):
+    write_training_page(trained / "rqvae", "shoes")
+    drawing = (trained / "rqvae" / "training.svg").read_text(encoding="utf-8")
+    assert drawing.startswith("<?xml")
+    assert "var(" not in drawing
+    assert "#0001" not in drawing
+
+
+def test_a_family_without_epochs_has_the_use_of_its_codewords_and_its_levels(trained):
+    text = training_page(read_history(trained / "rq-kmeans"), "plain")
+    assert len(re.findall(r'<svg[^>]*role="img"', text)) == 1
+    assert "of k-means" in text
+    assert "Perplexity" in text
+
+
+def test_without_matplotlib_the_page_has_tables(trained, monkeypatch, tmp_path):
+    monkeypatch.setattr(plots, "available", lambda: False)
+    text = training_page(read_history(trained / "rqvae"), "plain")
+    assert "<svg" not in text
+    assert "pip install" in text
+    assert "epoch 2" in text
+
+
+def test_where_there_is_no_history_nothing_is_written(tmp_path):
+    write_training_page(tmp_path, "old")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_history_keeps_the_use_of_the_codewords_in_little_room(trained):
+    first, second = read_history(trained / "rqvae").codeword_use
+    assert (len(first), len(second)) == (8, 256)
+    assert list(first) == sorted(first, reverse=True)
+    assert sum(first) == pytest.approx(8, abs=0.01)
