@@ -27,11 +27,11 @@ def trained(tmp_path_factory):
     for family, fit in fits.items():
         config = TrainConfig(name=family, family=family, fit=fit)
         train_checkpoint([directory / "e.npy"], directory / family, config, say=lambda _: None)
+    write_training_page(directory / "rqvae", "shoes@<b>1</b>")
     return directory
 
 
 def test_the_page_of_epochs_draws_losses_measures_and_use_and_fetches_nothing(trained):
-    write_training_page(trained / "rqvae", "shoes@<b>1</b>")
     text = (trained / "rqvae" / "training.html").read_text(encoding="utf-8")
     assert "Training of shoes@&lt;b&gt;" in text
     assert len(re.findall(r'<svg[^>]*role="img"', text)) >= 5
@@ -42,7 +42,6 @@ def test_the_page_of_epochs_draws_losses_measures_and_use_and_fetches_nothing(tr
 
 
 def test_the_drawing_beside_it_stands_alone(trained):
-    write_training_page(trained / "rqvae", "shoes")
     drawing = (trained / "rqvae" / "training.svg").read_text(encoding="utf-8")
     assert drawing.startswith("<?xml")
     assert "var(" not in drawing
