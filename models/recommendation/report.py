@@ -1,4 +1,4 @@
-"""What was measured of several tokenizers, as JSON and as a table."""
+"""What was measured of several tokenizers: recommend.json, recommend.html, and a table for the terminal."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from models.recommendation.page import report_page
 from models.recommendation.ranking import Ranking
 from models.recommendation.recommend import Recommendation
 
-FILE = "recommend.json"
+JSON = "recommend.json"
+HTML = "recommend.html"
 HEADINGS = ("", "Recall@5", "NDCG@5", "Recall@10", "NDCG@10", "invalid without constraint", "cold Recall@10")
 
 
-def write_json(
+def write(
     directory: Path,
     settings: Mapping[str, Any],
     baselines: Mapping[str, Ranking],
     recommendations: Sequence[Recommendation],
-) -> Path:
-    """Write DIR/recommend.json, whole or not at all.
+) -> None:
+    """Write both files into a directory, each whole or not at all.
 
     Args:
         directory: Made where it does not exist.
@@ -35,9 +37,14 @@ def write_json(
         "baselines": {name: asdict(measured) for name, measured in baselines.items()},
         "tokenizers": [_described(each) for each in recommendations],
     }
-    draft = directory / f".{FILE}.part"
-    draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return draft.replace(directory / FILE)
+    texts = {
+        JSON: json.dumps(content, indent=2) + "\n",
+        HTML: report_page(settings, baselines, recommendations),
+    }
+    for name, text in texts.items():
+        draft = directory / f".{name}.part"
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(directory / name)
 
 
 def table(baselines: Mapping[str, Ranking], recommendations: Sequence[Recommendation]) -> str:

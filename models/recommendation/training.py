@@ -48,7 +48,7 @@ class TrainingConfig:
 
     steps: int = 2000
     batch_targets: int = 256
-    learning_rate: float = 2e-3
+    learning_rate: float = 5e-3
     warm_up: float = 0.05
     weight_decay: float = 0.01
     label_smoothing: float = 0.0

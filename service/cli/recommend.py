@@ -55,7 +55,7 @@ def recommend(
     from models.interactions import in_rows, read_interactions
     from models.recommendation.recommend import Task
     from models.recommendation.recommend import recommend as run
-    from models.recommendation.report import table, write_json
+    from models.recommendation.report import table, write
     from service.cli.sources import CatalogueFile
     from service.client import TokenizerError
     from service.errors import SemidError
@@ -65,7 +65,7 @@ def recommend(
         torch.set_num_threads(threads)
     try:
         config = _config(setting, steps, users, cold, seed, options)
-        items = CatalogueFile(catalogue, embedding_cache, device)
+        items = CatalogueFile(catalogue, embedding_cache)
         sequences = list(read_interactions(interactions))
         known, unknown = in_rows(iter(sequences), items.rows)
         if unknown:
@@ -75,12 +75,14 @@ def recommend(
         measured = []
         settings = {"command": shlex.join(["semid", *sys.argv[1:]]), "setting": setting, **asdict(config)}
         with ExitStack() as stack:
-            for identify in _sources(checkpoints or [], record or [], url, namespace, tokenizer, items, stack):
+            for identify in _sources(
+                checkpoints or [], record or [], (url, namespace, tokenizer), items, device, stack
+            ):
                 identified = identify()
                 model, result = run(identified, task, config, device)
                 measured.append(result)
                 model.save(out / re.sub(r"[^\w.@-]+", "-", identified.name), settings)
-                write_json(out, settings, baselines, measured)
+                write(out, settings, baselines, measured)
     except (CheckpointError, SemidError, TokenizerError, FollowerError, ValueError, OSError) as error:
         raise failure(str(error)) from error
     typer.echo(table(baselines, measured))
@@ -111,10 +113,9 @@ def _config(
 def _sources(
     checkpoints: list[Path],
     records: list[Path],
-    url: str | None,
-    namespace: str,
-    tokenizer: str | None,
+    service: tuple[str | None, str, str | None],
     items: CatalogueFile,
+    device: str,
     stack: ExitStack,
 ) -> Iterator[Callable[[], Identified]]:
     """One for each tokenizer that is compared.
@@ -127,9 +128,10 @@ def _sources(
     from service.cli.sources import of_checkpoint, of_record, of_service
     from service.follower import Follower
 
+    url, namespace, tokenizer = service
     if not checkpoints and not records and url is None:
         raise ValueError("name a checkpoint, a service (--url) or an exported record (--record)")
-    yield from (partial(of_checkpoint, directory, items) for directory in checkpoints)
+    yield from (partial(of_checkpoint, directory, device, items) for directory in checkpoints)
     yield from (partial(of_record, path, items) for path in records)
     if url is not None:
         follower = Follower(url, namespace=namespace, tokenizer=tokenizer)

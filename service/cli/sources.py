@@ -3,90 +3,79 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from models import Trie, load, read_manifest
-from models.catalogue import CatalogueItem, has_embeddings, read_embeddings, read_items
-from models.embedding_cache import embed_texts
+from models import Tokenizer, Trie, load
+from models.catalogue import read_embeddings
+from models.evaluation.material import Embedder, read_catalogue
 from models.recommendation.recommend import Identified
-from models.template import TextTemplate
-from models.text_encoder import TextEncoder, TextEncoderConfig
 from service.client import TokenizerClient
 from service.follower import Follower
 from service.record_table import LIVE, Description, read_groups
 
 
 class CatalogueFile:
-    """A catalogue whose items are read once.
+    """A catalogue and its embeddings, each made once.
 
     Args:
         path: See `models.catalogue.read_items`; or Parquet with `item_id` and `embedding`.
         embedding_cache: A directory that keeps embeddings of texts between runs.
-        device: Where texts are embedded.
+
+    Attributes:
+        item_ids: (N,) by row.
+        rows: Item id -> row.
+
+    Raises:
+        ValueError: The file cannot be read, or an item id comes twice.
     """
 
-    def __init__(self, path: Path, embedding_cache: Path | None, device: str) -> None:
-        """Reads the items.
-
-        Raises:
-            ValueError: The file cannot be read, or an item id comes twice.
-        """
-        self._embedding_cache = embedding_cache
-        self._device = device
-        self._embeddings: dict[Any, Tensor] = {}
-        self._items: list[CatalogueItem] = []
-        self._given: Tensor | None = None
-        if has_embeddings(path):
-            self._given = read_embeddings(path)
-            self.item_ids = _item_ids(path)
-        else:
-            self._items = [item for batch in read_items(path) for item in batch]
-            self.item_ids = [item.item_id for item in self._items]
+    def __init__(self, path: Path, embedding_cache: Path | None = None) -> None:
+        catalogue = read_catalogue(path)
+        if not catalogue.takes_text:
+            catalogue = replace(catalogue, item_ids=_item_ids(path))
+        self._catalogue = catalogue
+        self._embedder = Embedder(catalogue, embedding_cache)
+        self.item_ids = catalogue.item_ids
         self.rows: Mapping[str, int] = {item_id: row for row, item_id in enumerate(self.item_ids)}
         if len(self.rows) != len(self.item_ids):
-            raise ValueError(f"{path} has an item id twice")
+            raise ValueError(f"{path} names an item more than once")
 
-    def embeddings(self, encoder: TextEncoderConfig | None, template: TextTemplate) -> Tensor:
-        """(N, D) float32; texts are embedded once for each text encoder and template.
+    def embeddings(self, tokenizer: Tokenizer) -> Tensor:
+        """(N, D) float32, of every item.
 
         Raises:
-            ValueError: The tokenizer takes no texts and the catalogue has nothing else.
+            ValueError: The tokenizer takes what the catalogue does not have, or an item has no content.
         """
-        if self._given is not None:
-            return self._given
-        if encoder is None:
-            raise ValueError("this tokenizer takes embeddings only, and the catalogue has texts")
-        if (encoder, template) not in self._embeddings:
-            texts = [item.content(template) for item in self._items]
-            text_encoder = TextEncoder(encoder, self._device)
-            self._embeddings[encoder, template] = embed_texts(text_encoder, texts, self._embedding_cache)
-        return self._embeddings[encoder, template]
+        space = self._embedder.space(tokenizer)
+        if missing := len(self.item_ids) - len(space.rows):
+            raise ValueError(f"{missing} items of {self._catalogue.path} have no text: they cannot be tokenized")
+        return space.embeddings
 
     def entries(self) -> Iterator[dict[str, Any]]:
         """The items as `POST /tokenize` takes them."""
-        if self._given is not None:
-            for item_id, embedding in zip(self.item_ids, self._given, strict=True):
+        if not self._catalogue.takes_text:
+            for item_id, embedding in zip(self.item_ids, read_embeddings(self._catalogue.path), strict=True):
                 yield {"item_id": item_id, "embedding": embedding.tolist()}
-        for item in self._items:
+            return
+        for item in self._catalogue.items():
             content = {"fields": dict(item.fields)} if item.text is None else {"text": item.text}
             yield {"item_id": item.item_id, **content}
 
 
-def of_checkpoint(directory: Path, catalogue: CatalogueFile) -> Identified:
+def of_checkpoint(directory: Path, device: str, catalogue: CatalogueFile) -> Identified:
     """The IDs that a tokenizer gives a catalogue: equal codes get the suffixes 0, 1, ... in its order.
 
     Raises:
         CheckpointError: The checkpoint cannot be loaded.
         ValueError: It does not take what the catalogue has.
     """
-    manifest = read_manifest(directory)
-    tokenizer = load(directory)
-    encoder = TextEncoderConfig(**manifest.text_encoder) if manifest.text_encoder else None
-    embeddings = catalogue.embeddings(encoder, tokenizer.template)
+    tokenizer = load(directory, device)
+    embeddings = catalogue.embeddings(tokenizer)
     codes = tokenizer.encode(embeddings).codes
     semantic_ids = torch.cat([codes, _suffixes(codes)[:, None]], dim=1)
     trie = Trie.of(semantic_ids, tokenizer.codebook_sizes)

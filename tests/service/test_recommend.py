@@ -90,7 +90,7 @@ def test_a_checkpoint_a_service_and_a_record_of_one_tokenizer_come_to_the_same(
 
 def test_the_trie_of_a_service_is_that_of_now(service: Any, url: str, namespace: str, catalogue: Path) -> None:
     follower = Follower(url, namespace=namespace)
-    identified = of_service(url, namespace, None, CatalogueFile(catalogue, None, "cpu"), follower)
+    identified = of_service(url, namespace, None, CatalogueFile(catalogue), follower)
     held = service.http.get("/assignment/i7", params={"namespace": namespace}).json()
     assert identified.semantic_ids[7].tolist() == [*held["codes"], held["suffix"]]
     assert identified.trie().holds(identified.semantic_ids).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from models import Trie
 from models.recommendation.baselines import by_co_occurrence, by_content, by_last_item, by_popularity
 from models.recommendation.ranking import ABSENT, ranking, ranks
 from models.recommendation.recommend import Identified, RecommendConfig, Shape, Task, recommend, reserved
-from models.recommendation.report import table, write_json
+from models.recommendation.report import HTML, JSON, table, write
 from models.recommendation.training import TrainingConfig
 
 ITEMS = 40
@@ -156,13 +157,15 @@ def test_the_baselines_count_what_they_say() -> None:
 def test_the_report_has_a_row_for_each(measured, tmp_path) -> None:
     baselines = task().baselines()
 
-    path = write_json(tmp_path / "new", {"seed": 0}, baselines, [measured])
+    write(tmp_path / "new", {"seed": 0}, baselines, [measured])
 
-    import json
-
-    content = json.loads(path.read_text())
+    content = json.loads((tmp_path / "new" / JSON).read_text())
     assert content["tokenizers"][0]["test"]["recall"]["10"] == measured.test.recall[10]
     assert content["tokenizers"][0]["trained"]["best"]["step"] in (50, 100)
     rows = table(baselines, [measured]).splitlines()
     assert [row.split("|")[1].strip() for row in rows[2:]] == [*baselines, "walk"]
     assert f"{measured.test.recall[10]:.4f}".removeprefix("0") in rows[-1]
+    shown = (tmp_path / "new" / HTML).read_text()
+    for value in (measured.test.recall[10], measured.cold.reserved.recall[10], measured.warm.recall[10]):
+        assert f">{value:.4f}<" in shown
+    assert shown.count("<svg role") == 2
