@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 
+import torch
+from torch import Tensor
+
 
 def content_digest(content: bytes) -> bytes:
     """What tells equal contents and decides whether one is left out: 16 bytes."""
@@ -22,3 +25,15 @@ def is_left_out(digest: bytes, share: float) -> bool:
     a smaller share are among those of a larger one.
     """
     return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def embedding_digests(embeddings: Tensor) -> list[bytes]:
+    """The `content_digest` of each of embeddings (n, D) float32: of its bytes, little-endian."""
+    return [content_digest(row.astype("<f4", copy=False).tobytes()) for row in embeddings.cpu().numpy()]
+
+
+def left_out_rows(embeddings: Tensor, share: float) -> Tensor:
+    """(n,) bool: which of embeddings (n, D) float32 a training leaves out."""
+    if not share:
+        return torch.zeros(len(embeddings), dtype=torch.bool)
+    return torch.tensor([is_left_out(digest, share) for digest in embedding_digests(embeddings)], dtype=torch.bool)

@@ -15,7 +15,7 @@ from models.catalogue import CatalogueItem, has_embeddings, read_embeddings, rea
 from models.embedding_cache import embed_texts
 from models.evaluation.prefixes import consecutive_pairs
 from models.interactions import in_rows, read_interactions
-from models.left_out import content_digest, text_digest
+from models.left_out import embedding_digests, text_digest
 from models.template import TextTemplate
 from models.text_encoder import TextEncoder
 from models.tokenizer import Tokenizer
@@ -182,8 +182,7 @@ class Embedder:
                 f"{tokenizer.full_name} takes embeddings of {tokenizer.dimension} numbers, these have {given.shape[1]}"
             )
         if "" not in self._spaces:
-            digests = [content_digest(row.tobytes()) for row in given.numpy()]
-            self._spaces[""] = Space(torch.arange(len(given)), given, digests)
+            self._spaces[""] = Space(torch.arange(len(given)), given, embedding_digests(given))
         return self._spaces[""]
 
     def embed(self, space: Space, texts: Sequence[str]) -> Tensor:

@@ -48,6 +48,8 @@ def _data(training: Mapping[str, Any]) -> str:
         lines += [str(training["data_terms"]), ""]
     lines += ["| file | items | sha256 |", "| --- | --- | --- |"]
     lines += [f"| {note['file']} | {note['items']:,} | `{note['sha256'][:16]}...` |" for note in training["files"]]
+    if training.get("left_out"):
+        lines += ["", f"Of these files {training['left_out']:.0%} of all contents were left out, by their digest."]
     lines += ["", "No text is in the checkpoint: it holds the networks' weights and the codebooks only."]
     return "\n".join(lines)
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from models import catalogue
 from models.embedding_cache import embed_stream
+from models.left_out import is_left_out, left_out_rows, text_digest
 from models.template import TextTemplate
 from models.text_encoder import MINILM, TextEncoder, TextEncoderConfig
 from models.training.spool import RowSpool, TextSpool
@@ -38,6 +39,7 @@ class Reading:
         embedding_cache: A directory that keeps embeddings of texts between runs.
         keep_ids: Whether `TrainingData.item_ids` is wanted.
         spool: Where rows lie while they are trained on, see `models.training.spool`.
+        left_out: Share of all contents that is not read, by their digest, see `models.left_out`.
     """
 
     template: TextTemplate = field(default_factory=TextTemplate)
@@ -46,6 +48,7 @@ class Reading:
     embedding_cache: Path | None = None
     keep_ids: bool = False
     spool: Path | None = None
+    left_out: float = 0.0
 
 
 class TrainingData(NamedTuple):
@@ -122,9 +125,12 @@ def _read_arrays(sources: Sequence[Path], reading: Reading, encoder: TextEncoder
     spool: RowSpool | None = None
     widths: list[int] = [encoder.dimension] if encoder else []
     notes = []
+    kept: list[Tensor] = []
     for path in sources:
         items = 0
-        for rows in catalogue.embedding_batches(path):
+        for batch in catalogue.embedding_batches(path):
+            kept.append(~left_out_rows(batch, reading.left_out))
+            rows = batch[kept[-1]] if reading.left_out else batch
             if rows.shape[1] not in widths:
                 widths.append(rows.shape[1])
             if len(widths) > 1:
@@ -136,9 +142,11 @@ def _read_arrays(sources: Sequence[Path], reading: Reading, encoder: TextEncoder
         notes.append(_file_note(path, items))
     assert spool is not None
     ids = pa.concat_arrays([catalogue.read_item_ids(path) for path in sources]) if reading.keep_ids else None
-    if ids is not None and len(ids) != sum(note["items"] for note in notes):
-        msg = "a file changed while it was read"
-        raise ValueError(msg)
+    if ids is not None:
+        if len(ids) != sum(map(len, kept)):
+            msg = "a file changed while it was read"
+            raise ValueError(msg)
+        ids = ids.filter(pa.array(torch.cat(kept).numpy()))
     return TrainingData(spool.tensor(), (), None, notes, ids)
 
 
@@ -179,11 +187,15 @@ class _TextRows:
         self.notes: list[dict[str, Any]] = []
 
     def __iter__(self) -> Iterator[str]:
-        column = self._reading.balance_by
+        column, share = self._reading.balance_by, self._reading.left_out
         for number, path in enumerate(self._sources):
-            read = kept = 0
+            read = kept = left_out = 0
             for batch in catalogue.read_items(path, keep=(column,) if column else ()):
                 rows = [(item, text) for item in batch if (text := item.content(self._reading.template))]
+                if share:
+                    texts_read = len(rows)
+                    rows = [(item, text) for item, text in rows if not is_left_out(text_digest(text), share)]
+                    left_out += texts_read - len(rows)
                 read, kept = read + len(batch), kept + len(rows)
                 texts = [text for _, text in rows]
                 self.texts.extend(texts)
@@ -193,8 +205,8 @@ class _TextRows:
                 if self._reading.keep_ids:
                     self.item_ids.append(pa.array([item.item_id for item, _ in rows], pa.large_string()))
                 yield from texts
-            if kept < read:
-                self._say(f"{path}: {read - kept:,} of {read:,} items have no text and are left out")
+            if kept + left_out < read:
+                self._say(f"{path}: {read - kept - left_out:,} of {read:,} items have no text and are left out")
             self.notes.append(_file_note(path, kept))
 
 

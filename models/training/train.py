@@ -52,6 +52,8 @@ class TrainConfig:
         balance: 1 leaves big sources their weight, 0 makes all sources equal.
         max_suffix: The generator's suffix vocabulary, None without bound.
         data_terms: A sentence on the data and its terms, for the model card.
+        left_out: Share of all contents that is left out by their digest (see `models.left_out`), so that tokenizers can
+            be compared on what none of them saw.
     """
 
     name: str = "tokenizer"
@@ -62,6 +64,7 @@ class TrainConfig:
     balance: float = 0.5
     max_suffix: int | None = None
     data_terms: str = ""
+    left_out: float = 0.0
 
 
 def train_checkpoint(
@@ -127,7 +130,13 @@ def train_checkpoint(
         by_id = needs_item_ids(collaborative, interactions)
         where_rows_lie = spool or out.parent
         reading = Reading(
-            config.template, config.balance_by, config.balance, embedding_cache, keep_ids=by_id, spool=where_rows_lie
+            config.template,
+            config.balance_by,
+            config.balance,
+            embedding_cache,
+            keep_ids=by_id,
+            spool=where_rows_lie,
+            left_out=config.left_out,
         )
         encoder = text_encoder_of(sources, text_encoder, str(where))
         data = read_training_data(sources, reading, encoder, say)
@@ -212,6 +221,7 @@ def _identity(
         "settings": asdict(config.fit),
         "template": asdict(config.template),
         "balance": [config.balance_by, config.balance],
+        "left_out": config.left_out,
         "text_encoder": encoder.components if encoder else None,
         "data": {str(note["file"]): {"items": note["items"], "sha256": note["sha256"]} for note in data.notes},
         "collaborative": {name: note for name, note in together.notes.items() if name in _ORIGINS}
@@ -298,6 +308,7 @@ def _training_notes(config: TrainConfig, data: TrainingData, fitted: Fit, comman
         "data_terms": config.data_terms,
         **({} if isinstance(config.fit, ClusterConfig) else {"stopped_on": config.fit.stopped_on}),
         "held_out_items": len(fitted.held_out),
+        "left_out": config.left_out,
         "epochs_run": max(measure.epoch for measure in fitted.history),
         "torch": torch.__version__,
     }

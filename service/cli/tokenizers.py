@@ -42,6 +42,9 @@ def train(
     ] = None,
     balance_by: Annotated[str | None, typer.Option(help="Column; big sources then do not drown small ones.")] = None,
     balance: Annotated[float, typer.Option(min=0, max=1, help="1: rows count alike; 0: sources do.")] = 0.5,
+    leave_out: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of the items to leave out, the same for all tokenizers.")
+    ] = 0.0,
     max_suffix: Annotated[int | None, typer.Option(min=0, help="The generator's suffix vocabulary.")] = None,
     data_terms: Annotated[str, typer.Option(help="A sentence on the data and its terms, for the model card.")] = "",
     device: Annotated[
@@ -81,6 +84,7 @@ def train(
             balance=balance,
             max_suffix=max_suffix,
             data_terms=data_terms,
+            left_out=leave_out,
         )
         manifest = train_checkpoint(
             items,
