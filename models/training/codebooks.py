@@ -135,7 +135,14 @@ def learned_rotation(latents: Tensor, sizes: tuple[int, ...]) -> Tensor:
     inner = faiss.ProductQuantizer(width, parts, min(bits, 12))
     inner.cp.min_points_per_centroid = 1
     rotation.pq = inner
-    rotation.train(latents.numpy())
+    # What faiss adds up depends on how many threads share it, and threads that wait for each other on busy cores cost
+    # more than they save: one, which gives the same rotation anywhere.
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        rotation.train(latents.numpy())
+    finally:
+        faiss.omp_set_num_threads(threads)
     learned = torch.from_numpy(faiss.vector_to_array(rotation.A).reshape(width, width).copy())
     # The nearest orthogonal matrix: faiss's is one up to float32.
     left, _, right = torch.linalg.svd(learned.double())

@@ -25,6 +25,7 @@ from models.training.data import Reading, TrainingData, read_training_data, text
 from models.training.fit import fit
 from models.training.fit_config import FitConfig
 from models.training.history import HISTORY, TrainingHistory
+from models.training.limits import check_settings
 from models.training.progress import Progress
 from models.training.resume import KEEP_EVERY_S, StateDirectory
 from models.training.run import Run, bf16_of, device_of
@@ -65,6 +66,10 @@ class TrainConfig:
     max_suffix: int | None = None
     data_terms: str = ""
     left_out: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what no family can be fitted with."""
+        check_settings(self.fit)
 
 
 def train_checkpoint(

@@ -72,6 +72,19 @@ def test_the_rotation_is_orthogonal_and_the_decoder_turns_it_back(options, rows)
         assert torch.allclose(plain.decoder(before), rotated.decoder(after), atol=1e-3)
 
 
+def test_the_rotation_is_the_same_with_any_number_of_threads(rows):
+    threads = torch.get_num_threads()
+    rotations = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            rotations.append(learned_rotation(rows[:500], SIZES))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*rotations)
+
+
 def test_parts_are_as_equal_as_can_be_and_each_level_looks_at_its_own(generator):
     # given
     quantizer = ProductQuantizer((4, 4, 4), 10)
