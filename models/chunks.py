@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Bytes of rows that are worked on at once.
+# Bytes of rows worked on at once. Not less: blocks of this size go back to the system when they are freed, while
+# the C library may keep smaller ones.
 CHUNK_BYTES = 2**25
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)
@@ -50,13 +51,21 @@ def weighted_sum(rows: Tensor, weights: Tensor) -> Tensor:
 
 def squared_distances(rows: Tensor, centre: Tensor) -> Tensor:
     """The squared distance (N,) of each row of (N, D) to a point (D,)."""
-    return torch.cat([(rows[part] - centre).square().sum(dim=1) for part in slices(rows)])
+    distances = rows.new_empty(len(rows))
+    for part in slices(rows):
+        distances[part] = (rows[part] - centre).square().sum(dim=1)
+    return distances
 
 
 def weighted_spread(rows: Tensor, centre: Tensor, weights: Tensor) -> Tensor:
     """The weighted sum () of the squared distances of rows (N, D) to a point (D,)."""
-    parts = [((rows[part] - centre).square() * weights[part, None]).sum() for part in slices(rows)]
-    return parts[0] if len(parts) == 1 else torch.stack(parts).double().sum()
+    parts = list(slices(rows))
+    if len(parts) == 1:
+        return ((rows - centre).square() * weights[:, None]).sum()
+    total = torch.zeros((), dtype=torch.float64, device=rows.device)
+    for part in parts:
+        total += ((rows[part] - centre).square() * weights[part, None]).sum()
+    return total
 
 
 def code_keys(codes: Tensor) -> Tensor:
@@ -73,9 +82,17 @@ def code_keys(codes: Tensor) -> Tensor:
     return keys
 
 
+def sorted_in_place(values: Tensor) -> Tensor:
+    """The same tensor (N,), in order now; without room for the places, which `Tensor.sort` always takes."""
+    if values.device.type == "cpu":
+        values.numpy().sort()
+        return values
+    return values.copy_(values.sort().values)
+
+
 def group_sizes(keys: Tensor) -> Tensor:
-    """How many of N keys (N,) int64 are equal, for each distinct key in order, (G,) int64."""
-    ordered = np.sort(keys.cpu().numpy())
+    """How many of N keys (N,) int64 are equal, for each distinct key in order, (G,) int64; the keys are sorted."""
+    ordered = sorted_in_place(keys).cpu().numpy()
     starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
     return torch.from_numpy(np.diff(np.append(starts, len(ordered))))
 

@@ -29,6 +29,7 @@ M = TypeVar("M", bound=nn.Module)
 FAMILIES: Mapping[str, Callable[[Sequence[int], int], Quantizer]] = {
     "rqvae": ResidualQuantizer,
     "rq-kmeans": ResidualQuantizer,
+    "rk-means": ResidualQuantizer,
     "r-vq": ResidualQuantizer,
     "hierarchical": TreeQuantizer,
     "pq": ProductQuantizer,

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from models.chunks import code_keys, count_distinct, group_sizes, squared_distances, weighted_sum
+from models.chunks import code_keys, count_distinct, group_sizes, sorted_in_place, squared_distances, weighted_sum
 from models.network import DecoderNetwork, EncoderNetwork
 from models.quantizer import Quantizer
 
 CHUNK_ROWS = 8192
 RANKS = 256
+USAGE_ROWS = 2**20
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
@@ -112,9 +112,10 @@ def evaluate(
         decoder: d -> D.
         weights: (N,) what each row counts in the levels' usage and the reconstruction; equal where None.
     """
-    weights = torch.ones(len(embeddings)) if weights is None else weights
+    weights = torch.ones(1).expand(len(embeddings)) if weights is None else weights
     share = (weights / weights.sum()).double()
     centre = weighted_sum(embeddings, share).to(embeddings)
+    variance = (squared_distances(embeddings, centre) * share).sum()
     codes = torch.empty(len(embeddings), len(quantizer.codebook_sizes), dtype=torch.int32)
     misses, errors = embeddings.new_empty(len(embeddings)), embeddings.new_empty(len(embeddings))
     for start in range(0, len(embeddings), CHUNK_ROWS):
@@ -124,10 +125,9 @@ def evaluate(
         codes[rows] = quantization.codes
         misses[rows] = (embeddings[rows] - rebuilt).square().sum(dim=1)
         errors[rows] = quantization.residuals[:, -1].square().sum(dim=1)
-    variance = (squared_distances(embeddings, centre) * share).sum()
     return Report(
         items=len(embeddings),
-        reconstruction_error=float((misses * share).sum() / variance.clamp_min(1e-12)),
+        reconstruction_error=float(share.mul_(misses).sum() / variance.clamp_min(1e-12)),
         collisions=collisions(codes, embeddings),
         levels=usage(codes, quantizer.codebook_sizes, weights),
         quantization_error=distribution(errors),
@@ -159,7 +159,11 @@ def usage(codes: Tensor, codebook_sizes: tuple[int, ...], weights: Tensor | None
     """Usage of each level's codewords by codes (N, L) int64, rows weighted by (N,)."""
     levels = []
     for level, size in enumerate(codebook_sizes):
-        counts = torch.bincount(codes[:, level], weights=weights, minlength=size).double()
+        chosen = codes[:, level].split(USAGE_ROWS)
+        counted = weights.split(USAGE_ROWS) if weights is not None else [None] * len(chosen)
+        counts = torch.zeros(size, dtype=torch.float64, device=codes.device)
+        for some, count in zip(chosen, counted, strict=True):
+            counts += torch.bincount(some, weights=count, minlength=size)
         shares = counts[counts > 0] / counts.sum()
         entropy = float(-(shares * shares.log()).sum())
         levels.append(LevelUsage(float((counts > 0).double().mean()), _exp(entropy), max(entropy, 0.0) / _LN2))
@@ -191,7 +195,7 @@ def codeword_use(
 
 def distribution(values: Tensor) -> dict[str, float]:
     """Mean and quantiles of values (N,)."""
-    ordered = torch.from_numpy(np.sort(values.double().cpu().numpy()))
+    ordered = sorted_in_place(values.to(torch.float64, copy=True))
     quantiles = {f"q{100 * q:02.0f}": float(ordered[round(q * (len(ordered) - 1))]) for q in QUANTILES}
     return {"mean": float(ordered.mean()), **quantiles}
 

@@ -3,6 +3,8 @@
 `rq-kmeans`: residual k-means on all rows at once (RQ-KMeans: Luo et al., QARM, 2024; OneRec: Deng et al., 2025). The
 encoder network is the centred identity, or with `latent` the projection to that many principal components.
 
+`rk-means`: the same by mini-batches, one of which is in memory, see `models.training.minibatch`.
+
 `pq` and `opq`: k-means of each part of the latent, see `models.product`; `opq` rotates it first, by a matrix that faiss
 finds and the encoder network holds.
 
@@ -34,8 +36,9 @@ from models.residual import ResidualQuantizer
 from models.training.codebooks import cluster_parts, cluster_residuals, cluster_tree, learned_rotation
 from models.training.history import INITIALISED, EpochRecord, Measure
 from models.training.kmeans import KMeansConfig
+from models.training.minibatch import MiniBatchConfig, minibatch_residuals
 from models.training.projection import Centred, ProjectionConfig, projection
-from models.training.spool import held, in_reading_order
+from models.training.spool import block_rows, held, in_reading_order
 from models.training.watch import Fit, coded, held_out_measures, level_records
 from models.tree import TreeQuantizer
 
@@ -53,6 +56,7 @@ class ClusterConfig:
         held_out: Share of the rows that are not clustered but measured, 5,000 at most.
         projection: How the components are chosen; principal ones by default.
         kmeans: Of each clustering; `balanced` limits the clusters' sizes.
+        minibatch: Of `rk-means`, in place of `kmeans`.
         seed: Of everything drawn.
     """
 
@@ -62,6 +66,7 @@ class ClusterConfig:
     held_out: float = 0.05
     projection: ProjectionConfig = field(default_factory=lambda: ProjectionConfig(local=0.0, whitening=0.0))
     kmeans: KMeansConfig = field(default_factory=KMeansConfig)
+    minibatch: MiniBatchConfig = field(default_factory=MiniBatchConfig)
     seed: int = 0
 
 
@@ -129,14 +134,16 @@ def fit_clusters(
         raise ValueError(f"training needs at least 2 items that differ, got {len(embeddings):,}")
     began = time.monotonic()
     generator = torch.Generator().manual_seed(config.seed)
-    weights = torch.ones(len(embeddings)) if weights is None else weights.float()
+    weights = torch.ones(1).expand(len(embeddings)) if weights is None else weights.float()
     order = torch.randperm(len(embeddings), generator=generator)
     count = min(5_000, round(config.held_out * len(embeddings)))
-    held_out, training = order[:count], in_reading_order(order[count:], embeddings)
+    held_out, training = order[:count].clone(), in_reading_order(order[count:], embeddings)
+    del order
     share = weights / weights.sum()
     centre = weighted_sum(embeddings, share)
     variance = float(weighted_spread(embeddings, centre, share).clamp_min(1e-12))
     network, decoder = _linear_networks(Centred(embeddings, training, centre), weights[training], config, generator)
+    del share
     network.centre.copy_(centre)
     decoder.centre.copy_(centre)
     data = ClusterData(embeddings, training, weights[training], network, spool)
@@ -144,6 +151,7 @@ def fit_clusters(
         if family == "opq":
             _rotate(network, decoder, learned_rotation(data.latents(), config.codebook_sizes))
         quantizer = FITTERS[family](data, config, generator)
+        del data
         model = Clustered(network.eval(), quantizer.eval(), decoder.eval())
     measured = held_out if len(held_out) else training[:5_000]
     clustered = weights.index_fill(0, held_out, 0.0)
@@ -178,6 +186,13 @@ def _residual(data: ClusterData, config: ClusterConfig, generator: torch.Generat
     return quantizer
 
 
+def _minibatch(data: ClusterData, config: ClusterConfig, generator: torch.Generator) -> ResidualQuantizer:
+    quantizer = ResidualQuantizer(config.codebook_sizes, data.width)
+    block = block_rows(data.embeddings)
+    minibatch_residuals(quantizer, data.some, data.weights, config.minibatch, generator, block_rows=block)
+    return quantizer
+
+
 def _tree(data: ClusterData, config: ClusterConfig, generator: torch.Generator) -> TreeQuantizer:
     quantizer = TreeQuantizer(config.codebook_sizes, data.width)
     latents, limit = data.latents(), config.rows_per_child
@@ -202,6 +217,7 @@ def _rotate(network: EncoderNetwork, decoder: DecoderNetwork, rotation: Tensor) 
 # What fits each family's quantizer to latents.
 FITTERS: Mapping[str, Callable[[ClusterData, ClusterConfig, torch.Generator], Quantizer]] = {
     "rq-kmeans": _residual,
+    "rk-means": _minibatch,
     "hierarchical": _tree,
     "pq": _product,
     "opq": _product,

@@ -141,6 +141,7 @@ def _read_arrays(sources: Sequence[Path], reading: Reading, encoder: TextEncoder
             items += len(rows)
         notes.append(_file_note(path, items))
     assert spool is not None
+    pa.default_memory_pool().release_unused()
     ids = pa.concat_arrays([catalogue.read_item_ids(path) for path in sources]) if reading.keep_ids else None
     if ids is not None:
         if len(ids) != sum(map(len, kept)):

@@ -109,7 +109,7 @@ class _Fitting:
         self.weights = torch.ones(len(embeddings)) if weights is None else weights.float()
         order = torch.randperm(len(embeddings), generator=self.generator)
         held_out = min(5_000, round(config.held_out * len(embeddings)))
-        self.held_out, self.training = order[:held_out], in_reading_order(order[held_out:], embeddings)
+        self.held_out, self.training = order[:held_out].clone(), in_reading_order(order[held_out:], embeddings)
         share = self.weights / self.weights.sum()
         self.centre = weighted_sum(embeddings, share)
         self.variance = float((squared_distances(embeddings, self.centre) * share).sum().clamp_min(1e-12))
@@ -232,7 +232,8 @@ class _Fitting:
         self.progress.begin(TRAINING, self._epochs, self.epoch)
         while self.epoch < self._epochs and not 0 < self.epoch >= self.best.epoch + self.config.patience:
             began, means = time.monotonic(), LossMeans()
-            self.pairs = colliding_pairs(self.coded.codes[self.training], self.training)
+            if self.loss.repulsion:
+                self.pairs = colliding_pairs(self.coded.codes[self.training], self.training)
             variances = Variances(self.variance, self._latent_variance())
             self.clusters = self._clusters()
             for rows in self._batches():
@@ -376,7 +377,7 @@ class _Fitting:
             order = draw_rows(self.weights[rows], len(rows), self.generator)
         else:
             order = torch.randperm(len(rows), generator=self.generator)
-        yield from rows[order].split(self.config.batch_rows)
+        yield from (rows[part] for part in order.split(self.config.batch_rows))
 
     @torch.no_grad()
     def _latent_variance(self) -> float:

@@ -76,7 +76,7 @@ def kmeans(
     config = config or KMeansConfig()
     weights = _checked_weights(points, size, weights)
     centre = weighted_sum(points, weights) / weights.sum()
-    codebook = _plus_plus(points, centre, size, weights, generator)
+    codebook = plus_plus(points, centre, size, weights, generator)
     previous = float("inf")
     for _ in range(config.iterations):
         codes, distances = (assign_balanced if config.balanced else assign)(points, codebook, centre)
@@ -173,7 +173,7 @@ def _checked_weights(points: Tensor, size: int, weights: Tensor | None) -> Tenso
     return weights
 
 
-def _plus_plus(points: Tensor, centre: Tensor, size: int, weights: Tensor, generator: torch.Generator) -> Tensor:
+def plus_plus(points: Tensor, centre: Tensor, size: int, weights: Tensor, generator: torch.Generator) -> Tensor:
     """K points less their centre, each drawn with its squared distance to those already drawn as probability."""
     if points.shape[0] > size * SEEDING_ROWS_PER_CODEWORD:
         chosen = torch.randperm(points.shape[0], generator=generator)[: size * SEEDING_ROWS_PER_CODEWORD]

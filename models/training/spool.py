@@ -19,11 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.chunks import sorted_in_place
+
 # Derived rows up to this size stay in memory.
 MEMORY_BYTES = 2**26
 
 # Rows beyond this size are read in the file's order where the order is free.
-SEEKING_BYTES = 2**30
+SEEKING_BYTES = 2**28
+PAGE_BYTES = 4096
 
 
 class RowSpool:
@@ -125,7 +128,12 @@ def held(parts: Iterable[Tensor], rows: int, width: int, directory: Path | None 
 
 def in_reading_order(rows: Tensor, embeddings: Tensor) -> Tensor:
     """Row numbers (n,) as they are; sorted where the embeddings may not fit into memory and a disk has to seek."""
-    return rows.sort().values if embeddings.numel() * 4 > SEEKING_BYTES else rows
+    return sorted_in_place(rows) if embeddings.numel() * 4 > SEEKING_BYTES else rows
+
+
+def block_rows(embeddings: Tensor) -> int:
+    """How many rows that follow each other are read at once in a random order: a page of the disk, or one in memory."""
+    return max(1, PAGE_BYTES // (4 * embeddings.shape[1])) if embeddings.numel() * 4 > SEEKING_BYTES else 1
 
 
 def _nameless(owner: object, directory: Path | None) -> int:

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from models.chunks import code_keys
+from models.chunks import code_keys, sorted_in_place
 from models.evaluation.measures import usage
 from models.network import DecoderNetwork, EncoderNetwork
 from models.quantizer import Quantizer
@@ -78,13 +78,13 @@ class Coded(NamedTuple):
 def coded(model: Trained, embeddings: Tensor, weights: Tensor) -> Coded:
     """The codes of embeddings (N, D) float32; what the levels leave over is of rows weighted by (N,)."""
     device = model.network.centre.device
-    share = (weights / weights.sum()).double()
+    total = weights.sum()
     codes = torch.empty(len(embeddings), len(model.quantizer.codebook_sizes), dtype=torch.int32)
     energies, mean = torch.zeros((), device=device), torch.zeros((), device=device)
     for start in range(0, len(embeddings), CHUNK_ROWS):
         rows = slice(start, start + CHUNK_ROWS)
         quantization = model.quantizer.quantize(model.network(embeddings[rows].to(device)))
-        counts = share[rows].to(device)
+        counts = (weights[rows] / total).double().to(device)
         codes[rows] = quantization.codes.cpu()
         energies = energies + (quantization.residuals.square().sum(dim=2).double() * counts[:, None]).sum(dim=0)
         mean = mean + (quantization.residuals[:, 0] * counts[:, None]).sum(dim=0)
@@ -103,9 +103,8 @@ def level_records(
         weights: (N,) float, what each row counts; 0 where it was not trained on.
         restarted: Dead codewords of each level that were moved; none where empty.
     """
-    rows = weights > 0
     levels = zip(
-        usage(coded.codes[rows], sizes, weights[rows]),
+        usage(coded.codes, sizes, weights),
         coded.left_over.tolist(),
         restarted or [0] * len(sizes),
         strict=True,
@@ -132,7 +131,8 @@ def held_out_measures(
     miss = (embeddings[rows] - rebuilt).square().sum(dim=1)
     share = weights[rows] / weights[rows].sum()
     keys = code_keys(codes)
-    ordered, measured = keys.sort().values, keys[rows]
+    measured = keys[rows]
+    ordered = sorted_in_place(keys)
     counts = torch.searchsorted(ordered, measured, right=True) - torch.searchsorted(ordered, measured)
     colliding = float(((counts > 1) * share).sum())
     return float((miss * share).sum()) / variance, colliding
@@ -147,10 +147,11 @@ def colliding_pairs(codes: Tensor, rows: Tensor) -> Tensor:
         codes: (n, L) int64.
         rows: (n,) int64, the row number of each.
     """
-    group = code_keys(codes)
-    order = group.argsort(stable=True)
-    ordered = group[order]
-    same = (ordered[1:] == ordered[:-1]).nonzero().flatten()
+    keys = code_keys(codes)
+    del codes
+    order = torch.from_numpy(keys.cpu().numpy().argsort(kind="stable"))
+    keys = keys[order]
+    same = (keys[1:] == keys[:-1]).nonzero().flatten()
     same = same[:: -(-len(same) // PAIRS) or 1]
     return torch.stack([rows[order[same]], rows[order[same + 1]]], dim=1)
 

@@ -16,7 +16,7 @@ def train(
     items: Annotated[list[Path], typer.Argument(exists=True, help="Catalogues, or arrays of embeddings.")],
     out: Annotated[Path, typer.Option(help="The new checkpoint's directory.")],
     name: Annotated[str | None, typer.Option(help="The tokenizer's name; OUT's last part if not given.")] = None,
-    family: Annotated[str, typer.Option(help="rqvae, rq-kmeans, r-vq, hierarchical, pq or opq.")] = "rqvae",
+    family: Annotated[str, typer.Option(help="rqvae, rq-kmeans, rk-means, r-vq, hierarchical, pq or opq.")] = "rqvae",
     levels: Annotated[int, typer.Option(min=1, max=25, help="L, the number of codes.")] = 4,
     codebook_size: Annotated[int, typer.Option(min=1, max=65536, help="K, codewords of each level.")] = 256,
     latent: Annotated[int | None, typer.Option(min=1, help="d, the latent's width.")] = None,
