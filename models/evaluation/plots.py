@@ -37,8 +37,8 @@ def colour(number: int) -> str:
 
 
 def marker(number: int) -> str:
-    """The marker of a series."""
-    return MARKERS[number % len(MARKERS)]
+    """The marker of a series; where colours come again, another one goes with each."""
+    return MARKERS[(number + number // len(SERIES)) % len(MARKERS)]
 
 
 def draw(name: str, alt: str, paint: Callable[[Any], None], *, size: tuple[float, float] = SIZE) -> str:

@@ -88,11 +88,16 @@ def _summary(comparison: Comparison) -> list[str]:
 
 def _which_unseen(comparison: Comparison) -> str:
     if comparison.unseen_in_common is not None:
-        return f"Unseen: the same {comparison.unseen_in_common:,} items for all tokenizers of which they are known."
-    return (
-        "Unseen: each tokenizer's own unseen items, as there are too few in common. Where all were held out by lot the "
-        "figures compare as samples of one catalogue do; how the items are known stands at the end of this page."
-    )
+        words = f"Unseen: the same {comparison.unseen_in_common:,} items for all tokenizers of which they are known."
+    else:
+        words = (
+            "Unseen: each tokenizer's own unseen items, as there are too few in common. Where all were held out by "
+            "lot the figures compare as samples of one catalogue do; how the items are known stands at the end of "
+            "this page."
+        )
+    fewest = min(_measured(result) for result in comparison.results if result.on_unseen)
+    error = 98 / fewest**0.5  # 1.96 standard errors of a share of one half, in points
+    return f"{words} Of {fewest:,} items a share is known to {error:.0f} points at worst: less than that may be chance."
 
 
 def _collisions(results: Sequence[Result]) -> list[str]:
