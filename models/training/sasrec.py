@@ -23,10 +23,10 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from models.interactions import Split
+from models.recommendation.ranking import ABSENT, Ranking, ranking
 
 RANKED_AT_ONCE = 1024
 NONE = -100
-NEVER = 2**62
 
 
 @dataclass(frozen=True)
@@ -52,32 +52,14 @@ class SASRecConfig:
     blocks: int = 2
     heads: int = 1
     max_length: int = 50
-    dropout: float = 0.3
+    dropout: float = 0.4
     negatives: int = 512
     batch_users: int = 128
-    epochs: int = 60
-    patience: int = 5
+    epochs: int = 80
+    patience: int = 10
     learning_rate: float = 2e-3
     held_out: float = 0.1
     seed: int = 0
-
-
-class Ranking(NamedTuple):
-    """How high the items that users chose next were ranked among all items.
-
-    Attributes:
-        users: Number of users.
-        recall_5: Share of the users whose item is among the first 5; with one item a user, also the hit rate.
-        ndcg_5: Mean of 1 / log2(1 + rank) where the rank, from 1, is at most 5, and of 0 elsewhere.
-        recall_10: As above, of the first 10.
-        ndcg_10: As above, of the first 10.
-    """
-
-    users: int
-    recall_5: float
-    ndcg_5: float
-    recall_10: float
-    ndcg_10: float
 
 
 class SASRecFit(NamedTuple):
@@ -212,10 +194,10 @@ class _Fitting:
         with tqdm(range(1, self.config.epochs + 1), desc="SASRec", unit="epoch", disable=None) as bar:
             for epoch in bar:
                 losses.append(self._train_epoch(epoch, optimiser))
-                ranking = evaluate_ranking(self.model, self.histories, self.targets)
-                bar.set_postfix(loss=f"{losses[-1]:.3f}", ndcg_10=f"{ranking.ndcg_10:.4f}")
-                if best is None or ranking.ndcg_10 > best.held_out.ndcg_10:
-                    best = SASRecFit(self.model, epoch, ranking, ())
+                found = evaluate_ranking(self.model, self.histories, self.targets)
+                bar.set_postfix(loss=f"{losses[-1]:.3f}", ndcg_10=f"{found.ndcg[10]:.4f}")
+                if best is None or found.ndcg[10] > best.held_out.ndcg[10]:
+                    best = SASRecFit(self.model, epoch, found, ())
                     state = copy.deepcopy(self.model.state_dict())
                 if epoch - best.epoch >= self.config.patience:
                     break
@@ -281,7 +263,7 @@ def evaluate_ranking(
     known = [tuple(row for row in history if row < items) for history in histories]
     asked = [user for user, target in enumerate(targets) if known[user] and target < items]
     asked.sort(key=lambda user: min(len(known[user]), model.max_length))
-    ranks = torch.full((len(targets),), NEVER, dtype=torch.int64)
+    places = torch.full((len(targets),), ABSENT, dtype=torch.int64)
     chunks = torch.tensor(asked, dtype=torch.int64).split(RANKED_AT_ONCE) if asked else ()
     for users in chunks:
         batch = [known[user] for user in users.tolist()]
@@ -293,25 +275,14 @@ def evaluate_ranking(
         above |= (scores == mine) & (torch.arange(items, device=scores.device) < right[:, None])
         if not repeats:
             above[_pairs(batch).to(scores.device).unbind(1)] = False
-        ranks[users] = above.sum(dim=1).cpu()
-    return ranking_of(ranks)
+        places[users] = above.sum(dim=1).cpu()
+    return ranking(places)
 
 
 def evaluate_split(model: SASRec, split: Split, *, repeats: bool = True) -> Ranking:
     """The test part of the leave-one-out split: s[-1] ranked after s[:-1]."""
     histories = [(*seen, row) for seen, row in zip(split.training, split.validation, strict=True)]
     return evaluate_ranking(model, histories, split.test, repeats=repeats)
-
-
-def ranking_of(ranks: Tensor) -> Ranking:
-    """The figures of ranks (U,) int64, counted from 0; none where there is no user."""
-    gain = 1 / (ranks.double() + 2).log2()
-    figures = [
-        float(values.mean()) if len(ranks) else 0.0
-        for first in (5, 10)
-        for values in ((ranks < first).double(), gain * (ranks < first))
-    ]
-    return Ranking(len(ranks), *figures)
 
 
 def _filled(sequences: Sequence[tuple[int, ...]], value: int) -> Tensor:

@@ -10,7 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from torch.nn import functional
 
+from models import read_manifest
+from models.catalogue import read_embeddings
+from models.checkpoint import load_parts
 from models.training.collaborative import (
     METHODS,
     ItemEmbeddings,
@@ -24,22 +28,23 @@ from models.training.collaborative import (
 from models.training.cooccurrence import PPMIConfig
 from models.training.data import TrainingData
 from models.training.fit_config import FitConfig
+from models.training.projection import ProjectionConfig
 from models.training.rqvae import LossConfig
 from models.training.sasrec import SASRecConfig
 from models.training.train import TrainConfig, train_checkpoint
 
 SASREC = SASRecConfig(width=8, max_length=8, negatives=0, batch_users=64, epochs=2)
 PPMI = PPMIConfig(width=4)
-GROUPS, ITEMS = 4, 32
+GROUPS, ITEMS, MANY = 4, 32, 400
 
 
 def quiet(_: str) -> None:
     """Say nothing."""
 
 
-def chosen(users: int = 120, seed: int = 0) -> list[list[str]]:
+def chosen(users: int = 120, items: int = ITEMS) -> list[list[str]]:
     """Users who choose from one group of items each; item i belongs to group i % GROUPS."""
-    rows = np.random.default_rng(seed).integers(ITEMS // GROUPS, size=(users, 7))
+    rows = np.random.default_rng(0).integers(items // GROUPS, size=(users, 7))
     return [[f"i{row * GROUPS + user % GROUPS}" for row in sequence] for user, sequence in enumerate(rows)]
 
 
@@ -218,26 +223,49 @@ def test_every_method_has_the_same_two_settings_of_the_command():
 
 
 def small(collaborative: float) -> TrainConfig:
-    loss = LossConfig(collaborative=collaborative)
-    fit = FitConfig(codebook_sizes=(8, 8), latent=6, hidden=(32,), epochs=30, batch_rows=64, held_out=0.05, loss=loss)
+    fit = FitConfig(
+        codebook_sizes=(8, 8),
+        latent=6,
+        hidden=(32,),
+        epochs=25,
+        batch_rows=64,
+        learning_rate=3e-3,
+        held_out=0.1,
+        loss=LossConfig(collaborative=collaborative),
+        projection=ProjectionConfig(local=0.0),
+    )
     return TrainConfig(name="small", fit=fit)
 
 
 @pytest.fixture(scope="module")
 def catalogue(tmp_path_factory):
-    """Items whose content says nothing of who chooses them: an embedding each, item i of group i % GROUPS."""
-    folder = tmp_path_factory.mktemp("catalogue")
-    content = np.random.default_rng(1).standard_normal((ITEMS, 12)).astype(np.float32)
-    return embeddings_file(folder / "items.parquet", [f"i{n}" for n in range(ITEMS)], fixed(content))
+    """Items whose content says a little of who chooses them and more of other things; item i is of group i % GROUPS."""
+    content = np.random.default_rng(1).standard_normal((MANY, 12)).astype(np.float32)
+    content[:, :GROUPS] = 0.3 * content[:, :GROUPS] + np.eye(GROUPS, dtype=np.float32)[np.arange(MANY) % GROUPS]
+    path = tmp_path_factory.mktemp("catalogue") / "items.parquet"
+    return embeddings_file(path, [f"i{n}" for n in range(MANY)], fixed(content))
 
 
 def fixed(content: np.ndarray) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(content.ravel()), content.shape[1])
 
 
-def test_the_manifest_and_the_card_say_where_the_collaborative_embeddings_are_from(tmp_path, catalogue):
+def alignment(checkpoint: Path, catalogue: Path) -> float:
+    """Mean cosine of quantized latents of a group less that of different groups."""
+    parts = load_parts(checkpoint, read_manifest(checkpoint))
+    content = read_embeddings(catalogue)
+    with torch.inference_mode():
+        latents = parts.quantizer.decode(parts.quantizer.quantize(parts.network(content)).codes)
+    directions = functional.normalize(latents - latents.mean(dim=0), dim=1)
+    cosines = directions @ directions.T
+    group = torch.arange(MANY) % GROUPS
+    same = (group[:, None] == group) & ~torch.eye(MANY, dtype=torch.bool)
+    return float(cosines[same].mean() - cosines[group[:, None] != group].mean())
+
+
+def test_a_tokenizer_trained_with_them_draws_together_what_the_same_users_choose_and_says_whence(tmp_path, catalogue):
     # given
-    path = interactions(tmp_path / "users.parquet", chosen())
+    path = interactions(tmp_path / "users.parquet", chosen(2 * MANY, MANY))
     embeddings = train_item_embeddings(path, PPMIConfig(width=6), say=quiet)
     write_item_embeddings(tmp_path / "collaborative.parquet", embeddings)
     # when
@@ -246,6 +274,7 @@ def test_the_manifest_and_the_card_say_where_the_collaborative_embeddings_are_fr
         [catalogue], tmp_path / "with", small(1.0), collaborative=tmp_path / "collaborative.parquet", say=quiet
     )
     # then
+    assert alignment(tmp_path / "with", catalogue) > alignment(tmp_path / "without", catalogue) + 0.15
     notes = manifest.training["collaborative"]
     assert notes["method"] == "ppmi"
     assert notes["share_of_items"] == 1.0
