@@ -24,7 +24,7 @@ from models.training.codebooks import cluster_residuals
 from models.training.descent import Batch, Descent, DivergedError, reason
 from models.training.fit_config import FitConfig
 from models.training.history import INITIALISED, REFITTED, TRAINING, WARM_UP, EpochRecord, Measure
-from models.training.objectives import centred, cluster_codewords, missed_reconstructions
+from models.training.objectives import centred, cluster_codewords, mean_contrast, missed_reconstructions
 from models.training.progress import Progress
 from models.training.projection import Centred, draw_rows, projection
 from models.training.resume import Snapshot
@@ -440,4 +440,9 @@ class _Fitting:
         if self.loss.contrastive:
             missed = missed_reconstructions(self.model, self._rows(rows), codes[rows].long())
             value += missed
-        return Measure(epoch, refitted, reconstruction, colliding, value, missed)
+        collaborative = None
+        if self.collaborative is not None:
+            quantized = self.model.alignment(self.model.quantizer.decode(codes[rows].long().to(self.how.device)))
+            collaborative = mean_contrast(quantized, self.collaborative[rows], self.loss.collaborative_temperature)
+            value += self.loss.collaborative * collaborative
+        return Measure(epoch, refitted, reconstruction, colliding, value, missed, collaborative)

@@ -66,6 +66,8 @@ class FitConfig:
         terms = ["held-out reconstruction error"] if self.loss.reconstruction else []
         if self.loss.contrastive:
             terms.append("share of held-out items whose reconstruction points nearer to another one's embedding")
+        if self.loss.collaborative:
+            terms.append("loss.collaborative x contrast of held-out items with their collaborative embeddings")
         return " + ".join([*terms, "collision_price x share of held-out items that share all codes"])
 
     def check(self) -> None:

@@ -38,6 +38,8 @@ class Measure(NamedTuple):
         value: What is minimised.
         missed: Share of the held-out items whose reconstruction points nearer to another one's embedding; None where
             nothing was trained for that.
+        collaborative: Contrast of their quantized latents with their collaborative embeddings, in nats; None where
+            there are none.
     """
 
     epoch: int
@@ -46,6 +48,7 @@ class Measure(NamedTuple):
     colliding: float
     value: float
     missed: float | None = None
+    collaborative: float | None = None
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,9 @@ from torch import Tensor
 from models.training.kmeans import KMeansConfig, assign_balanced, kmeans
 from models.training.watch import Trained
 
+# More rows make a contrast harder; so many are contrasted at once where it is measured.
+CONTRASTED_ROWS = 1024
+
 CHUNK_ROWS = 1024
 
 BALANCED = KMeansConfig(balanced=True)
@@ -58,6 +61,14 @@ def collaborative_contrast(latents: Tensor, collaborative: Tensor, temperature: 
     """`contrast` of latents (B, c) with collaborative embeddings (B, c), without the rows of which those are NaN."""
     known = collaborative.isfinite().all(dim=1)
     return contrast(latents[known], collaborative[known], temperature)
+
+
+@torch.no_grad()
+def mean_contrast(latents: Tensor, collaborative: Tensor, temperature: float) -> float:
+    """`collaborative_contrast` of rows (n, c), in batches, in nats: how well those fit that were not trained on."""
+    batches = zip(latents.split(CONTRASTED_ROWS), collaborative.to(latents.device).split(CONTRASTED_ROWS), strict=True)
+    losses = [collaborative_contrast(*batch, temperature) * len(batch[0]) for batch in batches]
+    return float(torch.stack(losses).sum()) / len(latents)
 
 
 def centred(collaborative: Tensor | None, items: int) -> Tensor:

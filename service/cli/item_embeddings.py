@@ -23,12 +23,13 @@ def item_embeddings(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any other hyper-parameter, such as dropout=0.5."),
     ] = None,
-    device: Annotated[str, typer.Option(help="Where SASRec is trained: cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Where SASRec is trained: auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Train collaborative item embeddings for `semid train --collaborative`, from all but each user's last two."""
     from models.catalogue import read_item_ids, read_items
     from models.configuration import configured
     from models.training.collaborative import METHODS, train_item_embeddings, write_item_embeddings
+    from models.training.run import device_of
 
     try:
         if method not in METHODS:
@@ -41,7 +42,7 @@ def item_embeddings(
                 if path.suffix == ".parquet"
                 else [item.item_id for batch in read_items(path) for item in batch]
             )
-        found = train_item_embeddings(interactions, config, items or None, device, say=typer.echo)
+        found = train_item_embeddings(interactions, config, items or None, str(device_of(device)), typer.echo)
         write_item_embeddings(out, found)
         typer.echo(f"wrote embeddings of {len(found.item_ids):,} items to {out}")
     except (ValueError, OSError) as error:
