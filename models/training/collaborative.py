@@ -31,8 +31,8 @@ from models.training.sasrec import SASRecConfig, evaluate_split, fit_sasrec
 METHODS: Mapping[str, SASRecConfig | PPMIConfig] = {"sasrec": SASRecConfig(), "ppmi": PPMIConfig()}
 NOTES = b"semid"
 
-# LETTER's, and what `semid train` takes where embeddings are given and no weight is.
-WEIGHT = 0.02
+# What `semid train` takes where embeddings are given and no weight is; docs/families.md has what it did.
+WEIGHT = 0.1
 
 
 class ItemEmbeddings(NamedTuple):
