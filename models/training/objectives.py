@@ -29,9 +29,6 @@ from torch import Tensor
 from models.training.kmeans import KMeansConfig, assign_balanced, kmeans
 from models.training.watch import Trained
 
-# More rows make a contrast harder; so many are contrasted at once where it is measured.
-CONTRASTED_ROWS = 1024
-
 CHUNK_ROWS = 1024
 
 BALANCED = KMeansConfig(balanced=True)
@@ -66,7 +63,7 @@ def collaborative_contrast(latents: Tensor, collaborative: Tensor, temperature: 
 @torch.no_grad()
 def mean_contrast(latents: Tensor, collaborative: Tensor, temperature: float) -> float:
     """`collaborative_contrast` of rows (n, c), in batches, in nats: how well those fit that were not trained on."""
-    batches = zip(latents.split(CONTRASTED_ROWS), collaborative.to(latents.device).split(CONTRASTED_ROWS), strict=True)
+    batches = zip(latents.split(CHUNK_ROWS), collaborative.to(latents.device).split(CHUNK_ROWS), strict=True)
     losses = [collaborative_contrast(*batch, temperature) * len(batch[0]) for batch in batches]
     return float(torch.stack(losses).sum()) / len(latents)
 
