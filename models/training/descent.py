@@ -84,19 +84,21 @@ class Descent:
             DivergedError: The loss or the gradient's norm is no finite number.
         """
         losses = batch.losses()
-        if not self._learns:
-            means.add(losses, losses["total"].new_zeros(()), len(batch.rows))
-            return
-        self._optimiser.zero_grad()
-        losses["total"].backward()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self._model.parameters() if p.grad is not None])
+        norm = self._gradient(losses["total"]) if self._learns else losses["total"].new_zeros(())
         if not bool(torch.stack([losses["total"].detach(), norm]).isfinite().all()):
             last = None if self._last_norm is None else float(self._last_norm)
             raise DivergedError(FailedStep(means.steps + 1, batch, losses, float(norm), last, self.learning_rate))
-        self._optimiser.step()
-        self._schedule.step()
+        if self._learns:
+            self._optimiser.step()
+            self._schedule.step()
         self._last_norm = norm
         means.add(losses, norm, len(batch.rows))
+
+    def _gradient(self, loss: Tensor) -> Tensor:
+        """The norm () of the gradients, which the parameters have afterwards."""
+        self._optimiser.zero_grad()
+        loss.backward()
+        return torch.nn.utils.get_total_norm([p.grad for p in self._model.parameters() if p.grad is not None])
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Copies of the states of the optimiser and of the learning rate."""

@@ -127,7 +127,7 @@ def train_checkpoint(
     bf16 = bf16_of(precision, where)
     with ExitStack() as stack:
         state = None
-        if isinstance(config.fit, FitConfig):
+        if not isinstance(config.fit, ClusterConfig):
             state = stack.enter_context(StateDirectory(state_directory(out), keep_every_s))
             if fresh:
                 state.clear()
@@ -193,7 +193,7 @@ def _train(
     calibration = calibrate(parts, data.embeddings[sample], texts)
     if below := calibration.notes["canonical_below_float64"]:
         say(f"warning: {BELOW_FLOAT64} ({', '.join(below)}); another processor may place an item near a tie elsewhere")
-    notes = _training_notes(config, data, fitted, command)
+    notes = _training_notes(config, data, fitted, command, run)
     if together:
         notes["collaborative"] = dict(together.notes)
     manifest = freeze(
@@ -305,7 +305,7 @@ def _sample(rows: int, seed: int) -> list[int]:
     return order[:CALIBRATION_ROWS].tolist()
 
 
-def _training_notes(config: TrainConfig, data: TrainingData, fitted: Fit, command: str) -> dict[str, Any]:
+def _training_notes(config: TrainConfig, data: TrainingData, fitted: Fit, command: str, run: Run) -> dict[str, Any]:
     return {
         "command": command,
         "config": asdict(config),
@@ -315,6 +315,8 @@ def _training_notes(config: TrainConfig, data: TrainingData, fitted: Fit, comman
         "held_out_items": len(fitted.held_out),
         "left_out": config.left_out,
         "epochs_run": max(measure.epoch for measure in fitted.history),
+        "device": run.device.type,
+        "precision": "bf16" if run.bf16 else "fp32",
         "torch": torch.__version__,
     }
 

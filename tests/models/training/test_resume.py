@@ -22,7 +22,9 @@ from models.training.fit_config import FitConfig
 from models.training.history import TRAINING, WARM_UP, read_history
 from models.training.progress import Progress
 from models.training.resume import DRAFT, STATE, StateDirectory
+from models.training.rqvae import LossConfig
 from models.training.run import Run
+from models.training.rvq import RVQConfig
 from models.training.train import TrainConfig, state_directory, train_checkpoint
 
 ROOT = Path(__file__).parents[3]
@@ -139,13 +141,22 @@ def test_going_on_writes_nothing_before_there_is_something_new(clustered, tmp_pa
         assert (tmp_path / "state" / STATE).read_bytes() == kept
 
 
-def test_a_fit_may_be_interrupted_after_any_epoch(clustered, tmp_path):
-    whole = fit(clustered, SMALL)
+@pytest.mark.parametrize(
+    "config",
+    [
+        SMALL,
+        replace(SMALL, codebooks="ema"),
+        replace(SMALL, loss=LossConfig(contrastive=0.1, diversity=0.1, diversity_clusters=2)),
+        RVQConfig(codebook_sizes=(8, 8), epochs=8, batch_rows=128, start_rows=100).training(12),
+    ],
+)
+def test_a_fit_may_be_interrupted_after_any_epoch(config, clustered, tmp_path):
+    whole = fit(clustered, config)
     for after in (1, 3, 4, 8):  # in the warm-up, at its end, after it, at the end
         with StateDirectory(tmp_path / "state", 0.0) as state:
             with pytest.raises(KeyboardInterrupt):
-                fit(clustered, SMALL, run=Run(state=state, progress=Progress(Impatient(after), terminal=False)))
-            resumed = fit(clustered, SMALL, run=Run(state=state))
+                fit(clustered, config, run=Run(state=state, progress=Progress(Impatient(after), terminal=False)))
+            resumed = fit(clustered, config, run=Run(state=state))
             state.clear()
         assert alike(whole, resumed)
 

@@ -18,10 +18,10 @@ from models.checkpoint import load_parts
 from models.embedding_cache import EmbeddingCache, embed_texts, length_sorted_batches
 from models.evaluation.measures import evaluate
 from models.exactness import SAFETY_FACTOR, calibrate
-from models.tokenizer import ErrorBounds
+from models.tokenizer import FAMILIES, ErrorBounds
 from models.training.data import balanced_weights
 from models.training.fit_config import FitConfig
-from models.training.train import TrainConfig, train_checkpoint
+from models.training.train import TrainConfig, config_of, fit_family, train_checkpoint
 
 SMALL = TrainConfig(name="small", fit=FitConfig(codebook_sizes=(8, 8), latent=4, epochs=2, batch_rows=32, seed=3))
 COLOURS = ["red", "blue", "green", "black", "white", "pink", "golden"]
@@ -85,6 +85,24 @@ def test_the_same_seed_gives_the_same_fingerprint_and_another_seed_another(tmp_p
     ]
     assert names[0] == names[1]
     assert names[0] != names[2]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_the_same_weights_for_the_same_seed_and_others_for_another(family, clustered):
+    # given
+    fitting = replace(config_of(family), codebook_sizes=(8, 8, 8), latent=6, seed=1)
+    config = TrainConfig(family=family, fit=replace(fitting, epochs=2) if hasattr(fitting, "epochs") else fitting)
+    # when
+    first = fit_family(clustered, config).model
+    torch.rand(3)
+    second = fit_family(clustered, config).model
+    other = fit_family(clustered, replace(config, fit=replace(config.fit, seed=2))).model
+    # then
+    for part in ("network", "quantizer", "decoder"):
+        states = [getattr(model, part).state_dict() for model in (first, second)]
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    codes = [model.quantizer.quantize(model.network(clustered)).codes for model in (first, other)]
+    assert not torch.equal(*codes)
 
 
 def test_the_report_is_that_of_the_frozen_parts(tmp_path):
