@@ -9,90 +9,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from models.interactions import leave_one_out
-from models.recommendation.baselines import by_co_occurrence, by_content, by_last_item, by_popularity
+from models.recommendation.baselines import by_content
 from models.recommendation.beams import search
 from models.recommendation.ranking import CUTOFFS, Ranking, ranking, ranks
 from models.recommendation.sequences import histories
-from models.recommendation.training import Examples, Trained, TrainingConfig, train
+from models.recommendation.task import TOP, Identified, RecommendConfig, Task
+from models.recommendation.training import Examples, Trained, train
 from models.tiger import Tiger, TigerConfig, user_tokens
 from models.trie import Trie
 
 BATCH_USERS = 128
-TOP = CUTOFFS[-1]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The generator's size, see `TigerConfig`; the defaults suit a processor."""
-
-    users: int = 2000
-    width: int = 64
-    encoder_layers: int = 2
-    decoder_layers: int = 2
-    heads: int = 4
-    head_width: int = 16
-    hidden: int = 256
-    dropout: float = 0.1
-    looks_ahead: bool = False
-
-
-@dataclass(frozen=True)
-class RecommendConfig:
-    """What is trained and how it is measured.
-
-    Attributes:
-        shape: Of the generator.
-        training: Of the generator.
-        beams: Of the search on the test users.
-        test_users: A sample of so many; 0 for all.
-        free_users: Of these, a sample of so many is searched without the constraint too; 0 for all.
-        cold: Share of the items taken out of all training sequences. They keep their IDs and are live.
-        epsilon: Share of the first k recommendations that cold items get in the measure with reserved places.
-        seed: Of everything drawn.
-    """
-
-    shape: Shape = field(default_factory=Shape)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    beams: int = 20
-    test_users: int = 0
-    free_users: int = 5000
-    cold: float = 0.0
-    epsilon: float = 0.1
-    seed: int = 0
-
-
-# TIGER's own generator and training (Rajput et al., NeurIPS 2023, section 4.1): for a GPU.
-PAPER = RecommendConfig(
-    shape=Shape(width=128, encoder_layers=4, decoder_layers=4, heads=6, head_width=64, hidden=1024, looks_ahead=True),
-    training=TrainingConfig(steps=200_000, batch_targets=256, learning_rate=1e-3, measurements=40),
-)
-SETTINGS = {"small": RecommendConfig(), "paper": PAPER}
-
-
-class Identified(NamedTuple):
-    """A catalogue with its Semantic IDs.
-
-    Attributes:
-        name: The tokenizer's.
-        semantic_ids: (N, L + 1) int64, of each row of the catalogue.
-        codebook_sizes: K_l for each of the L levels.
-        trie: The live IDs as of now; asked again before the test.
-        embeddings: (N, D) float32, or None where they are not known.
-    """
-
-    name: str
-    semantic_ids: Tensor
-    codebook_sizes: tuple[int, ...]
-    trie: Callable[[], Trie]
-    embeddings: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -141,58 +72,6 @@ class Recommendation:
     parameters: int
     trained: Trained
     test_seconds: float
-
-
-class Task:
-    """One catalogue's sequences, split: the same for every tokenizer.
-
-    Args:
-        user_ids: Of each sequence.
-        sequences: Rows of the catalogue, oldest first; those of fewer than three items are left out.
-        items: N, the catalogue's rows.
-        config: Which items are cold, and which users are tested.
-
-    Raises:
-        ValueError: No sequence has three items.
-    """
-
-    def __init__(
-        self, user_ids: Sequence[str], sequences: Sequence[tuple[int, ...]], items: int, config: RecommendConfig
-    ) -> None:
-        long = [place for place, sequence in enumerate(sequences) if len(sequence) >= 3]
-        if not long:
-            raise ValueError("no user has three interactions with items of the catalogue: nothing can be left out")
-        split = leave_one_out([sequences[place] for place in long])
-        self.items = items
-        self.user_ids = [user_ids[place] for place in long]
-        generator = torch.Generator().manual_seed(config.seed)
-        self.cold = torch.zeros(items, dtype=torch.bool)
-        self.cold[torch.randperm(items, generator=generator)[: round(config.cold * items)]] = True
-        cold = self.cold.tolist()
-        self.training = [tuple(row for row in sequence if not cold[row]) for sequence in split.training]
-        self.validation = torch.tensor([-1 if cold[row] else row for row in split.validation])
-        self.histories = [(*sequence, row) for sequence, row in zip(split.training, split.validation, strict=True)]
-        self.wanted = torch.tensor(split.test)
-        order = torch.randperm(len(long), generator=generator)
-        tested = order[: config.test_users or None]
-        self.tested, self.free = tested.sort().values, tested[: config.free_users or None].sort().values
-
-    @property
-    def wants_cold(self) -> Tensor:
-        """Which of the test users (U,) bool want an item that was in no training sequence."""
-        return self.cold[self.wanted[self.tested]]
-
-    def baselines(self) -> dict[str, Ranking]:
-        """What the recommenders that cost nothing reach on the same test users."""
-        asked = [self.histories[user] for user in self.tested.tolist()]
-        wanted = self.wanted[self.tested]
-        popular = by_popularity(self.training, self.items, TOP)
-        found = {
-            "popularity": popular.expand(len(asked), -1),
-            "most frequent next": by_last_item(self.training, asked, popular),
-            "item-kNN": by_co_occurrence(self.training, asked, self.items, TOP),
-        }
-        return {name: ranking(ranks(rows, wanted)) for name, rows in found.items()}
 
 
 def recommend(
@@ -269,10 +148,8 @@ class _Test:
         size = len(self.identified.codebook_sizes) + 1
         found = torch.full((len(users), beams, size), -1)
         for chosen, items in histories(self.task.histories, users, self.config.training.history, BATCH_USERS):
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.config.training.bfloat16):
-                ids = search(
-                    self.model, self.users[chosen].to(device), self.tokens[items].to(device), beams, trie
-                ).semantic_ids.cpu()
+            asked = self.users[chosen].to(device), self.tokens[items].to(device)
+            ids = search(self.model, *asked, beams, trie).semantic_ids.cpu()
             found[[place[user] for user in chosen.tolist()], : ids.shape[1]] = ids
         return found
 

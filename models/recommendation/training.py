@@ -23,6 +23,7 @@ from models.recommendation.beams import search
 from models.recommendation.ranking import ranking, ranks
 from models.recommendation.sequences import Windows, batches, histories, windows
 from models.tiger import Tiger
+from models.training.run import bf16_of
 from models.trie import Trie
 
 
@@ -42,7 +43,7 @@ class TrainingConfig:
         measurements: How many times, evenly over the steps, the validation users are measured.
         validation_users: A sample of so many, at most.
         beams: Of that measurement.
-        bfloat16: Whether forward passes run in bfloat16 where that is as safe; the weights stay float32.
+        precision: Of the matrix products in training, see `models.training.run.bf16_of`; what is measured is float32.
         seed: Of everything drawn.
     """
 
@@ -57,7 +58,7 @@ class TrainingConfig:
     measurements: int = 5
     validation_users: int = 2000
     beams: int = 20
-    bfloat16: bool = True
+    precision: str = "auto"
     seed: int = 0
 
 
@@ -122,6 +123,7 @@ class _Training:
         self.config = config
         self.examples = examples
         self.device = model.device
+        self.bf16 = bf16_of(config.precision, self.device)
         self.tokens = examples.tokens.to(self.device)
         self.users = examples.users.to(self.device)
         self.trie = examples.trie.to(self.device)
@@ -204,7 +206,7 @@ class _Training:
         """The mean cross entropy of a batch's tokens, in nats."""
         items = self.tokens[batch.items.to(self.device)]
         users = self.users[batch.users.to(self.device)]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.model(users, items, batch.first)
         wanted = items[:, batch.first :]
         return nn.functional.cross_entropy(
@@ -216,14 +218,8 @@ class _Training:
         places = []
         wanted = self.examples.semantic_ids[self.examples.validation.clamp_min(0)]
         for users, items in histories(self.examples.sequences, self.validated, self.config.history, 128):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bfloat16):
-                found = search(
-                    self.model,
-                    self.users[users.to(self.device)],
-                    self.tokens[items.to(self.device)],
-                    self.config.beams,
-                    self.trie,
-                )
+            asked = self.users[users.to(self.device)], self.tokens[items.to(self.device)]
+            found = search(self.model, *asked, self.config.beams, self.trie)
             places.append(ranks(found.semantic_ids.cpu(), wanted[users]))
         self.model.train()
         measured = ranking(torch.cat(places))

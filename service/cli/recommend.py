@@ -16,7 +16,9 @@ import typer
 from service.cli.frame import failure
 
 if TYPE_CHECKING:
-    from models.recommendation.recommend import Identified, RecommendConfig
+    import torch
+
+    from models.recommendation.task import Identified, RecommendConfig
     from service.cli.sources import CatalogueFile
 
 
@@ -32,7 +34,7 @@ def recommend(
     users: Annotated[int, typer.Option(min=0, help="Test on a sample of so many; 0: on all.")] = 0,
     cold: Annotated[float, typer.Option(min=0, max=0.5, help="Share of items kept out of the training.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: torch's own choice.")] = 0,
     options: Annotated[
         list[str] | None,
@@ -53,9 +55,10 @@ def recommend(
 
     from models import CheckpointError
     from models.interactions import in_rows, read_interactions
-    from models.recommendation.recommend import Task
     from models.recommendation.recommend import recommend as run
     from models.recommendation.report import table, write
+    from models.recommendation.task import Task
+    from models.training.run import device_of
     from service.cli.sources import CatalogueFile
     from service.client import TokenizerError
     from service.errors import SemidError
@@ -64,6 +67,7 @@ def recommend(
     if threads:
         torch.set_num_threads(threads)
     try:
+        where = device_of(device)
         config = _config(setting, steps, users, cold, seed, options)
         items = CatalogueFile(catalogue, embedding_cache)
         sequences = list(read_interactions(interactions))
@@ -75,11 +79,9 @@ def recommend(
         measured = []
         settings = {"command": shlex.join(["semid", *sys.argv[1:]]), "setting": setting, **asdict(config)}
         with ExitStack() as stack:
-            for identify in _sources(
-                checkpoints or [], record or [], (url, namespace, tokenizer), items, device, stack
-            ):
+            for identify in _sources(checkpoints or [], record or [], (url, namespace, tokenizer), items, where, stack):
                 identified = identify()
-                model, result = run(identified, task, config, device)
+                model, result = run(identified, task, config, where)
                 measured.append(result)
                 model.save(out / re.sub(r"[^\w.@-]+", "-", identified.name), settings)
                 write(out, settings, baselines, measured)
@@ -100,7 +102,7 @@ def _config(
         ValueError: There is no such setting.
     """
     from models.configuration import configured
-    from models.recommendation.recommend import SETTINGS
+    from models.recommendation.task import SETTINGS
 
     if setting not in SETTINGS:
         raise ValueError(f"there is no setting {setting!r}; known are {', '.join(SETTINGS)}")
@@ -115,7 +117,7 @@ def _sources(
     records: list[Path],
     service: tuple[str | None, str, str | None],
     items: CatalogueFile,
-    device: str,
+    device: torch.device,
     stack: ExitStack,
 ) -> Iterator[Callable[[], Identified]]:
     """One for each tokenizer that is compared.

@@ -13,7 +13,7 @@ from torch import Tensor
 from models import Tokenizer, Trie, load
 from models.catalogue import read_embeddings
 from models.evaluation.material import Embedder, read_catalogue
-from models.recommendation.recommend import Identified
+from models.recommendation.task import Identified
 from service.client import TokenizerClient
 from service.follower import Follower
 from service.record_table import LIVE, Description, read_groups
@@ -67,7 +67,7 @@ class CatalogueFile:
             yield {"item_id": item.item_id, **content}
 
 
-def of_checkpoint(directory: Path, device: str, catalogue: CatalogueFile) -> Identified:
+def of_checkpoint(directory: Path, device: torch.device, catalogue: CatalogueFile) -> Identified:
     """The IDs that a tokenizer gives a catalogue: equal codes get the suffixes 0, 1, ... in its order.
 
     Raises:

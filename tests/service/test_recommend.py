@@ -123,6 +123,7 @@ def test_a_catalogue_of_embeddings_is_measured_too(
     [
         ([], "name a checkpoint, a service"),
         (["--setting", "huge"], "known are small, paper"),
+        (["--device", "tpu"], "the device 'tpu' is none of auto"),
         (["--set", "shape.depth=3"], "there is no setting 'shape.depth'"),
         (["--url", "http://127.0.0.1:9", "--set", "beams=0.5"], "beams is of type int"),
     ],

@@ -12,17 +12,16 @@ import torch
 from models import Trie
 from models.recommendation.baselines import by_co_occurrence, by_content, by_last_item, by_popularity
 from models.recommendation.ranking import ABSENT, ranking, ranks
-from models.recommendation.recommend import Identified, RecommendConfig, Shape, Task, recommend, reserved
+from models.recommendation.recommend import recommend, reserved
 from models.recommendation.report import HTML, JSON, table, write
+from models.recommendation.task import Identified, RecommendConfig, Shape, Task
 from models.recommendation.training import TrainingConfig
 
 ITEMS = 40
 SHAPE = Shape(users=4, width=32, encoder_layers=1, decoder_layers=1, heads=2, head_width=16, hidden=64, dropout=0.0)
 CONFIG = RecommendConfig(
     shape=SHAPE,
-    training=TrainingConfig(
-        steps=100, batch_targets=128, learning_rate=1e-2, measurements=2, validation_users=50, bfloat16=False
-    ),
+    training=TrainingConfig(steps=100, batch_targets=128, learning_rate=1e-2, measurements=2, validation_users=50),
     beams=12,
 )
 
