@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -201,8 +202,6 @@ class Tiger(nn.Module):
 
 def user_tokens(user_ids: Sequence[str], users: int) -> Tensor:
     """The user token (N,) int64 of each user: a hash of the user's id, the same in every run."""
-    from hashlib import blake2b
-
     digests = [blake2b(user.encode(), digest_size=8).digest() for user in user_ids]
     return torch.tensor([int.from_bytes(digest) % users for digest in digests], dtype=torch.int64)
 

@@ -52,7 +52,7 @@ class Recommendation:
     Attributes:
         name: The tokenizer's.
         test: On all test users, over the live trie.
-        warm: On those whose next item was trained on; None where no item was taken out.
+        warm: On those whose next item was trained on; None where no item was taken out, or there are none.
         without: On a sample of them, without the constraint.
         invalid: Share of the first ten that are no live ID, over the live trie.
         invalid_without: The same without the constraint.
@@ -130,7 +130,7 @@ class _Test:
         return Recommendation(
             name=self.identified.name,
             test=ranking(places),
-            warm=ranking(places[~cold]) if bool(task.cold.any()) else None,
+            warm=ranking(places[~cold]) if bool(task.cold.any() and (~cold).any()) else None,
             without=ranking(ranks(free, wanted[task.free])),
             invalid=self._invalid(found),
             invalid_without=self._invalid(free),
