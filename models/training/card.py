@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,16 +11,58 @@ from models.checkpoint import Manifest
 # What a user of such a text encoder is told.
 BELOW_FLOAT64 = "the canonical path of this text encoder computes parts in float32"
 
+NOT_MEASURED = "not measured"
+
+# Of each family: what its prefix means, how training chose, what it is good and bad at. What was measured of them is in
+# docs/families.md.
+FAMILY_WORDS: Mapping[str, str] = {
+    "rqvae": """
+A prefix is a coarser description: each level names what the levels before it left of a learned latent. Networks and
+codebooks are trained together, from a start by k-means, and the epoch is chosen on held-out items. Good at few
+collisions for what it rebuilds, with levels used evenly. Bad at being quick: it has the most settings and takes the
+longest to train, and it rebuilds items that it never saw less well than those it was trained on.""",
+    "rq-kmeans": """
+A prefix is a coarser description: each level names what the levels before it left of the embedding, or of its
+principal components. Nothing is learned but the codebooks, by k-means of all rows, level by level, and nothing is
+chosen. Good at rebuilding unseen items on the embeddings themselves, with hardly a setting. Bad at collisions
+there, as its later levels are used unevenly; on few principal components it collides far less and rebuilds less.""",
+    "rk-means": """
+A prefix is a coarser description: each level names what the levels before it left of the embedding, or of its
+principal components. Codebooks are those of residual k-means by mini-batches, and nothing is chosen. Good at data
+of any size, as one batch is in memory at a time; it errs and collides about as `rq-kmeans` does. Bad where that
+is: at collisions on the embeddings themselves.""",
+    "r-vq": """
+A prefix is a coarser description: each level names what the levels before it left of the embedding, or of its
+principal components. Codebooks are learned batch by batch, by running means or by the gradient, from a start by
+k-means, and the epoch is chosen on held-out items. Good at going on where k-means ended, with dead codewords
+restarted and no encoder to train. Bad where a learned latent is needed: what the embeddings do not part, it cannot.""",
+    "hierarchical": """
+A prefix is a coarser description: a node of a tree, its items one cluster of its parent's. A code means something
+under its prefix alone. K-means of each node's rows grows the tree, and nothing is chosen. Good at rebuilding the
+items that it was trained on. Bad at items it never saw: where nodes hold few items each, a new item gets the codes
+of a known one.""",
+    "pq": """
+A prefix is NO coarser description: each code names one part of the latent and says nothing of the others. K-means
+of each part makes its codebook, and nothing is chosen. Good at using every level evenly, at little cost, with many
+levels (VQ-Rec has 32). Bad with few: it collides most of all families, as the parts of an embedding tell much the
+same.""",
+    "opq": """
+A prefix is NO coarser description: each code names one part of the latent and says nothing of the others. A
+rotation is learned first, which spreads the variance over the parts; then k-means of each part makes its codebook,
+and nothing is chosen. Good at what `pq` is, with fewer collisions and less error. Bad with few levels all the same.""",
+}
+
 
 def model_card(manifest: Manifest) -> str:
-    """README.md of a checkpoint: data and terms, training, figures, limits."""
+    """README.md of a checkpoint: its family, data and terms, training, figures, limits."""
     sections = [
         _heading(manifest),
+        family_section(manifest.family),
         _data(manifest.training),
         _training(manifest.training),
-        _figures(manifest.report),
+        _figures(manifest.report, held_out_items=manifest.training["held_out_items"]),
         _exactness(manifest),
-        _limits(),
+        _limits(manifest),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -42,6 +85,12 @@ def _heading(manifest: Manifest) -> str:
     )
 
 
+def family_section(family: str) -> str:
+    """What a user of any tokenizer of this family should know; empty where nothing is written of it."""
+    words = " ".join(FAMILY_WORDS.get(family, "").split())
+    return f"## Family\n\n{textwrap.fill(words, 120, break_on_hyphens=False)}" if words else ""
+
+
 def _data(training: Mapping[str, Any]) -> str:
     lines = ["## Data and terms", ""]
     if training.get("data_terms"):
@@ -61,7 +110,7 @@ def _training(training: Mapping[str, Any]) -> str:
         lines += ["```", command, "```", ""]
     if "stopped_on" in training:
         lines += [
-            f"{training['epochs_run']} epochs of joint training were run. Kept is the state with the smallest",
+            f"{training['epochs_run']} epochs were run. Kept is the state with the smallest",
             f"{training['stopped_on']} ({training['held_out_items']:,} items were held out).",
         ]
     else:
@@ -92,8 +141,9 @@ def _collaborative(notes: Mapping[str, Any]) -> str:
     )
 
 
-def _figures(report: Mapping[str, Any]) -> str:
-    held_out, collisions = report["held_out"], report["collisions"]
+def _figures(report: Mapping[str, Any], *, held_out_items: int) -> str:
+    collisions = report["collisions"]
+    held_out = f"{report['held_out']['reconstruction']:.3f}" if held_out_items else NOT_MEASURED
     lines = [
         "## Figures",
         "",
@@ -103,7 +153,7 @@ def _figures(report: Mapping[str, Any]) -> str:
         "| --- | --- |",
         f"| items | {report['items']:,} |",
         f"| reconstruction error, share of the variance | {report['reconstruction_error']:.3f} |",
-        f"| the same, held out | {held_out['reconstruction']:.3f} |",
+        f"| the same, held out | {held_out} |",
         f"| raw collisions, 1 - unique/N | {collisions['rate']:.2%} |",
         f"| items whose embedding equals an earlier one's | {collisions['duplicates']:.2%} |",
         f"| largest group | {collisions['largest_group']} |",
@@ -130,6 +180,7 @@ def _exactness(manifest: Manifest) -> str:
     notes = manifest.calibration
     largest, shares = notes["largest_error"], notes["recomputed_share"]
     below = notes["canonical_below_float64"]
+    unmeasured = {"text"} if manifest.text_encoder is None else set()
     warning = (
         f"{BELOW_FLOAT64.capitalize()} ({', '.join(below)}): another processor may place an item near a tie elsewhere."
     )
@@ -142,7 +193,9 @@ def _exactness(manifest: Manifest) -> str:
             "| path | largest latent error seen | bound | rows computed again |",
             "| --- | --- | --- | --- |",
             *(
-                f"| {path} | {largest[path]:.2g} | {manifest.bounds[path]:.2g} | {shares[path]:.3%} |"
+                f"| {path} | {NOT_MEASURED}: it takes none | | |"
+                if path in unmeasured
+                else f"| {path} | {largest[path]:.2g} | {manifest.bounds[path]:.2g} | {shares[path]:.3%} |"
                 for path in ("text", "embedding")
             ),
             *(["", warning] if below else []),
@@ -150,11 +203,15 @@ def _exactness(manifest: Manifest) -> str:
     )
 
 
-def _limits() -> str:
-    return """## Limits
-
+def _limits(manifest: Manifest) -> str:
+    equal = "- Codes are as good as the embeddings: items with equal ones share all codes."
+    if manifest.text_encoder:
+        equal = """\
 - Codes are as good as the text: items with equal texts share all codes, and short or formulaic texts come close to it.
+- The text encoder cuts long texts; what stands first counts."""
+    return f"""## Limits
+
+{equal}
 - A catalogue of one domain uses few codewords of level 1 of a tokenizer trained on many domains; the deeper levels
   tell its items apart.
-- The text encoder cuts long texts; what stands first counts.
 - IDs of different tokenizers cannot be compared, nor mixed in one recommender."""

@@ -13,6 +13,7 @@ from models import load, read_manifest
 from models.catalogue import read_items
 from models.checkpoint import DEFAULT_CHECKPOINT, MANIFEST, WEIGHTS, load_parts
 from models.evaluation.measures import evaluate
+from models.training.card import family_section
 
 SHIPPED = sorted(path.parent for path in DEFAULT_CHECKPOINT.parent.glob(f"*/{MANIFEST}"))
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -52,7 +53,9 @@ def test_a_shipped_checkpoint_is_small_and_has_weights_manifest_and_card(directo
 @every_checkpoint
 def test_a_shipped_checkpoint_s_card_names_it_its_data_command_and_limits(directory):
     card = (directory / "README.md").read_text(encoding="utf-8")
-    assert read_manifest(directory).full_name in card
+    manifest = read_manifest(directory)
+    assert manifest.full_name in card
+    assert family_section(manifest.family) in card
     for part in ("## Data and terms", "semid train", "## Figures", "## Limits", "on your own catalogue takes minutes"):
         assert part in card
 
