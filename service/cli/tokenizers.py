@@ -23,7 +23,7 @@ def train(
     hidden: Annotated[
         str | None, typer.Option(help="rqvae: widths between D and d, such as 512,256,128; '': linear.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=0, help="rqvae: of joint training, at most.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=0, help="rqvae, r-vq: at most.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
     options: Annotated[
         list[str] | None,

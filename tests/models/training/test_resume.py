@@ -170,6 +170,26 @@ def test_a_training_that_drew_by_weight_goes_on_alike(clustered, tmp_path):
         assert alike(whole, fit(clustered, SMALL, weights, run=Run(state=state)))
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        replace(SMALL, codebooks="ema"),
+        replace(SMALL, loss=LossConfig(diversity=0.1)),
+        replace(SMALL, loss=LossConfig(reconstruction=0.0, contrastive=1.0)),
+        replace(SMALL, loss=LossConfig(collaborative=1.0)),
+        RVQConfig(codebook_sizes=(8, 8), latent=4, epochs=8, batch_rows=128, start_rows=100).training(12),
+    ],
+)
+def test_a_training_for_any_objective_goes_on_alike_in_bfloat16_too(config, clustered, tmp_path):
+    collaborative = clustered[:, :5].roll(1, dims=0)
+    whole = fit(clustered, config, None, collaborative, run=Run(bf16=True))
+    with StateDirectory(tmp_path / "state", 0.0) as state:
+        impatient = Progress(Impatient(6), terminal=False)
+        with pytest.raises(KeyboardInterrupt):
+            fit(clustered, config, None, collaborative, run=Run(bf16=True, state=state, progress=impatient))
+        assert alike(whole, fit(clustered, config, None, collaborative, run=Run(bf16=True, state=state)))
+
+
 def test_other_data_and_other_settings_are_refused_with_what_differs(array, tmp_path, clustered):
     # given
     interrupted(array, tmp_path / "out")
