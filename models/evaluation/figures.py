@@ -24,6 +24,8 @@ from models.evaluation.prefixes import (
 )
 from models.evaluation.unseen import Unseen
 
+CHUNK_ROWS = 8192
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -201,8 +203,9 @@ class Measurement:
         embeddings, misses = self.subject.embeddings, self.subject.misses
         if embeddings is None or misses is None:
             return None
-        centre = embeddings[rows].mean(dim=0)
-        variance = sum(float((embeddings[part] - centre).square().sum()) for part in rows.split(65_536))
+        parts = rows.split(CHUNK_ROWS)
+        centre = torch.stack([embeddings[part].double().sum(dim=0) for part in parts]).sum(dim=0) / len(rows)
+        variance = sum(float((embeddings[part] - centre).square().sum()) for part in parts)
         return float(misses[rows].sum()) / max(variance, 1e-12)
 
     def _neighbours(self, rows: Tensor) -> NeighboursKept | None:

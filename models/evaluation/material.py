@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.catalogue import CatalogueItem, has_embeddings, read_embeddings, read_items
+from models.catalogue import CatalogueItem, embedding_batches, has_embeddings, read_embeddings, read_items
 from models.embedding_cache import embed_texts
 from models.evaluation.prefixes import consecutive_pairs
 from models.interactions import in_rows, read_interactions
@@ -89,7 +90,7 @@ def read_catalogue(path: Path, key_column: str | None = None) -> Catalogue:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if has_embeddings(path):
-        names = [str(row) for row in range(len(read_embeddings(path)))]
+        names = [str(row) for row in range(sum(map(len, embedding_batches(path))))]
         return Catalogue(path, sha256, names, names, {}, takes_text=False)
     item_ids: list[str] = []
     keys: list[str] = []
@@ -102,7 +103,7 @@ def read_catalogue(path: Path, key_column: str | None = None) -> Catalogue:
     if not item_ids:
         raise ValueError(f"{path} has no items")
     if len(set(item_ids)) < len(item_ids):
-        repeated = next(name for name in item_ids if item_ids.count(name) > 1)
+        repeated, _ = Counter(item_ids).most_common(1)[0]
         raise ValueError(f"{path} names item {repeated!r} more than once")
     return Catalogue(path, sha256, item_ids, keys, category_levels(paths), takes_text=True)
 

@@ -15,6 +15,9 @@ NEAREST_BY_PREFIX = 100
 # Distances held at once.
 DISTANCES = 2**24
 
+# Items held at once beside the queries.
+BLOCK_ROWS = 65_536
+
 
 @dataclass(frozen=True)
 class NeighboursKept:
@@ -52,15 +55,21 @@ def nearest(embeddings: Tensor, queries: Tensor, among: Tensor | None = None, co
     among = torch.arange(len(embeddings)) if among is None else among
     # Centred: the expanded square would lose its digits to an offset.
     centre = embeddings[among[:: max(1, len(among) // 10_000)]].mean(dim=0)
-    others = torch.cat([embeddings[rows] - centre for rows in among.split(65_536)])
-    norms = others.square().sum(dim=1)
+    asked = embeddings[queries] - centre
     kept = min(count, len(among) - int(torch.isin(queries, among).any()))
-    found = []
-    for rows in queries.split(max(1, DISTANCES // max(1, len(among)))):
-        distances = torch.addmm(norms, embeddings[rows] - centre, others.T, alpha=-2)
-        distances.masked_fill_(rows[:, None] == among, torch.inf)
-        found.append(among[distances.topk(kept, largest=False).indices])
-    return torch.cat(found) if found else torch.empty(0, kept, dtype=torch.int64)
+    distances = torch.full((len(queries), kept), torch.inf)
+    found = torch.zeros(len(queries), kept, dtype=torch.int64)
+    for block in among.split(BLOCK_ROWS):
+        others = embeddings[block] - centre
+        norms = others.square().sum(dim=1)
+        for start in range(0, len(queries), max(1, DISTANCES // len(block))):
+            rows = slice(start, start + max(1, DISTANCES // len(block)))
+            here = torch.addmm(norms, asked[rows], others.T, alpha=-2)
+            here.masked_fill_(queries[rows, None] == block, torch.inf)
+            both = torch.cat([distances[rows], here], dim=1)
+            distances[rows], places = both.topk(kept, largest=False)
+            found[rows] = torch.cat([found[rows], block.expand(len(here), -1)], dim=1).gather(1, places)
+    return found
 
 
 def neighbours_kept(groups: PrefixGroups, queries: Tensor, neighbours: Tensor) -> NeighboursKept:

@@ -132,12 +132,13 @@ def evaluate(
     paraphrased: Annotated[int, typer.Option(min=0, help="Items whose text is paraphrased; 0: none.")] = 300,
     seed: Annotated[int, typer.Option(help="Of every sample.")] = 0,
     embedding_cache: Annotated[Path | None, typer.Option(help="Directory; keeps embeddings between runs.")] = None,
-    device: Annotated[str, typer.Option(help="Where the tokenizers run: cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Where the tokenizers run: auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Compare tokenizers on a catalogue: one report, as a page and as JSON."""
     from models import CheckpointError
     from models.evaluation.compare import CompareConfig, Inputs, compare
     from models.evaluation.report import HTML, write_report
+    from models.training.run import device_of
 
     try:
         ids = frozenset(unseen.read_text(encoding="utf-8").split("\n")) - {""} if unseen else None
@@ -149,7 +150,7 @@ def evaluate(
             all_unseen=all_unseen,
             key_column=index_column,
             embedding_cache=embedding_cache,
-            device=device,
+            device=str(device_of(device)),
         )
         config = CompareConfig(seed=seed, queries=queries, paraphrased=paraphrased)
         comparison = compare(tokenizers, inputs, config, typer.echo)

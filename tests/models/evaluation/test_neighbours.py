@@ -31,6 +31,7 @@ def test_searching_in_pieces_changes_nothing(generator, monkeypatch):
     embeddings = torch.randn(200, 4, generator=generator)
     whole = nearest(embeddings, torch.arange(50))
     monkeypatch.setattr(neighbours, "DISTANCES", 1000)
+    monkeypatch.setattr(neighbours, "BLOCK_ROWS", 30)
     assert torch.equal(nearest(embeddings, torch.arange(50)), whole)
 
 
