@@ -95,10 +95,10 @@ def test_codes_are_the_same_alone_in_any_order_among_any_neighbours_and_with_any
 ) -> None:
     # given
     together = tokenizer.encode(rows).codes
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
     far = 1e3 * rows[50:60]
     # when
-    alone = torch.cat([tokenizer.encode(row[None]).codes for row in rows[:60]])
+    alone = torch.cat([tokenizer.encode(row[None]).codes for row in rows[:40]])
     by_sevens = torch.cat([tokenizer.encode(some).codes for some in rows[:100].split(7)])
     crowded = tokenizer.encode(torch.cat([rows[:50], far, rows[:1].expand(40, -1), rows[50:100]])).codes
     threads = torch.get_num_threads()
@@ -108,7 +108,7 @@ def test_codes_are_the_same_alone_in_any_order_among_any_neighbours_and_with_any
     finally:
         torch.set_num_threads(threads)
     # then
-    assert torch.equal(alone, together[:60])
+    assert torch.equal(alone, together[:40])
     assert torch.equal(by_sevens, together[:100])
     assert torch.equal(crowded[:50], together[:50])
     assert torch.equal(crowded[50:60], tokenizer.encode(far).codes)
@@ -357,16 +357,14 @@ def test_whatever_moves_a_code_is_refused_once_it_is_changed(directory: Path, tm
 def test_the_same_seed_gives_the_same_fingerprint_and_another_seed_another(
     directory: Path, rows: Tensor, tmp_path: Path
 ) -> None:
-    manifest = read_manifest(directory)
-    np.save(tmp_path / "rows.npy", rows.numpy())
+    family = read_manifest(directory).family
+    np.save(tmp_path / "rows.npy", rows[:500].numpy())
 
-    def fingerprint(seed: int) -> str:
-        config = small_config(manifest.family, seed=seed)
-        return train_checkpoint(
-            [tmp_path / "rows.npy"], tmp_path / f"seed {seed}", config, say=lambda _: None
-        ).fingerprint
+    def fingerprint(seed: int, out: str) -> str:
+        config = small_config(family, codebook_sizes=(8, 8), epochs=1, seed=seed)
+        return train_checkpoint([tmp_path / "rows.npy"], tmp_path / out, config, say=lambda _: None).fingerprint
 
-    assert fingerprint(3) == manifest.fingerprint != fingerprint(4)
+    assert fingerprint(3, "once") == fingerprint(3, "again") != fingerprint(4, "otherwise")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
