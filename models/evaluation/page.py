@@ -35,7 +35,8 @@ p { max-width: 46rem; margin: .4rem 0; } .faint { color: var(--faint); } a { col
 .scroll { overflow-x: auto; margin: .7rem 0; border: 1px solid var(--line); border-radius: .4rem;
   background: var(--card); }
 .scroll:focus-visible { outline: 3px solid var(--accent); }
-table { border-collapse: separate; border-spacing: 0; width: 100%; font-variant-numeric: tabular-nums; font-size: .92rem; }
+table { border-collapse: separate; border-spacing: 0; width: 100%;
+  font-variant-numeric: tabular-nums; font-size: .92rem; }
 caption { padding: .5rem .6rem; text-align: left; color: var(--faint); font-size: .88rem; }
 th, td { padding: .4rem .5rem; text-align: right; border-top: 1px solid var(--line); white-space: nowrap; }
 thead th { vertical-align: bottom; white-space: normal; min-width: 4.3rem; font-weight: 600; }
