@@ -61,7 +61,9 @@ class RecommendConfig:
 # TIGER's own generator and training (Rajput et al., NeurIPS 2023, section 4.1): for a GPU.
 PAPER = RecommendConfig(
     shape=Shape(width=128, encoder_layers=4, decoder_layers=4, heads=6, head_width=64, hidden=1024, looks_ahead=True),
-    training=TrainingConfig(steps=200_000, batch_targets=256, learning_rate=1e-3, measurements=40),
+    training=TrainingConfig(
+        steps=200_000, batch_targets=256, learning_rate=1e-3, embedding_learning_rate=1e-2, measurements=40
+    ),
 )
 SETTINGS = {"small": RecommendConfig(), "paper": PAPER}
 

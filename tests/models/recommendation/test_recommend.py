@@ -21,7 +21,14 @@ ITEMS = 40
 SHAPE = Shape(users=4, width=32, encoder_layers=1, decoder_layers=1, heads=2, head_width=16, hidden=64, dropout=0.0)
 CONFIG = RecommendConfig(
     shape=SHAPE,
-    training=TrainingConfig(steps=100, batch_targets=128, learning_rate=1e-2, measurements=2, validation_users=50),
+    training=TrainingConfig(
+        steps=100,
+        batch_targets=128,
+        learning_rate=1e-2,
+        embedding_learning_rate=1e-2,
+        measurements=2,
+        validation_users=50,
+    ),
     beams=12,
 )
 
