@@ -27,8 +27,8 @@ ITEM_SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".csv")
 ARRAY_SUFFIXES = (".npy", ".safetensors")
 BATCH_ROWS = 1024
 
-# Numbers of one batch of embeddings.
-BATCH_NUMBERS = 2**20
+# Numbers of one batch of embeddings; blocks of this size are reused well by the allocators.
+BATCH_NUMBERS = 2**18
 
 # Bytes of a Parquet column that are read at once: a row group may have a million rows.
 BUFFER_BYTES = 2**20

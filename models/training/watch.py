@@ -150,10 +150,14 @@ def colliding_pairs(codes: Tensor, rows: Tensor) -> Tensor:
     keys = code_keys(codes)
     del codes
     order = torch.from_numpy(keys.cpu().numpy().argsort(kind="stable"))
-    keys = keys[order]
-    same = (keys[1:] == keys[:-1]).nonzero().flatten()
-    same = same[:: -(-len(same) // PAIRS) or 1]
-    return torch.stack([rows[order[same]], rows[order[same + 1]]], dim=1)
+    most = PAIRS if len(keys) <= PAIRS else max(1, PAIRS * PAIRS // len(keys))
+    pairs = [torch.empty(0, 2, dtype=torch.int64)]
+    for start in range(0, len(keys) - 1, PAIRS):
+        part = order[start : start + PAIRS + 1]
+        same = (keys[part[1:]] == keys[part[:-1]]).nonzero().flatten()
+        same = same[:: -(-len(same) // most) or 1]
+        pairs.append(torch.stack([rows[part[same]], rows[part[same + 1]]], dim=1))
+    return torch.cat(pairs)
 
 
 class LossMeans:
