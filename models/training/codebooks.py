@@ -139,8 +139,10 @@ def learned_rotation(latents: Tensor, sizes: tuple[int, ...]) -> Tensor:
     # more than they save: one, which gives the same rotation anywhere.
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
+    # With fewer rows than numbers in each, faiss writes beyond its own memory: the rows as often as that takes.
+    rows = latents.repeat(-(-width // len(latents)), 1) if len(latents) < width else latents
     try:
-        rotation.train(latents.numpy())
+        rotation.train(rows.numpy())
     finally:
         faiss.omp_set_num_threads(threads)
     learned = torch.from_numpy(faiss.vector_to_array(rotation.A).reshape(width, width).copy())

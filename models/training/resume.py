@@ -16,10 +16,10 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -86,16 +86,7 @@ class StateDirectory:
         self.identity: Mapping[str, Any] = {}
         self._keep_every_s = keep_every_s
         self._written = time.monotonic()
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            self._lock = (directory / "lock").open("w")
-        except OSError as error:
-            raise OSError(f"the state of the training cannot be kept in {directory}: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.close()
-            raise OSError(f"another training is at work in {directory}") from error
+        self._lock = _locked(directory)
 
     def read(self) -> Snapshot | None:
         """The state to go on from, None where there is none.
@@ -110,14 +101,17 @@ class StateDirectory:
             with safe_open(path, framework="pt") as file:
                 content = json.loads(file.metadata()["state"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            _require_format(content)
+            differences = _differences(content["identity"], json.loads(json.dumps(self.identity)))
+            snapshot = _unpacked(tensors, content)
         except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} cannot be read: {error}; start over with --fresh") from error
-        if differences := _differences(content["identity"], json.loads(json.dumps(self.identity))):
+        if differences:
             raise ValueError(
                 f"{self.directory} holds the unfinished state of another training (--fresh starts over):\n  "
                 + "\n  ".join(differences)
             )
-        return _unpacked(tensors, content)
+        return snapshot
 
     def offer(self, snapshot: Snapshot) -> bool:
         """Write the state unless one was written moments ago; whether it was.
@@ -169,6 +163,40 @@ class StateDirectory:
         self._lock.close()
 
 
+def _locked(directory: Path) -> IO[str]:
+    """The open lock of a directory, which is made where it does not exist.
+
+    Raises:
+        OSError: It cannot be made or written to, or another process has the lock.
+    """
+    try:
+        while (lock := _lock_of(directory)) is None:
+            pass
+    except BlockingIOError as error:
+        raise OSError(f"another training is at work in {directory}") from error
+    except OSError as error:
+        raise OSError(f"the state of the training cannot be kept in {directory}: {error.strerror}") from error
+    return lock
+
+
+def _lock_of(directory: Path) -> IO[str] | None:
+    """The open lock, or None where the directory went with whoever had it just now."""
+    path = directory / "lock"
+    with suppress(FileExistsError):
+        directory.mkdir(parents=True)
+    with ExitStack() as stack:
+        try:
+            lock = stack.enter_context(path.open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A lock that no directory lists any more keeps nobody out.
+            if not os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                return None
+        except FileNotFoundError:
+            return None
+        stack.pop_all()
+    return lock
+
+
 def _packed(snapshot: Snapshot) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors by name on the CPU, and the rest in JSON types."""
     tensors = {"generator": snapshot.generator}
@@ -204,6 +232,11 @@ def _unpacked(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> Snap
         best_state=_under("best.", tensors),
         records=tuple(record_of(record) for record in content["records"]),
     )
+
+
+def _require_format(content: Mapping[str, Any]) -> None:
+    if content["format"] != FORMAT:
+        raise ValueError(f"it has format {content['format']!r}; this version reads format {FORMAT}")
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -92,7 +92,8 @@ def train_checkpoint(
     """Train a tokenizer on catalogues and write it as a frozen checkpoint with a report and a model card.
 
     A fit in epochs keeps its state in `state_directory(out)` until the checkpoint is written. Where it was killed, the
-    same call goes on from there and ends with the same fingerprint. A fit by k-means alone begins anew.
+    same call goes on from there and ends with the same fingerprint. A fit by k-means alone begins anew; it takes the
+    directory's lock all the same.
 
     Args:
         sources: Catalogue files (see `models.catalogue.read_items`), or arrays of embeddings of one width; not both.
@@ -117,21 +118,21 @@ def train_checkpoint(
     Raises:
         ValueError: A source cannot be read, is empty, training diverged, or there is the state of another training.
         FileExistsError: `out` is not empty.
-        OSError: The state cannot be kept.
+        OSError: The state cannot be kept, or another training of this checkpoint is at work.
         CheckpointError: The text encoder cannot be loaded.
     """
+    out = out.resolve()  # "." has no name of its own, and no directory takes the place of a link to one
     _refuse_full_directory(out)
     config_of(config.family)
     _refuse_idle_collaboration(config, given=collaborative is not None or interactions is not None)
     where = device_of(device)
     bf16 = bf16_of(precision, where)
     with ExitStack() as stack:
-        state = None
-        if not isinstance(config.fit, ClusterConfig):
-            state = stack.enter_context(StateDirectory(state_directory(out), keep_every_s))
-            if fresh:
-                state.clear()
-        run = Run(where, bf16, state, Progress(say))
+        state = stack.enter_context(StateDirectory(state_directory(out), keep_every_s))
+        _refuse_full_directory(out)  # another training may have written it before it gave the lock back
+        if fresh:
+            state.clear()
+        run = Run(where, bf16, None if isinstance(config.fit, ClusterConfig) else state, Progress(say))
         by_id = needs_item_ids(collaborative, interactions)
         where_rows_lie = spool or out.parent
         reading = Reading(
@@ -152,8 +153,7 @@ def train_checkpoint(
             data, file=collaborative, interactions=interactions, seed=config.fit.seed, device=str(where), say=say
         )
         manifest = _train(out, config, encoder, data, together, spool=where_rows_lie, run=run, command=command, say=say)
-        if state:
-            state.clear()
+        state.clear()
     say(f"wrote {manifest.full_name} to {out}")
     return manifest
 
@@ -228,7 +228,11 @@ def _identity(
         "balance": [config.balance_by, config.balance],
         "left_out": config.left_out,
         "text_encoder": encoder.components if encoder else None,
-        "data": {str(note["file"]): {"items": note["items"], "sha256": note["sha256"]} for note in data.notes},
+        # In their order, which is that of the rows: in another one others would be held out.
+        "data": {
+            f"{number}. {note['file']}": {"items": note["items"], "sha256": note["sha256"]}
+            for number, note in enumerate(data.notes, 1)
+        },
         "collaborative": {name: note for name, note in together.notes.items() if name in _ORIGINS}
         if together
         else None,
@@ -322,11 +326,12 @@ def _training_notes(config: TrainConfig, data: TrainingData, fitted: Fit, comman
 
 
 def _report_notes(report: Report, data: TrainingData, parts: TokenizerParts, fitted: Fit) -> dict[str, Any]:
-    """The report on all items, the held-out measure, and each file by itself."""
+    """The report on all items, the held-out measure, and each file by itself that has any."""
     notes = {**report.as_dict(), "held_out": fitted.best._asdict()}
     if len(data.notes) > 1:
         notes["files"] = {
             name: evaluate(data.embeddings[rows], parts.network, parts.quantizer, parts.decoder).as_dict()
             for name, rows in data.files()
+            if rows.start < rows.stop
         }
     return notes

@@ -77,7 +77,7 @@ def train(
     settings += [f"loss.collaborative={WEIGHT}"] if family == "rqvae" and (interactions or collaborative) else []
     try:
         config = TrainConfig(
-            name=name or out.name,
+            name=name or out.resolve().name,
             family=family,
             fit=configured(config_of(family), [*settings, *(options or [])]),
             balance_by=balance_by,

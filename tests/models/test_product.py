@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from pathlib import Path
 
 import faiss
 import pytest
@@ -13,6 +15,7 @@ from models.training.cluster import ClusterConfig, fit_clusters
 from models.training.codebooks import learned_rotation
 
 SIZES = (16, 16, 16)
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +126,16 @@ def test_a_rotation_that_cannot_be_learned_is_refused_with_the_reason(rows, monk
 def test_a_quantizer_without_levels_codewords_or_numbers_for_each_is_refused(sizes, dimension):
     with pytest.raises(ValueError, match="needs levels"):
         ProductQuantizer(sizes, dimension)
+
+
+def test_a_rotation_is_learned_of_fewer_rows_than_they_have_numbers():
+    # In a process of its own: faiss once wrote beyond its memory here, which ends a process.
+    script = """
+import torch
+from models.training.codebooks import learned_rotation
+rows = torch.randn(40, 64, generator=torch.Generator().manual_seed(0))
+rotation = learned_rotation(rows - rows.mean(dim=0), (8, 8))
+assert torch.allclose(rotation @ rotation.T, torch.eye(64), atol=1e-5)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -267,7 +268,71 @@ def test_the_state_is_not_written_more_often_than_asked_for(clustered, tmp_path)
     assert not (tmp_path / "state").exists()
 
 
-def test_families_fitted_by_k_means_alone_keep_no_state(array, tmp_path):
+def test_families_fitted_by_k_means_alone_keep_no_state_and_are_not_at_work_twice_either(array, tmp_path):
     config = TrainConfig(family="rq-kmeans", fit=ClusterConfig(codebook_sizes=(8, 8)))
-    with StateDirectory(state_directory(tmp_path / "out")):
+    with StateDirectory(state_directory(tmp_path / "out")), pytest.raises(OSError, match="another training is at work"):
         train_checkpoint([array], tmp_path / "out", config, say=lambda _: None)
+    train_checkpoint([array], tmp_path / "out", config, say=lambda _: None)
+    assert not state_directory(tmp_path / "out").exists()
+
+
+def test_the_same_files_in_another_order_are_other_data(array, tmp_path, clustered):
+    # given a state: in another order, rows that were held out would be trained on
+    np.save(tmp_path / "f.npy", clustered.numpy()[::-1] + 1)
+    files, config = [array, tmp_path / "f.npy"], TrainConfig(fit=SMALL)
+    with pytest.raises(KeyboardInterrupt):
+        train_checkpoint(files, tmp_path / "out", config, keep_every_s=0.0, say=Impatient(5))
+    # then
+    with pytest.raises(ValueError, match="holds the unfinished state of another training"):
+        train_checkpoint(files[::-1], tmp_path / "out", config, say=lambda _: None)
+
+
+def test_a_state_of_another_format_is_refused(clustered, tmp_path, monkeypatch):
+    with StateDirectory(tmp_path / "state", 0.0) as state:
+        monkeypatch.setattr("models.training.resume.FORMAT", 2)
+        with pytest.raises(KeyboardInterrupt):
+            fit(clustered, SMALL, run=Run(state=state, progress=Progress(Impatient(5), terminal=False)))
+        monkeypatch.undo()
+        with pytest.raises(ValueError, match="it has format 2; this version reads format 1; start over with --fresh"):
+            state.read()
+
+
+def test_a_lock_is_one_s_alone_however_many_come_and_go(tmp_path):
+    # given the lock is a file of a directory that goes with whoever had it
+    inside, most, taken, faults = 0, 0, 0, []
+    counting = threading.Lock()
+
+    def come_and_go():
+        nonlocal inside, most, taken
+        for _ in range(300):
+            try:
+                with StateDirectory(tmp_path / "state"):
+                    with counting:
+                        inside, taken = inside + 1, taken + 1
+                        most = max(most, inside)
+                    time.sleep(0)
+                    with counting:
+                        inside -= 1
+            except OSError as error:
+                faults.append(str(error))
+
+    # when
+    threads = [threading.Thread(target=come_and_go) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # then
+    assert taken
+    assert most == 1
+    assert {fault for fault in faults if "another training is at work" not in fault} == set()
+
+
+def test_the_present_directory_and_a_link_to_one_are_written_into(array, tmp_path, monkeypatch):
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    monkeypatch.chdir(tmp_path / "here")
+    for out in (Path(), tmp_path / "link"):
+        train(array, out)
+    assert all(read_history(tmp_path / name) for name in ("here", "there"))

@@ -72,6 +72,14 @@ def test_a_small_catalogue_becomes_a_checkpoint_that_loads_and_encodes(suffix, t
     assert str(tmp_path) not in card + (tmp_path / "out" / "manifest.json").read_text()
 
 
+def test_a_file_without_any_item_is_no_part_of_the_report(tmp_path, cache):
+    full = write(tmp_path / "items.csv")
+    empty = write(tmp_path / "empty.csv", [{"item_id": "1", "title": ""}])
+    manifest = train_checkpoint([full, empty], tmp_path / "out", SMALL, embedding_cache=cache, say=lambda _: None)
+    assert [note["items"] for note in manifest.training["files"]] == [len(ROWS), 0]
+    assert [name.rpartition("/")[2] for name in manifest.report["files"]] == ["items.csv"]
+
+
 def test_the_same_seed_gives_the_same_fingerprint_and_another_seed_another(tmp_path):
     path = tmp_path / "e.npy"
     np.save(path, np.random.default_rng(0).standard_normal((300, 10)).astype(np.float32))
