@@ -28,6 +28,24 @@ def configured(config: C, settings: Iterable[str]) -> C:
     return config
 
 
+def at_least(part: str, config: object, **least: int) -> None:
+    """Check numbers of a config, for its `__post_init__`.
+
+    Args:
+        part: By which name the config is a part of another one; empty where it is none.
+        config: A dataclass.
+        least: Field -> the smallest number that makes sense.
+
+    Raises:
+        ValueError: A number is smaller.
+    """
+    for name, number in least.items():
+        if getattr(config, name) < number:
+            raise ValueError(
+                f"{part}{'.' if part else ''}{name} has to be at least {number}, not {getattr(config, name)}"
+            )
+
+
 def _with(config: Any, name: str, path: list[str], value: str) -> Any:
     known = [field.name for field in fields(config)]
     if path[0] not in known:

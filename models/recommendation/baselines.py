@@ -66,6 +66,8 @@ def by_co_occurrence(
 def by_content(embeddings: Tensor, histories: Sequence[Sequence[int]], among: Tensor, count: int) -> Tensor:
     """For each history, the items (H, count) int64 whose embeddings are nearest to the mean of its items', by cosine.
 
+    A history's own items, which are nearest to themselves, come last.
+
     Args:
         embeddings: (N, D) float, of each row of the catalogue.
         histories: At least one item each.
@@ -75,9 +77,10 @@ def by_content(embeddings: Tensor, histories: Sequence[Sequence[int]], among: Te
     directions = torch.nn.functional.normalize(embeddings, dim=1)
     found = []
     for start in range(0, len(histories), BATCH_USERS):
-        asked = torch.stack(
-            [directions[list(history)].mean(dim=0) for history in histories[start : start + BATCH_USERS]]
-        )
+        batch = histories[start : start + BATCH_USERS]
+        asked = torch.stack([directions[list(history)].mean(dim=0) for history in batch])
         near = asked @ directions[among].T
+        for row, history in enumerate(batch):
+            near[row, torch.isin(among, torch.tensor(history))] = -torch.inf
         found.append(among[near.topk(min(count, len(among)), dim=1).indices])
     return torch.cat(found)

@@ -10,7 +10,10 @@ from models.evaluation.page import NO_FIGURE, Cell, Plot
 from models.recommendation.ranking import CUTOFFS, Ranking
 from models.recommendation.recommend import Recommendation
 
-COLUMNS = [("", ""), *((f"{measure}@{k}", "higher is better") for k in CUTOFFS for measure in ("Recall", "NDCG"))]
+COLUMNS = [
+    ("Recommender", ""),
+    *((f"{measure}@{k}", "higher is better") for k in CUTOFFS for measure in ("Recall", "NDCG")),
+]
 
 
 def report_page(
@@ -47,8 +50,10 @@ def _test(baselines: Mapping[str, Ranking], recommendations: Sequence[Recommenda
         first = recommendations[0].test
         words = (
             f"{first.users:,} users. The draw of users alone leaves Recall@10 uncertain by about {first.error:.4f} "
-            "(one standard error); another seed moves it besides. The star marks the best tokenizer."
+            "(one standard error); another seed moves it besides. Invalid: the share of the first ten IDs that no live "
+            "item has."
         )
+        words += " The star marks the best tokenizer." if best else ""
     return [page.heading("The next item"), page.paragraph(words), page.table("Test", columns, rows)]
 
 
@@ -72,7 +77,11 @@ def _cold(recommendations: Sequence[Recommendation]) -> list[str]:
         rows.append((Cell(each.name), cells))
     first = measured[0].cold
     assert first is not None
-    words = f"{first.items:,} items were in no training sequence; {first.plain.users:,} users want one of them."
+    words = (
+        f"{first.items:,} items were taken out of all training sequences; {first.plain.users:,} users want one of them. "
+        "Places reserved: the last of the ten are given to the likeliest cold items. Content-kNN: the items whose "
+        "embeddings are nearest to the mean of the user's."
+    )
     return [page.heading("Cold items"), page.paragraph(words), page.table("Cold items", columns, rows)]
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from models.configuration import at_least
 from models.interactions import leave_one_out
 from models.recommendation.baselines import by_co_occurrence, by_last_item, by_popularity
 from models.recommendation.ranking import CUTOFFS, Ranking, ranking, ranks
@@ -31,6 +32,14 @@ class Shape:
     hidden: int = 256
     dropout: float = 0.1
     looks_ahead: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what is no generator.
+
+        Raises:
+            ValueError: A number has to be larger.
+        """
+        at_least("shape", self, users=1, width=1, encoder_layers=1, decoder_layers=1, heads=1, head_width=1, hidden=1)
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,17 @@ class RecommendConfig:
     cold: float = 0.0
     epsilon: float = 0.1
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured.
+
+        Raises:
+            ValueError: A number is out of its range, or there are fewer beams than the measures count.
+        """
+        at_least("", self, beams=TOP, test_users=0, free_users=0)
+        for name, share in (("cold", self.cold), ("epsilon", self.epsilon)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} is a share from 0 to 1, not {share:g}")
 
 
 # TIGER's own generator and training (Rajput et al., NeurIPS 2023, section 4.1): for a GPU.

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from models.configuration import at_least
 from models.recommendation.beams import search
-from models.recommendation.ranking import ranking, ranks
+from models.recommendation.ranking import CUTOFFS, ranking, ranks
 from models.recommendation.sequences import Windows, batches, histories, windows
 from models.tiger import Tiger
 from models.training.run import bf16_of
@@ -64,6 +65,15 @@ class TrainingConfig:
     beams: int = 20
     precision: str = "auto"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained.
+
+        Raises:
+            ValueError: A number has to be larger, or there are fewer beams than the measures count.
+        """
+        at_least("training", self, steps=1, batch_targets=1, history=1, measurements=1, validation_users=1)
+        at_least("training", self, beams=CUTOFFS[-1])
 
 
 class Examples(NamedTuple):

@@ -27,7 +27,7 @@ def recommend(
     interactions: Annotated[
         Path, typer.Option(exists=True, dir_okay=False, help="Parquet: user_id, item_ids (oldest first).")
     ],
-    out: Annotated[Path, typer.Option(help="Directory of the report and the generators.")],
+    out: Annotated[Path, typer.Option(file_okay=False, help="Directory of the report and the generators.")],
     checkpoints: Annotated[list[Path] | None, typer.Argument(exists=True, help="Tokenizers to compare.")] = None,
     setting: Annotated[str, typer.Option(help="small: minutes on a CPU; paper: TIGER's own, for a GPU.")] = "small",
     steps: Annotated[int | None, typer.Option(min=1, help="Of each generator's training.")] = None,
@@ -59,7 +59,7 @@ def recommend(
     from models.recommendation.report import table, write
     from models.recommendation.task import Task
     from models.training.run import device_of
-    from service.cli.sources import CatalogueFile
+    from service.cli.sources import CatalogueFile, named_apart
     from service.client import TokenizerError
     from service.errors import SemidError
     from service.follower import FollowerError
@@ -79,8 +79,11 @@ def recommend(
         measured = []
         settings = {"command": shlex.join(["semid", *sys.argv[1:]]), "setting": setting, **asdict(config)}
         with ExitStack() as stack:
-            for identify in _sources(checkpoints or [], record or [], (url, namespace, tokenizer), items, where, stack):
-                identified = identify()
+            sources = _sources(checkpoints or [], record or [], (url, namespace, tokenizer), items, where, stack)
+            # All of them before the first training: what is wrong with the last one is not said hours later.
+            tokenizers = named_apart([identify() for identify in sources])
+            out.mkdir(parents=True, exist_ok=True)
+            for identified in tokenizers:
                 model, result = run(identified, task, config, where)
                 measured.append(result)
                 model.save(out / re.sub(r"[^\w.@-]+", "-", identified.name), settings)

@@ -129,6 +129,17 @@ def of_record(path: Path, catalogue: CatalogueFile) -> Identified:
     return Identified(origin.tokenizer, semantic_ids, origin.codebook_sizes, lambda: trie, None)
 
 
+def named_apart(tokenizers: Sequence[Identified]) -> list[Identified]:
+    """The same, a number behind each name that an earlier one has."""
+    names = [identified.name for identified in tokenizers]
+    return [
+        identified._replace(name=f"{identified.name} ({count})")
+        if (count := names[: place + 1].count(name)) > 1
+        else identified
+        for place, (name, identified) in enumerate(zip(names, tokenizers, strict=True))
+    ]
+
+
 def _suffixes(codes: Tensor) -> Tensor:
     """(N,) int64: how many earlier rows have the same codes."""
     seen: dict[tuple[int, ...], int] = {}

@@ -77,7 +77,8 @@ def test_a_checkpoint_a_service_and_a_record_of_one_tokenizer_come_to_the_same(
     assert "1 interactions with items that are not in items.parquet are left out" in result.output
     report = json.loads((out / "recommend.json").read_text())
     of_checkpoint, of_record, of_url = report["tokenizers"]
-    assert of_checkpoint["name"] == of_record["name"] == service.http.get("/tokenizers").json()["default"]
+    assert of_checkpoint["name"] == service.http.get("/tokenizers").json()["default"]
+    assert of_record["name"] == of_checkpoint["name"] + " (2)"
     assert of_url["name"] == f"default tokenizer of {url}, namespace {namespace}"
     for each in (of_record, of_url):
         assert each["test"] == of_checkpoint["test"]
@@ -126,6 +127,7 @@ def test_a_catalogue_of_embeddings_is_measured_too(
         (["--device", "tpu"], "the device 'tpu' is none of auto"),
         (["--set", "shape.depth=3"], "there is no setting 'shape.depth'"),
         (["--url", "http://127.0.0.1:9", "--set", "beams=0.5"], "beams is of type int"),
+        (["--set", "beams=5"], "beams has to be at least 10"),
     ],
 )
 def test_what_cannot_be_run_is_said(given: list[Any], tmp_path: Path, words: list[str], reason: str) -> None:
@@ -133,6 +135,31 @@ def test_what_cannot_be_run_is_said(given: list[Any], tmp_path: Path, words: lis
 
     assert result.exit_code == 1
     assert reason in result.output
+
+
+def test_what_is_wrong_with_a_later_tokenizer_or_the_report_is_said_before_anything_is_trained(
+    checkpoint: Path, given: list[Any], tmp_path: Path
+) -> None:
+    out, file = tmp_path / "out", tmp_path / "file"
+    (tmp_path / "empty").mkdir()
+    file.touch()
+
+    later = run("recommend", checkpoint, tmp_path / "empty", *given, "--out", out)
+    within = run("recommend", checkpoint, *given, "--out", file / "out")
+
+    assert later.exit_code == within.exit_code == 1
+    assert "no checkpoint" in later.output
+    assert not list(out.glob("*"))
+    assert "Not a directory" in within.output
+
+
+def test_tokenizers_of_one_name_are_told_apart(checkpoint: Path, given: list[Any], tmp_path: Path) -> None:
+    result = run("recommend", checkpoint, checkpoint, *given, "--out", tmp_path / "out")
+
+    assert result.exit_code == 0, result.output
+    measured = json.loads((tmp_path / "out" / "recommend.json").read_text())["tokenizers"]
+    assert measured[1]["name"] == measured[0]["name"] + " (2)"
+    assert len(list((tmp_path / "out").glob("*/generator.json"))) == 2
 
 
 def test_a_record_without_an_item_of_the_catalogue_is_refused(

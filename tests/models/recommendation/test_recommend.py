@@ -157,7 +157,32 @@ def test_the_baselines_count_what_they_say() -> None:
     assert by_last_item(walks, [(0, 1), (2,)], popular).tolist() == [[3, 2, 1], [1, 0, 3]]
     assert by_co_occurrence(walks, [(0,), (4,)], 6, 2).tolist() == [[1, 2], [3, 1]]
     corners = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.0, 2.0]])
-    assert by_content(corners, [(0,), (2, 3)], torch.tensor([1, 2, 3]), 1).tolist() == [[1], [2]]
+    assert by_content(corners, [(0,), (2,)], torch.tensor([1, 2, 3]), 1).tolist() == [[1], [3]]
+
+
+def test_what_is_near_by_content_is_no_item_of_the_history_itself() -> None:
+    angles = torch.arange(8) * 0.3
+    embeddings = torch.stack([angles.cos(), angles.sin()], dim=1)
+
+    assert by_content(embeddings, [(1, 2, 3)], torch.arange(8), 3).sort().values.tolist() == [[0, 4, 5]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "words"),
+    [
+        (TrainingConfig, {"history": 0}, "training.history has to be at least 1, not 0"),
+        (TrainingConfig, {"batch_targets": 0}, "training.batch_targets"),
+        (TrainingConfig, {"measurements": 0}, "training.measurements"),
+        (TrainingConfig, {"beams": 9}, "training.beams has to be at least 10"),
+        (Shape, {"users": 0}, "shape.users"),
+        (RecommendConfig, {"beams": 9}, "beams has to be at least 10"),
+        (RecommendConfig, {"test_users": -1}, "test_users"),
+        (RecommendConfig, {"epsilon": 1.5}, "epsilon is a share from 0 to 1"),
+    ],
+)
+def test_settings_without_sense_are_refused(kind, setting, words) -> None:
+    with pytest.raises(ValueError, match=words):
+        kind(**setting)
 
 
 def test_the_report_has_a_row_for_each(measured, tmp_path) -> None:
