@@ -183,15 +183,19 @@ class _Reader:
 
     def _index(self, source: Path) -> Read:
         index = read_index(source)
-        places = {key: row for row, key in enumerate(self.catalogue.keys)}
-        known = [number for number, key in enumerate(index.keys) if key in places]
-        if not known:
+        named = set(index.keys)
+        places = [(key, row) for row, key in enumerate(self.catalogue.keys) if key in named]
+        row_of = dict(places)
+        if not places:
             raise ValueError(f"{source} names no item of the catalogue; its first is {index.keys[0]!r}")
+        if len(row_of) < len(places):
+            raise ValueError(f"{source} names items by a key that several of the catalogue's have")
+        known = [number for number, key in enumerate(index.keys) if key in row_of]
         unknown = Unseen(None, "not known: an index file does not tell what its tokenizer was trained on")
         subject = Subject(
             name=source.name,
             manifest=None,
-            rows=torch.tensor([places[index.keys[number]] for number in known]),
+            rows=torch.tensor([row_of[index.keys[number]] for number in known]),
             codes=index.codes[known],
             codebook_sizes=index.codebook_sizes,
             unseen=self._asserted or unknown,
@@ -225,6 +229,8 @@ class _Paraphraser:
             for number, item in items
             if (text := paraphrase(kind, item, space.template, self._seed)) != item.content(space.template)
         ]
+        if not changed:
+            return subject
         codes = tokenizer.encode(self._embedder.embed(space, [text for _, _, text in changed])).codes
         found = {}
         for kind in dict.fromkeys(kind for kind, _, _ in changed):
@@ -235,6 +241,8 @@ class _Paraphraser:
 
 def _asserted(catalogue: Catalogue, inputs: Inputs) -> Unseen | None:
     """The caller's word on which items no tokenizer saw."""
+    if inputs.all_unseen and inputs.unseen is not None:
+        raise ValueError("either all items are unseen or those of a list: both were said")
     if inputs.all_unseen:
         return Unseen(torch.ones(len(catalogue.item_ids), dtype=torch.bool), "all, said by the caller")
     if inputs.unseen is None:

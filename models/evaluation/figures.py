@@ -84,7 +84,7 @@ class Figures:
         items: How many.
         colliding: Share of them that share all codes with another item of the catalogue.
         levels: Usage of each level's codewords by them.
-        reconstruction_error: |x - x^|^2 as a share of their variance.
+        reconstruction_error: |x - x^|^2 as a share of their variance; None where they have none, as a single item.
         purity: By name of the category level.
         consecutive: Of pairs with at least one of them.
         neighbours: Of a sample of them.
@@ -206,7 +206,9 @@ class Measurement:
         parts = rows.split(CHUNK_ROWS)
         centre = torch.stack([embeddings[part].double().sum(dim=0) for part in parts]).sum(dim=0) / len(rows)
         variance = sum(float((embeddings[part] - centre).square().sum()) for part in parts)
-        return float(misses[rows].sum()) / max(variance, 1e-12)
+        # Equal embeddings have a little of it all the same, from rounding.
+        squares = sum(float(embeddings[part].double().square().sum()) for part in parts)
+        return float(misses[rows].sum()) / variance if variance > 1e-12 * squares else None
 
     def _neighbours(self, rows: Tensor) -> NeighboursKept | None:
         if self.subject.embeddings is None or len(self.subject.rows) < 2:

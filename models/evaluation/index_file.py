@@ -10,7 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_TOKEN = re.compile(r"<[a-z]_(\d+)>")
+_TOKEN = re.compile(r"<[a-z]_(\d{1,18})>")
+
+# A count of each codeword is held in memory.
+HIGHEST = 2**24 - 1
 
 
 class Index(NamedTuple):
@@ -46,6 +49,8 @@ def read_index(path: Path) -> Index:
     if len({len(row) for row in codes}) > 1:
         raise ValueError(f"{path} has items of {sorted({len(row) for row in codes})} tokens; expected one number")
     numbers = torch.tensor(codes, dtype=torch.int64)
+    if int(numbers.max()) > HIGHEST:
+        raise ValueError(f"{path} has the number {int(numbers.max())}; codes end at {HIGHEST}")
     size = 1 << int(numbers.max()).bit_length()
     return Index(tuple(content), numbers, (size,) * numbers.shape[1])
 

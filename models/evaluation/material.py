@@ -102,6 +102,8 @@ def read_catalogue(path: Path, key_column: str | None = None) -> Catalogue:
             paths.append(_category_path(item))
     if not item_ids:
         raise ValueError(f"{path} has no items")
+    if key_column and not any(keys):
+        raise ValueError(f"{path} has nothing in a column {key_column!r}, by which index files would name the items")
     if len(set(item_ids)) < len(item_ids):
         repeated, _ = Counter(item_ids).most_common(1)[0]
         raise ValueError(f"{path} names item {repeated!r} more than once")

@@ -133,8 +133,8 @@ def swatch(number: int) -> str:
 
 
 def legend(names: Sequence[str], more: str = "") -> str:
-    """Which series is which; `more` says what line styles mean."""
-    entries = "".join(f"<li>{swatch(number)}{escape(name)}</li>" for number, name in enumerate(names))
+    """Which series is which, the nameless ones left out; `more` says what line styles mean."""
+    entries = "".join(f"<li>{swatch(number)}{escape(name)}</li>" for number, name in enumerate(names) if name)
     return f'<ul class="legend">{entries}</ul>' + (f'<p class="faint">{escape(more)}</p>' if more else "")
 
 

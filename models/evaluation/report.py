@@ -221,7 +221,6 @@ def _users(comparison: Comparison) -> list[str]:
     results = [result for result in comparison.results if result.on_all.consecutive]
     if not results or not comparison.interactions:
         return []
-    depths = _levels(results)
     rows = []
     for result in results:
         cells = []
@@ -242,8 +241,8 @@ def _users(comparison: Comparison) -> list[str]:
             "both share the first codes, beside what codes shuffled among the items would share. A repeat of one "
             "item is no pair."
         ),
-        _legend(results, "Full lines: the codes; dotted: the same codes shuffled among the items."),
-        page.plots([report_plots.consecutive(results)]) if depths else "",
+        _legend(comparison.results, "Full lines: the codes; dotted: the same codes shuffled among the items.", results),
+        page.plots([report_plots.consecutive(comparison.results)]),
         page.table("Consecutive items that share their first codes", columns, rows),
     ]
 
@@ -278,8 +277,10 @@ def _neighbours(comparison: Comparison) -> list[str]:
             "itself, so the mean size of the set stands beside it, and what random sets of that size hold. In the "
             "plot, further left at the same height is better."
         ),
-        _legend(results, "Each line goes from the whole prefix (left) to the first code alone (right)."),
-        page.plots([report_plots.neighbours(results)]),
+        _legend(
+            comparison.results, "Each line goes from the whole prefix (left) to the first code alone (right).", results
+        ),
+        page.plots([report_plots.neighbours(comparison.results)]),
         page.table("Neighbours among the items that share a prefix", columns, rows),
     ]
 
@@ -309,8 +310,8 @@ def _stability(comparison: Comparison) -> list[str]:
             "without a change of meaning: how many keep level 1, levels 1-2 and all codes. Items that a change "
             "leaves as they are do not count. Items never seen go first into the sample."
         ),
-        _legend(results),
-        page.plots([report_plots.stability(results, 1), report_plots.stability(results, None)]),
+        _legend(comparison.results, shown=results),
+        page.plots([report_plots.stability(comparison.results, 1), report_plots.stability(comparison.results, None)]),
         page.table(
             "Items that keep level 1 · levels 1-2 · all codes",
             [("Tokenizer", ""), *((kind, "") for kind in kinds)],
@@ -354,8 +355,8 @@ def _cold_start(results: Sequence[Result]) -> list[str]:
             "Items never seen among those that were: do they land where their nearest neighbours are, do they "
             "collide more, are they further from every codeword than what was trained on?"
         ),
-        _legend(measured, "Filled: unseen items; hollow: seen ones."),
-        page.plots([report_plots.cold_start(measured)]),
+        _legend(results, "Filled: unseen items; hollow: seen ones.", measured),
+        page.plots([report_plots.cold_start(results)]),
         page.table("Unseen items, seen ones beside them", columns, rows),
     ]
 
@@ -382,8 +383,12 @@ def _sources(results: Sequence[Result]) -> list[str]:
     ]
 
 
-def _legend(results: Sequence[Result], more: str = "") -> str:
-    return plots.legend([result.name for result in results], more) if plots.available() else ""
+def _legend(results: Sequence[Result], more: str = "", shown: Sequence[Result] | None = None) -> str:
+    """Of all tokenizers, so that each has one colour on the whole page, those that are shown."""
+    if not plots.available():
+        return ""
+    names = {result.name for result in (results if shown is None else shown)}
+    return plots.legend([result.name if result.name in names else "" for result in results], more)
 
 
 def _kind(result: Result) -> str:

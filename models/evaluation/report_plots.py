@@ -156,6 +156,8 @@ def stability(results: Sequence[Result], depth: int | None) -> Plot | None:
     """Items that keep their first `depth` codes, or all of them, by kind of paraphrase."""
     kinds = list(dict.fromkeys(kind for result in results for kind in result.on_all.stability))
     what = "all codes" if depth is None else "level 1"
+    # A kind's row is 1 high: its markers stay within it, however many tokenizers there are.
+    apart = min(0.11, 0.8 / len(results))
 
     def paint(axes: Any) -> None:
         for number, result in enumerate(results):
@@ -165,7 +167,7 @@ def stability(results: Sequence[Result], depth: int | None) -> Plot | None:
             ]
             axes.plot(
                 [x for x, _ in places],
-                [y + (number - (len(results) - 1) / 2) * 0.11 for _, y in places],
+                [y + (number - (len(results) - 1) / 2) * apart for _, y in places],
                 linestyle="none",
                 marker=plots.marker(number),
                 color=plots.colour(number),

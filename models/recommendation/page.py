@@ -78,9 +78,9 @@ def _cold(recommendations: Sequence[Recommendation]) -> list[str]:
     first = measured[0].cold
     assert first is not None
     words = (
-        f"{first.items:,} items were taken out of all training sequences; {first.plain.users:,} users want one of them. "
-        "Places reserved: the last of the ten are given to the likeliest cold items. Content-kNN: the items whose "
-        "embeddings are nearest to the mean of the user's."
+        f"{first.items:,} items were taken out of all training sequences; {first.plain.users:,} users want one of "
+        "them. Places reserved: the last of the ten are given to the likeliest cold items. Content-kNN: the items "
+        "whose embeddings are nearest to the mean of the user's."
     )
     return [page.heading("Cold items"), page.paragraph(words), page.table("Cold items", columns, rows)]
 

@@ -153,6 +153,7 @@ def evaluate(
             device=str(device_of(device)),
         )
         config = CompareConfig(seed=seed, queries=queries, paraphrased=paraphrased)
+        out.mkdir(parents=True, exist_ok=True)
         comparison = compare(tokenizers, inputs, config, typer.echo)
         write_report(comparison, out)
     except (CheckpointError, ValueError, OSError) as error:

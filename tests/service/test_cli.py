@@ -211,6 +211,27 @@ def test_evaluate_writes_a_page_and_figures_of_a_catalogue_of_texts(catalogue: P
     assert found["on_unseen"]["stability"]["boilerplate"]["items"] == 3
 
 
+def test_evaluate_leaves_stability_out_where_no_drawn_item_has_a_text(tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[2] / "models" / "checkpoints" / "tiger-beauty"
+    path = tmp_path / "items.parquet"
+    pq.write_table(pa.table({"item_id": ["a", "b", "c"], "title": ["lipstick", "", ""]}), path)
+
+    # By lot of this seed the third item is paraphrased.
+    result = run("evaluate", shipped, "--catalogue", path, "--out", tmp_path / "report", "--paraphrased", 1)
+
+    assert result.exit_code == 0, result.output
+    (found,) = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))["results"]
+    assert found["items"] == 1
+    assert found["on_all"]["stability"] == {}
+
+
+def test_evaluate_says_that_it_cannot_write_before_it_measures(catalogue: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = run("evaluate", tmp_path / "file", "--catalogue", catalogue, "--out", tmp_path / "file" / "report")
+    assert result.exit_code == 1
+    assert "Not a directory" in result.output
+
+
 def test_evaluate_says_what_is_wrong_with_a_file(catalogue: Path, tmp_path: Path) -> None:
     index = tmp_path / "index.json"
     index.write_text('{"stranger": ["<a_1>"]}')

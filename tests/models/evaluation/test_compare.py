@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +14,10 @@ import pytest
 import torch
 
 from models import load
-from models.evaluation import plots
+from models.evaluation import plots, report_plots
 from models.evaluation.compare import CompareConfig, Inputs, compare
 from models.evaluation.measures import collisions
+from models.evaluation.paraphrases import Kept
 from models.evaluation.report import report_page, write_report
 from models.evaluation.summary import COLUMNS, summary_cells
 from models.training.cluster import ClusterConfig
@@ -129,6 +131,84 @@ def test_what_does_not_fit_is_refused_in_words(world):
     np.save(world / "short.npy", np.zeros((3, 10), np.float32))
     with pytest.raises(ValueError, match="3 embeddings for 300 items"):
         compare([world / "fine"], Inputs(world / "items.parquet", embeddings=world / "short.npy"), **quiet)
+
+
+def test_what_an_index_file_cannot_mean_is_refused_in_words(world, tmp_path):
+    quiet = {"config": SMALL, "say": lambda _: None}
+    items = pq.read_table(world / "items.parquet").to_pylist()
+    twice = tmp_path / "twice.parquet"
+    pq.write_table(pa.Table.from_pylist([{**item, "number": item["number"] // 2} for item in items]), twice)
+    with pytest.raises(ValueError, match="several of the catalogue's"):
+        compare([world / "peer.json"], Inputs(twice, key_column="number"), **quiet)
+    with pytest.raises(ValueError, match="nothing in a column 'nubmer'"):
+        compare([world / "peer.json"], Inputs(world / "items.parquet", key_column="nubmer"), **quiet)
+
+
+def test_two_words_on_unseen_items_are_refused(world):
+    inputs = Inputs(world / "items.npy", unseen=frozenset({"1"}), all_unseen=True)
+    with pytest.raises(ValueError, match="both were said"):
+        compare([world / "fine"], inputs, SMALL, lambda _: None)
+
+
+def test_a_single_unseen_item_has_no_variance_to_take_a_share_of(world, tmp_path):
+    found = compare([world / "fine"], Inputs(world / "items.npy", unseen=frozenset({"7"})), SMALL, lambda _: None)
+
+    assert found.results[0].on_unseen.items == 1
+    assert found.results[0].on_unseen.reconstruction_error is None
+    assert 0 < found.results[0].on_all.reconstruction_error < 1
+    write_report(found, tmp_path)
+
+
+def test_the_codes_of_a_checkpoint_written_as_an_index_have_the_checkpoints_figures(world, tmp_path):
+    codes = load(world / "fine").encode(torch.from_numpy(np.load(world / "items.npy"))).codes.tolist()
+    index = {
+        f"i{row}": [f"<{letter}_{code}>" for letter, code in zip("abc", of, strict=True)]
+        for row, of in enumerate(codes)
+    }
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    inputs = Inputs(
+        world / "items.parquet", interactions=world / "interactions.parquet", embeddings=world / "items.npy"
+    )
+
+    checkpoint, peer = compare([world / "fine", tmp_path / "index.json"], inputs, SMALL, lambda _: None).results
+
+    assert peer.collisions == replace(checkpoint.collisions, duplicates=0.0)
+    assert peer.collisions_by_depth == checkpoint.collisions_by_depth
+    assert peer.growth == checkpoint.growth
+    assert peer.on_all.colliding == checkpoint.on_all.colliding
+    assert peer.on_all.purity == checkpoint.on_all.purity
+    assert peer.on_all.consecutive == checkpoint.on_all.consecutive
+    # The file does not say how large the codebooks are, so the share that is used may differ.
+    assert [level.perplexity for level in peer.on_all.levels] == [
+        level.perplexity for level in checkpoint.on_all.levels
+    ]
+
+
+def test_a_tokenizer_has_one_colour_in_all_plots(comparison):
+    """The index file, put first, is in no plot of neighbours; the others keep their colours there."""
+    if not plots.available():
+        pytest.skip("matplotlib is not installed")
+    coarse, fine, peer = comparison.results
+    text = report_page(replace(comparison, results=(peer, coarse, fine)))
+    neighbours = text[text.index("<h2>Neighbours kept") :]
+    legend = neighbours[neighbours.index('<ul class="legend">') : neighbours.index("</ul>")]
+    drawing = neighbours[neighbours.index("<figure>") : neighbours.index("</figure>")]
+    assert "peer.json" not in legend
+    for colour, seen in (("--s0", False), ("--s1", True), ("--s2", True)):
+        assert (colour in legend) is (colour in drawing) is seen
+
+
+def test_the_markers_of_many_tokenizers_stay_in_the_row_of_their_kind():
+    matplotlib = pytest.importorskip("matplotlib.figure")
+    kinds = {kind: Kept(10, (0.5, 0.4)) for kind in ("typo", "synonyms")}
+    results = [SimpleNamespace(on_all=SimpleNamespace(stability=kinds))] * 20
+    axes = matplotlib.Figure().add_subplot()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "draw", lambda _name, _alt, paint: paint(axes) or "")
+        report_plots.stability(results, 1)
+    rows = np.array([line.get_ydata() for line in axes.lines])
+    assert rows.shape == (20, 2)
+    assert np.abs(rows - [0, 1]).max() < 0.5
 
 
 def test_the_same_question_gets_the_same_report(world, comparison):

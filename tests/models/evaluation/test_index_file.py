@@ -27,6 +27,8 @@ def test_tokens_become_codes_and_the_codebooks_are_as_large_as_the_codes_need(tm
         ('{"7": ["a1"]}', "item '7'"),
         ('{"7": "<a_1>"}', "item '7'"),
         ('{"7": []}', "item '7'"),
+        ('{"7": ["<a_99999999>"]}', "number 99999999"),
+        ('{"7": ["<a_99999999999999999999>"]}', "item '7'"),
     ],
 )
 def test_what_is_no_index_file_is_refused_with_the_reason(tmp_path, content, words):
