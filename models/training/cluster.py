@@ -19,6 +19,7 @@ drew on (balance, the other rows) is gone from a frozen tokenizer: each row goes
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ from models.training.kmeans import KMeansConfig
 from models.training.minibatch import MiniBatchConfig, minibatch_residuals
 from models.training.projection import Centred, ProjectionConfig, projection
 from models.training.spool import block_rows, held, in_reading_order
-from models.training.watch import Fit, coded, held_out_measures, level_records
+from models.training.watch import Fit, coded, held_out_measures, held_out_rows, level_records
 from models.tree import TreeQuantizer
 
 CHUNK_ROWS = 8192
@@ -128,7 +129,8 @@ def fit_clusters(
         spool: Where latents lie while they are clustered, where they are many; see `models.training.spool`.
 
     Raises:
-        ValueError: There are too few rows, they are all equal, or the settings do not fit the embeddings.
+        ValueError: There are too few rows, they are all equal or too large for float32, or the settings do not fit the
+            embeddings.
     """
     if len(embeddings) < 2 or all_equal(embeddings):
         raise ValueError(f"training needs at least 2 items that differ, got {len(embeddings):,}")
@@ -136,12 +138,14 @@ def fit_clusters(
     generator = torch.Generator().manual_seed(config.seed)
     weights = torch.ones(1).expand(len(embeddings)) if weights is None else weights.float()
     order = torch.randperm(len(embeddings), generator=generator)
-    count = min(5_000, round(config.held_out * len(embeddings)))
+    count = held_out_rows(len(embeddings), config.held_out)
     held_out, training = order[:count].clone(), in_reading_order(order[count:], embeddings)
     del order
     share = weights / weights.sum()
     centre = weighted_sum(embeddings, share)
     variance = float(weighted_spread(embeddings, centre, share).clamp_min(1e-12))
+    if not math.isfinite(variance):
+        raise ValueError(f"the variance of the embeddings is {variance}: not finite, or too large for float32")
     network, decoder = _linear_networks(Centred(embeddings, training, centre), weights[training], config, generator)
     del share
     network.centre.copy_(centre)

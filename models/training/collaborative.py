@@ -26,6 +26,7 @@ from models.interactions import Split, in_rows, leave_one_out, read_interactions
 from models.recommendation.ranking import Ranking
 from models.training.cooccurrence import PPMIConfig, ppmi_embeddings
 from models.training.data import TrainingData
+from models.training.limits import check_settings
 from models.training.sasrec import SASRecConfig, evaluate_split, fit_sasrec
 
 METHODS: Mapping[str, SASRecConfig | PPMIConfig] = {"sasrec": SASRecConfig(), "ppmi": PPMIConfig()}
@@ -79,9 +80,10 @@ def train_item_embeddings(
         say: Takes lines for the user.
 
     Raises:
-        ValueError: The file cannot be read, it has none of the catalogue's items, there is too little to learn from,
-            or training diverged.
+        ValueError: A setting is out of its range, the file cannot be read, it has none of the catalogue's items, there
+            is too little to learn from, or training diverged.
     """
+    check_settings(config)
     item_ids, split = _read_split(interactions, catalogue, say)
     # Only these can be learnt. Their order, too, is that of the training parts: it decides what is drawn for which.
     known = list(dict.fromkeys(row for sequence in split.training for row in sequence))
@@ -105,6 +107,8 @@ def train_item_embeddings(
         embeddings = ppmi_embeddings(split.training, len(known), config)
         notes |= {"method": "ppmi"}
     learnt = embeddings.abs().sum(dim=1) > 0
+    if not bool(learnt.any()):
+        raise ValueError(f"{interactions} tells no item from another: none has an embedding")
     ids = pa.array([item_ids[row] for row, kept in zip(known, learnt.tolist(), strict=True) if kept], pa.large_string())
     return ItemEmbeddings(ids, embeddings[learnt], notes)
 
@@ -208,16 +212,34 @@ def read_item_embeddings(path: Path) -> ItemEmbeddings:
     if bad:
         item = item_ids[bad[0]].as_py()
         raise ValueError(f"{path} has numbers that are not finite in {len(bad):,} rows, first of item {item!r}")
-    notes = json.loads((schema.metadata or {}).get(NOTES, b'{"method": "given"}'))
-    return ItemEmbeddings(item_ids, embeddings, notes)
+    return ItemEmbeddings(item_ids, embeddings, _notes(schema.metadata or {}))
+
+
+def _notes(metadata: Mapping[bytes, bytes]) -> Mapping[str, Any]:
+    """What a file says of how its embeddings were made; what is none of our notes says nothing."""
+    try:
+        notes = json.loads(metadata[NOTES])
+    except (KeyError, ValueError):
+        notes = None
+    return notes if isinstance(notes, dict) and "method" in notes else {"method": "given"}
 
 
 def write_item_embeddings(path: Path, found: ItemEmbeddings) -> None:
-    """Write Parquet as `read_item_embeddings` takes it; the notes go with it."""
+    """Write Parquet as `read_item_embeddings` takes it, whole or not at all; the notes go with it.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     width = found.embeddings.shape[1]
     column = pa.FixedSizeListArray.from_arrays(pa.array(found.embeddings.numpy().ravel()), width)
     table = pa.table({"item_id": found.item_ids, "embedding": column})
-    pq.write_table(table.replace_schema_metadata({NOTES: json.dumps(dict(found.notes))}), path)
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        pq.write_table(table.replace_schema_metadata({NOTES: json.dumps(dict(found.notes))}), draft)
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def _read_split(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models.training.history import Measure
 from models.training.watch import LossMeans
 
 
@@ -114,7 +115,8 @@ def reason(place: str, step: FailedStep, model: nn.Module, good: Mapping[str, Te
     """What happened, and whether the data or the learning rate is the likely cause.
 
     The batch is tried again under the weights of the last good epoch, which the model has afterwards: where the loss
-    is finite under those, the steps since have spoilt the weights; where it is not, the batch itself has.
+    and its gradient are finite under those, the steps since have spoilt the weights; where they are not, the batch
+    itself has.
 
     Args:
         place: Where, such as "epoch 3".
@@ -132,14 +134,34 @@ def reason(place: str, step: FailedStep, model: nn.Module, good: Mapping[str, Te
     words += f" ({', '.join(faulty[:3])}{', ...' if len(faulty) > 3 else ''})" if faulty else ""
     words += f", in the step before it was {step.last_norm:.3g}" if step.last_norm is not None else ""
     model.load_state_dict(good)
-    with torch.no_grad():
-        again = step.batch.losses()["total"]
-    if not _finite(step.batch.embeddings) or not _finite(again):
+    again = _tried(step, model)
+    if again is None:
         return f"{words}. {_data(step)}"
     return (
-        f"{words}. Under the weights of the last good epoch the same batch has a loss of {float(again):.3g}: the steps "
+        f"{words}. Under the weights of the last good epoch the same batch has a loss of {again:.3g}: the steps "
         f"since have spoilt them. The learning rate ({step.learning_rate:.3g}) is the likely cause; lower it"
     )
+
+
+def useless_epoch(measure: Measure) -> str:
+    """What is said of an epoch whose every step could be taken and that cannot be measured."""
+    return (
+        f"training stopped after epoch {measure.epoch}: its held-out measure is {measure.value}. Lower the "
+        "learning rate, or look for embeddings of an extreme size"
+    )
+
+
+def _tried(step: FailedStep, model: nn.Module) -> float | None:
+    """The loss of the step's batch under the model's weights; None where it or its gradient is no finite number."""
+    if not _finite(step.batch.embeddings):
+        return None
+    model.zero_grad()
+    loss = step.batch.losses()["total"]
+    if loss.requires_grad:
+        loss.backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    finite = _finite(loss) and _finite(torch.nn.utils.get_total_norm(gradients))
+    return float(loss.detach()) if finite else None
 
 
 def _data(step: FailedStep) -> str:

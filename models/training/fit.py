@@ -21,15 +21,15 @@ from models.chunks import all_equal, squared_distances, weighted_spread, weighte
 from models.network import NetworkConfig, start_linear
 from models.quantizer import Quantization
 from models.training.codebooks import cluster_residuals
-from models.training.descent import Batch, Descent, DivergedError, reason
+from models.training.descent import Batch, Descent, DivergedError, reason, useless_epoch
 from models.training.fit_config import FitConfig
-from models.training.history import INITIALISED, REFITTED, TRAINING, WARM_UP, EpochRecord, Measure
+from models.training.history import INITIALISED, NOTHING_YET, REFITTED, TRAINING, WARM_UP, EpochRecord, Measure
 from models.training.objectives import centred, cluster_codewords, mean_contrast, missed_reconstructions
 from models.training.progress import Progress
 from models.training.projection import Centred, draw_rows, projection
 from models.training.resume import Snapshot
 from models.training.rqvae import RQVAE, Variances
-from models.training.run import Run
+from models.training.run import Run, stage_words
 from models.training.spool import held, in_reading_order
 from models.training.watch import (
     Coded,
@@ -38,13 +38,11 @@ from models.training.watch import (
     coded,
     colliding_pairs,
     held_out_measures,
+    held_out_rows,
     level_records,
 )
 
 CHUNK_ROWS = 8192
-
-# Before the first measurement.
-NOTHING_YET = Measure(0, refitted=False, reconstruction=math.inf, colliding=1.0, value=math.inf)
 
 
 def fit(
@@ -94,7 +92,7 @@ class _Fitting:
         if len(embeddings) < 2:
             msg = f"training needs at least 2 items, got {len(embeddings)}"
             raise ValueError(msg)
-        config.check()
+        config.check(embeddings.shape[1])
         self.config = config
         ema = config.ema if config.codebooks == "ema" else None
         self.loss = replace(config.loss, codebook=0.0) if ema else config.loss
@@ -108,7 +106,7 @@ class _Fitting:
         self.weighted = weights is not None
         self.weights = torch.ones(len(embeddings)) if weights is None else weights.float()
         order = torch.randperm(len(embeddings), generator=self.generator)
-        held_out = min(5_000, round(config.held_out * len(embeddings)))
+        held_out = held_out_rows(len(embeddings), config.held_out)
         self.held_out, self.training = order[:held_out].clone(), in_reading_order(order[held_out:], embeddings)
         share = self.weights / self.weights.sum()
         self.centre = weighted_sum(embeddings, share)
@@ -248,6 +246,8 @@ class _Fitting:
                 self.coded = self._coded()
             self.epoch += 1
             measure = self._measured(TRAINING, self.epoch, began, means, restarted)
+            if not math.isfinite(measure.value):
+                raise ValueError(self.how.keep(self.good, useless_epoch(measure)))
             if measure.value < self.best.value:
                 self._keep(measure)
             self._end_epoch()
@@ -341,12 +341,8 @@ class _Fitting:
 
     def _reason(self, error: DivergedError) -> str:
         """Why there is no going on; the state of the last good epoch is kept."""
-        stage = "epoch" if self.stage == TRAINING else f"{self.stage} epoch"
-        words = reason(f"{stage} {self.epoch + 1}", error.step, self.model, self.good.model)
-        if self.how.state is None:
-            return words
-        self.how.state.write(self.good)
-        return f"{words}. The weights after {stage} {self.epoch} are kept in {self.how.state.directory}"
+        place = f"{stage_words(self.stage)} {self.epoch + 1}"
+        return self.how.keep(self.good, reason(place, error.step, self.model, self.good.model))
 
     def _keep_state(self) -> None:
         """Remember the state after this epoch, and let it be written where that is due."""

@@ -70,8 +70,11 @@ class FitConfig:
             terms.append("loss.collaborative x contrast of held-out items with their collaborative embeddings")
         return " + ".join([*terms, "collision_price x share of held-out items that share all codes"])
 
-    def check(self) -> None:
+    def check(self, width: int | None = None) -> None:
         """Refuse settings that do not go together.
+
+        Args:
+            width: D, where it is known.
 
         Raises:
             ValueError: Says which.
@@ -80,6 +83,10 @@ class FitConfig:
         for name, known in {**choices, "codebooks": ("gradient", "ema")}.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is one of {', '.join(known)}, not {getattr(self, name)!r}")
+        if self.start == "identity" and width not in (None, self.latent):
+            raise ValueError(f'start="identity" needs a latent of {width} numbers, not {self.latent}')
         if self.codebooks == "ema" and self.loss.diversity:
             raise ValueError("loss.diversity moves codebooks by gradient; it needs codebooks=gradient, not ema")
+        if self.codebooks == "ema":
+            self.ema.check()
         self.loss.check()

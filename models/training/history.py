@@ -12,6 +12,7 @@ k-means alone has one record, whose levels say how well each of them was cluster
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -49,6 +50,10 @@ class Measure(NamedTuple):
     value: float
     missed: float | None = None
     collaborative: float | None = None
+
+
+# Before the first measurement.
+NOTHING_YET = Measure(0, refitted=False, reconstruction=math.inf, colliding=1.0, value=math.inf)
 
 
 @dataclass(frozen=True)

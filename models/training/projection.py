@@ -74,7 +74,7 @@ def projection(
         (d, D) and (D, d) float32; the second minimises the weighted squared error of the rebuilt rows.
 
     Raises:
-        ValueError: d exceeds D.
+        ValueError: d exceeds D, or float32 holds no difference between the rows.
     """
     width = centred.embeddings.shape[1]
     if latent > width:
@@ -89,6 +89,12 @@ def projection(
     mixed = (1 - config.local) * covariance / covariance.trace().clamp_min(1e-12)
     if config.local > 0:
         mixed = mixed + config.local * _local_scatter(centred, weights, config, generator)
+    if not float(mixed.trace()) > 0:
+        # No two neighbours differ, as far as float32 tells: there is only the covariance to go by.
+        mixed = covariance
+    if not bool(mixed.isfinite().all()) or not float(mixed.trace()) > 0:
+        msg = "the embeddings that are trained on differ too little, or are too large, for a projection in float32"
+        raise ValueError(msg)
     values, vectors = torch.linalg.eigh(mixed)
     values, vectors = values.flip(0)[:latent], vectors.flip(1)[:, :latent]
     # Directions without any variance would be blown up to infinity; they carry nothing.

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from models.training.history import TRAINING
 from models.training.progress import Progress
-from models.training.resume import StateDirectory
+from models.training.resume import Snapshot, StateDirectory
 
 PRECISIONS = ("auto", "fp32", "bf16")
 
@@ -28,6 +29,18 @@ class Run:
     bf16: bool = False
     state: StateDirectory | None = None
     progress: Progress | None = None
+
+    def keep(self, good: Snapshot, words: str) -> str:
+        """Write the state after the last good epoch, where states are kept; the words on why, and where it is."""
+        if self.state is None:
+            return words
+        self.state.write(good)
+        return f"{words}. The weights after {stage_words(good.stage)} {good.epoch} are kept in {self.state.directory}"
+
+
+def stage_words(stage: str) -> str:
+    """What an epoch of a stage is called."""
+    return "epoch" if stage == TRAINING else f"{stage} epoch"
 
 
 def device_of(name: str) -> torch.device:

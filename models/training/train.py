@@ -70,6 +70,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Refuse what no family can be fitted with."""
         check_settings(self.fit)
+        if not isinstance(self.fit, ClusterConfig):
+            (self.fit.training(1) if isinstance(self.fit, RVQConfig) else self.fit).check()
 
 
 def train_checkpoint(

@@ -16,6 +16,9 @@ from models.training.history import EpochRecord, LevelRecord, Measure
 
 CHUNK_ROWS = 8192
 
+# Rows that are held out at most: more do not measure better.
+HELD_OUT_ROWS = 5_000
+
 # Colliding pairs of an epoch, at most.
 PAIRS = 2**20
 
@@ -72,6 +75,11 @@ class Coded(NamedTuple):
 
     codes: Tensor
     left_over: Tensor
+
+
+def held_out_rows(rows: int, share: float) -> int:
+    """How many of so many rows, at least 2, are held out; 2 at least are trained on."""
+    return min(HELD_OUT_ROWS, round(share * rows), rows - 2)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +36,8 @@ def item_embeddings(
         if method not in METHODS:
             raise failure(f"there is no method {method!r}; known are {', '.join(METHODS)}")
         config = configured(METHODS[method], [f"width={width}", f"seed={seed}", *(options or [])])
+        if out.is_dir() or not os.access(out.absolute().parent, os.W_OK):
+            raise failure(f"{out} cannot be written")  # before minutes of work, not after
         items: list[str] = []
         for path in catalogue or []:
             items += (
@@ -42,6 +45,8 @@ def item_embeddings(
                 if path.suffix == ".parquet"
                 else [item.item_id for batch in read_items(path) for item in batch]
             )
+        if catalogue and not items:
+            raise failure(f"there is no item in {', '.join(map(str, catalogue))}")
         found = train_item_embeddings(interactions, config, items or None, str(device_of(device)), typer.echo)
         write_item_embeddings(out, found)
         typer.echo(f"wrote embeddings of {len(found.item_ids):,} items to {out}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,24 @@ def test_interactions_of_which_nothing_can_be_learnt_are_refused(sequences, cata
         train_item_embeddings(interactions(tmp_path / "i.parquet", sequences), PPMI, catalogue, say=quiet)
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (SASRecConfig(heads=0), "heads is 0; it is at least 1"),
+        (SASRecConfig(max_length=0), "max_length is 0; it is at least 1"),
+        (SASRecConfig(batch_users=0), "batch_users is 0"),
+        (SASRecConfig(negatives=-1), "negatives is -1; it is at least 0"),
+        (SASRecConfig(dropout=float("nan")), "dropout is nan"),
+        (PPMIConfig(width=0), "width is 0"),
+        (PPMIConfig(window=0), "window is 0"),
+        (PPMIConfig(smoothing=float("nan")), "smoothing is nan"),
+    ],
+)
+def test_a_setting_without_sense_is_refused_by_its_name(config, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        train_item_embeddings(tmp_path / "absent.parquet", config, say=quiet)
+
+
 def test_embeddings_are_brought_to_items_by_their_id():
     found = ItemEmbeddings(pa.array(["b", "x", "a"], pa.large_string()), torch.tensor([[1.0], [2.0], [3.0]]), {})
     lines = []
@@ -156,6 +175,25 @@ def test_what_is_written_is_read_again_with_its_notes(tmp_path):
     assert again.item_ids == found.item_ids
     assert torch.equal(again.embeddings, found.embeddings)
     assert again.notes == found.notes
+
+
+@pytest.mark.parametrize("notes", ["not json", "[1]", "{}"])
+def test_notes_that_are_none_of_ours_say_nothing(notes, tmp_path):
+    table = pa.table({"item_id": ["a"], "embedding": [[1.0, 2.0]]}).replace_schema_metadata({"semid": notes})
+    pq.write_table(table, tmp_path / "e.parquet")
+    assert read_item_embeddings(tmp_path / "e.parquet").notes == {"method": "given"}
+
+
+def test_a_full_disk_leaves_no_part_of_a_file(tmp_path):
+    found = ItemEmbeddings(pa.array([f"i{n}" for n in range(1000)], pa.large_string()), torch.rand(1000, 8), {})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_item_embeddings(tmp_path / "e.parquet", found)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_lists_of_one_width_and_ids_that_are_numbers_will_do(tmp_path):

@@ -81,6 +81,21 @@ def test_a_fit_that_diverges_keeps_the_weights_of_the_last_good_epoch(clustered,
     assert all(torch.equal(kept.model[name], tensor) for name, tensor in initialised.items())
 
 
+def test_a_learning_rate_that_spoilt_an_epoch_of_a_single_step_is_not_laid_to_the_data(clustered):
+    # given: the first epoch ends with weights that are useless
+    with pytest.raises(
+        ValueError, match=r"stopped after epoch 1: its held-out measure is (nan|inf)\. Lower the learning rate"
+    ):
+        fit(clustered, replace(SMALL, batch_rows=10_000, learning_rate=1e30))
+
+
+def test_a_row_of_which_only_the_gradient_overflows_is_named(clustered):
+    rows = clustered.clone()
+    rows[3] *= 1e18
+    with pytest.raises(ValueError, match=r"epoch 1, batch \d: .*the data is the likely cause. .* row 3 \(from 0\)"):
+        fit(rows, replace(SMALL, held_out=0.0, batch_rows=10_000))
+
+
 @pytest.mark.parametrize("number", [float("nan"), 1e25])
 def test_embeddings_without_a_finite_variance_are_refused(number, clustered):
     rows = clustered.clone()

@@ -11,6 +11,11 @@ import torch
 
 from models import load
 from models.tokenizer import FAMILIES
+from models.training.ema import EMAConfig
+from models.training.kmeans import KMeansConfig
+from models.training.minibatch import MiniBatchConfig
+from models.training.projection import ProjectionConfig
+from models.training.rqvae import LossConfig
 from models.training.train import train_checkpoint
 from tests.families import CODEBOOK_SIZES, rows_of_families, small_config
 
@@ -53,6 +58,21 @@ def test_a_setting_without_sense_is_refused_by_its_name(family: str, settings: d
         ("rqvae", {"learning_rate": 0.0}, "learning_rate is 0.0; it is above 0"),
         ("rqvae", {"learning_rate": float("nan")}, "learning_rate is nan"),
         ("hierarchical", {"rows_per_child": 0}, "rows_per_child is 0; it is at least 1"),
+        ("rqvae", {"hidden": ("a",)}, r"hidden is \('a',\); expected whole numbers from 1"),
+        ("rqvae", {"codebook_sizes": (8.5,)}, r"codebook_sizes are \(8.5,\)"),
+        ("rqvae", {"loss": LossConfig(commitment=float("nan"))}, "loss.commitment is nan"),
+        ("rqvae", {"loss": LossConfig(repulsion=-1.0)}, "loss.repulsion is -1.0; it is at least 0"),
+        ("rqvae", {"loss": LossConfig(reconstruction=float("inf"))}, "loss.reconstruction is inf"),
+        ("rqvae", {"loss": LossConfig(reconstruction=0.0)}, "nothing else trains a decoder"),
+        ("rqvae", {"start": "bogus"}, "start is one of projection"),
+        ("rqvae", {"pair_rows": -1}, "pair_rows is -1"),
+        ("rqvae", {"seed": 2**64}, "seed is 18446744073709551616; expected 64 bits"),
+        ("rqvae", {"projection": ProjectionConfig(local=2.0)}, "projection.local is 2.0; .* at most 1"),
+        ("rqvae", {"projection": ProjectionConfig(pool_rows=0)}, "projection.pool_rows is 0; it is at least 2"),
+        ("rq-kmeans", {"kmeans": KMeansConfig(iterations=-1)}, "kmeans.iterations is -1"),
+        ("rk-means", {"minibatch": MiniBatchConfig(batch_rows=0)}, "minibatch.batch_rows is 0; it is at least 1"),
+        ("r-vq", {"codebooks": "bogus"}, "codebooks is one of gradient, ema"),
+        ("r-vq", {"ema": EMAConfig(decay=1.0)}, "ema.decay must be from 0 to below 1"),
     ],
 )
 def test_a_family_s_own_setting_without_sense_is_refused_by_its_name(
@@ -73,6 +93,34 @@ def test_a_latent_wider_than_the_embeddings_is_refused(family: str, sources: Pat
 def test_a_single_row_is_refused(family: str, sources: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"training needs at least 2 items.* got 1"):
         train_checkpoint([sources / "1.npy"], tmp_path / "out", small_config(family), say=lambda _: None)
+
+
+def test_an_identity_to_another_width_is_refused(sources: Path, tmp_path: Path) -> None:
+    config = small_config("rqvae", start="identity", latent=12)
+    with pytest.raises(ValueError, match='start="identity" needs a latent of 24 numbers, not 12'):
+        train_checkpoint([sources / "300.npy"], tmp_path / "out", config, say=lambda _: None)
+
+
+@every_family
+def test_something_is_trained_on_however_much_is_held_out(family: str, sources: Path, tmp_path: Path) -> None:
+    config = small_config(family, held_out=0.99, latent=6)
+    manifest = train_checkpoint([sources / "10.npy"], tmp_path / "out", config, say=lambda _: None)
+    assert manifest.training["held_out_items"] == 8
+
+
+@every_family
+def test_two_rows_are_enough(family: str, sources: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "2.npy", rows_of_families()[:2].numpy())
+    train_checkpoint([tmp_path / "2.npy"], tmp_path / "out", small_config(family, latent=6), say=lambda _: None)
+    codes = load(tmp_path / "out").encode(rows_of_families()[:2]).codes
+    assert not torch.equal(codes[0], codes[1])
+
+
+@every_family
+def test_embeddings_beyond_float32_s_squares_are_refused(family: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "huge.npy", (rows_of_families()[:300] * 1e30).numpy())
+    with pytest.raises(ValueError, match="not finite, or too large for float32"):
+        train_checkpoint([tmp_path / "huge.npy"], tmp_path / "out", small_config(family), say=lambda _: None)
 
 
 @every_family
