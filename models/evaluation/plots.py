@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from html import escape
-from importlib.util import find_spec
 from io import StringIO
 from typing import Any
 
@@ -27,8 +26,12 @@ LINE = "#000002"
 
 
 def available() -> bool:
-    """Whether plots can be drawn."""
-    return find_spec("matplotlib") is not None
+    """Whether plots can be drawn; a matplotlib that is there and does not load cannot."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def colour(number: int) -> str:

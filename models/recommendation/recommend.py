@@ -28,7 +28,7 @@ BATCH_USERS = 128
 
 @dataclass(frozen=True)
 class Cold:
-    """Users whose next item was in no training sequence.
+    """Users whose next item was taken out of all training sequences.
 
     Attributes:
         items: How many items were taken out.
@@ -52,7 +52,7 @@ class Recommendation:
     Attributes:
         name: The tokenizer's.
         test: On all test users, over the live trie.
-        warm: On those whose next item was trained on; None where no item was taken out, or there are none.
+        warm: On those who want none of the items taken out; None where no item was, or there are no such users.
         without: On a sample of them, without the constraint.
         invalid: Share of the first ten that are no live ID, over the live trie.
         invalid_without: The same without the constraint.

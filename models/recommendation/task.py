@@ -142,7 +142,7 @@ class Task:
 
     @property
     def wants_cold(self) -> Tensor:
-        """Which of the test users (U,) bool want an item that was in no training sequence."""
+        """Which of the test users (U,) bool want an item that was taken out of all training sequences."""
         return self.cold[self.wanted[self.tested]]
 
     def baselines(self) -> dict[str, Ranking]:

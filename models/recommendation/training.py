@@ -70,10 +70,12 @@ class TrainingConfig:
         """Refuse what cannot be trained.
 
         Raises:
-            ValueError: A number has to be larger, or there are fewer beams than the measures count.
+            ValueError: A number is out of its range, or there are fewer beams than the measures count.
         """
         at_least("training", self, steps=1, batch_targets=1, history=1, measurements=1, validation_users=1)
         at_least("training", self, beams=CUTOFFS[-1])
+        if not 0 <= self.label_smoothing <= 1:
+            raise ValueError(f"training.label_smoothing is a share from 0 to 1, not {self.label_smoothing:g}")
 
 
 class Examples(NamedTuple):

@@ -173,6 +173,7 @@ def test_what_is_near_by_content_is_no_item_of_the_history_itself() -> None:
         (TrainingConfig, {"history": 0}, "training.history has to be at least 1, not 0"),
         (TrainingConfig, {"batch_targets": 0}, "training.batch_targets"),
         (TrainingConfig, {"measurements": 0}, "training.measurements"),
+        (TrainingConfig, {"label_smoothing": 5.0}, "training.label_smoothing is a share from 0 to 1"),
         (TrainingConfig, {"beams": 9}, "training.beams has to be at least 10"),
         (Shape, {"users": 0}, "shape.users"),
         (RecommendConfig, {"beams": 9}, "beams has to be at least 10"),
