@@ -9,10 +9,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from models.catalogue import CatalogueItem, embedding_batches, has_embeddings, read_embeddings, read_items
+from models.catalogue import (
+    CatalogueItem,
+    embedding_batches,
+    has_embeddings,
+    read_embeddings,
+    read_item_ids,
+    read_items,
+)
 from models.embedding_cache import embed_texts
 from models.evaluation.prefixes import consecutive_pairs
 from models.interactions import in_rows, read_interactions
@@ -78,7 +86,7 @@ class Space:
 
 
 def read_catalogue(path: Path, key_column: str | None = None) -> Catalogue:
-    """A catalogue file, or an array of embeddings, whose items are then named by their row numbers.
+    """A catalogue file, or an array of embeddings, whose items are named by their row numbers where it has no item ids.
 
     Args:
         path: See `models.catalogue.read_items` and `read_embeddings`.
@@ -90,7 +98,12 @@ def read_catalogue(path: Path, key_column: str | None = None) -> Catalogue:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if has_embeddings(path):
-        names = [str(row) for row in range(sum(map(len, embedding_batches(path))))]
+        if key_column:
+            raise ValueError(
+                f"{path} has embeddings, of which no other column than item_id is read: not {key_column!r}"
+            )
+        names = _names_of_embeddings(path)
+        _check_once(path, names)
         return Catalogue(path, sha256, names, names, {}, takes_text=False)
     item_ids: list[str] = []
     keys: list[str] = []
@@ -104,10 +117,21 @@ def read_catalogue(path: Path, key_column: str | None = None) -> Catalogue:
         raise ValueError(f"{path} has no items")
     if key_column and not any(keys):
         raise ValueError(f"{path} has nothing in a column {key_column!r}, by which index files would name the items")
+    _check_once(path, item_ids)
+    return Catalogue(path, sha256, item_ids, keys, category_levels(paths), takes_text=True)
+
+
+def _names_of_embeddings(path: Path) -> list[str]:
+    if path.suffix == ".parquet" and "item_id" in pq.read_schema(path).names:
+        names: list[str] = read_item_ids(path).to_pylist()
+        return names
+    return [str(row) for row in range(sum(map(len, embedding_batches(path))))]
+
+
+def _check_once(path: Path, item_ids: Sequence[str]) -> None:
     if len(set(item_ids)) < len(item_ids):
         repeated, _ = Counter(item_ids).most_common(1)[0]
         raise ValueError(f"{path} names item {repeated!r} more than once")
-    return Catalogue(path, sha256, item_ids, keys, category_levels(paths), takes_text=True)
 
 
 def category_levels(paths: Sequence[tuple[str, ...]]) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models import Tokenizer, Trie, load
-from models.catalogue import read_embeddings
+from models.catalogue import read_embeddings, read_item_ids
 from models.evaluation.material import Embedder, read_catalogue
 from models.recommendation.task import Identified
 from service.client import TokenizerClient
@@ -37,13 +36,12 @@ class CatalogueFile:
     def __init__(self, path: Path, embedding_cache: Path | None = None) -> None:
         catalogue = read_catalogue(path)
         if not catalogue.takes_text:
-            catalogue = replace(catalogue, item_ids=_item_ids(path))
+            # Row numbers would do for an array, but users' sequences do not mean them.
+            read_item_ids(path)
         self._catalogue = catalogue
         self._embedder = Embedder(catalogue, embedding_cache)
         self.item_ids = catalogue.item_ids
         self.rows: Mapping[str, int] = {item_id: row for row, item_id in enumerate(self.item_ids)}
-        if len(self.rows) != len(self.item_ids):
-            raise ValueError(f"{path} names an item more than once")
 
     def embeddings(self, tokenizer: Tokenizer) -> Tensor:
         """(N, D) float32, of every item.
@@ -148,12 +146,3 @@ def _suffixes(codes: Tensor) -> Tensor:
         suffixes.append(seen.get(tuple(row), 0))
         seen[tuple(row)] = suffixes[-1] + 1
     return torch.tensor(suffixes, dtype=torch.int64)
-
-
-def _item_ids(path: Path) -> Sequence[str]:
-    """The column `item_id` of a Parquet file of embeddings."""
-    import pyarrow.parquet as pq
-
-    if path.suffix != ".parquet" or "item_id" not in pq.read_schema(path).names:
-        raise ValueError(f"{path} does not say whose embeddings these are: it needs to be Parquet with item_id")
-    return [str(item_id) for item_id in pq.read_table(path, columns=["item_id"]).column("item_id").to_pylist()]

@@ -145,6 +145,26 @@ def test_what_an_index_file_cannot_mean_is_refused_in_words(world, tmp_path):
         compare([world / "peer.json"], Inputs(world / "items.parquet", key_column="nubmer"), **quiet)
 
 
+def test_embeddings_with_item_ids_are_the_items_that_users_chose(world, tmp_path):
+    """Ids that are numbers, but not those of the rows."""
+    embeddings = np.load(world / "items.npy")
+    parquet, users = tmp_path / "items.parquet", tmp_path / "users.parquet"
+    rows = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), embeddings.shape[1])
+    pq.write_table(pa.table({"item_id": [str(299 - row) for row in range(300)], "embedding": rows}), parquet)
+    pq.write_table(pa.table({"user_id": ["u"], "item_ids": [["299", "298", "0"]]}), users)
+    codes = load(world / "fine").encode(torch.from_numpy(embeddings)).codes[:, 0].tolist()
+
+    found = compare([world / "fine"], Inputs(parquet, interactions=users), SMALL, lambda _: None)
+
+    shared = ((codes[0] == codes[1]) + (codes[1] == codes[299])) / 2
+    assert found.results[0].on_all.consecutive.shared[0] == shared
+    with pytest.raises(ValueError, match="no other column"):
+        compare([world / "fine"], Inputs(parquet, key_column="number"), SMALL, lambda _: None)
+    pq.write_table(pa.table({"item_id": ["a"] * 300, "embedding": rows}), parquet)
+    with pytest.raises(ValueError, match="'a' more than once"):
+        compare([world / "fine"], Inputs(parquet), SMALL, lambda _: None)
+
+
 def test_two_words_on_unseen_items_are_refused(world):
     inputs = Inputs(world / "items.npy", unseen=frozenset({"1"}), all_unseen=True)
     with pytest.raises(ValueError, match="both were said"):
