@@ -178,6 +178,9 @@ class _Names:
         if item_id is None or item_id == "" or isinstance(item_id, (float, bool, list, dict)):
             msg = f"{place} has no {self._item_id!r}; its columns are {sorted(row)}"
             raise ValueError(msg)
+        if not isinstance(item_id, (str, int)):
+            msg = f"{place}, {self._item_id}: expected a string or an integer, got {item_id!r}"
+            raise ValueError(msg)  # noqa: TRY004 - one kind of error for what a file holds
         if self._text not in row and not self._fields.keys() & row.keys():
             msg = (
                 f"{place} has none of the columns {sorted({*self._fields, self._text})}; its columns are {sorted(row)}"
@@ -230,7 +233,19 @@ def _rows(path: Path, batch_rows: int) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         msg = f"there is no file {path}"
         raise ValueError(msg)
-    return reader(path, batch_rows)
+    return _readable(path, reader(path, batch_rows))
+
+
+def _readable(path: Path, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The same rows; what cannot be read is a ValueError that names the file."""
+    try:
+        yield from rows
+    except UnicodeDecodeError as error:
+        msg = f"{path} is not UTF-8: {error}"
+        raise ValueError(msg) from error
+    except (OSError, csv.Error, pa.ArrowException) as error:
+        msg = f"{path} cannot be read: {error}"
+        raise ValueError(msg) from error
 
 
 def _parquet_rows(path: Path, batch_rows: int) -> Iterator[dict[str, Any]]:
@@ -254,7 +269,7 @@ def _json_rows(path: Path, _: int) -> Iterator[dict[str, Any]]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 msg = f"{path}, line {number} is not JSON: {error}"
                 raise ValueError(msg) from error
             if not isinstance(row, dict):
@@ -277,9 +292,12 @@ def _numpy_batches(path: Path) -> Iterator[Tensor]:
     try:
         # No pickle: an object array would run code. Mapped: the system reads what is looked at.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         msg = f"{path} cannot be read as an array: {error}"
         raise ValueError(msg) from error
+    if not isinstance(array, np.ndarray):
+        msg = f"{path} cannot be read as an array: it is an archive of them"
+        raise ValueError(msg)  # noqa: TRY004 - one kind of error for what a file holds
     if array.dtype.kind != "f":
         msg = f"{path} holds {array.dtype}, expected floats"
         raise ValueError(msg)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -131,11 +132,23 @@ def save(directory: Path, parts: TokenizerParts, manifest: Manifest, beside: Map
             (draft / name).write_text(text, encoding="utf-8")
         for file in draft.iterdir():
             file.chmod(0o644)
+            sync(file)
         draft.chmod(0o755)
+        sync(draft)
         draft.replace(directory)
+        sync(directory.parent)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def sync(path: Path) -> None:
+    """A file's content, or a directory's names, are on disk: the state of a training goes once its result is there."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_manifest(directory: Path) -> Manifest:

@@ -90,8 +90,8 @@ def read_training_data(
         say: Takes lines for the user.
 
     Raises:
-        ValueError: There is nothing to read, kinds or widths are mixed, a file is faulty, or item ids are wanted of one
-            that has none.
+        ValueError: There is nothing to read, kinds or widths are mixed, a file is faulty, no file has the column to
+            balance by, or item ids are wanted of one that has none.
     """
     if not sources:
         msg = "training needs at least one catalogue file"
@@ -100,6 +100,9 @@ def read_training_data(
         msg = "catalogues of texts and arrays of embeddings cannot be mixed in one training"
         raise ValueError(msg)
     if catalogue.has_embeddings(sources[0]):
+        if reading.balance_by:
+            msg = f"arrays of embeddings have no column {reading.balance_by!r} to balance by"
+            raise ValueError(msg)
         return _read_arrays(sources, reading, encoder)
     if encoder is None:
         msg = "texts need a text encoder"
@@ -160,6 +163,9 @@ def _read_texts(
     if not rows.texts:
         msg = f"there is no item with a text in {', '.join(map(str, sources))}"
         raise ValueError(msg)
+    if reading.balance_by and not rows.has_column:
+        msg = f"no file has a column {reading.balance_by!r} to balance by"
+        raise ValueError(msg)
     weights = balanced_weights(rows.groups, reading.balance) if reading.balance_by else None
     ids = pa.concat_arrays(rows.item_ids) if reading.keep_ids else None
     return TrainingData(spool.tensor(), rows.texts, weights, rows.notes, ids)
@@ -173,6 +179,7 @@ class _TextRows:
     Attributes:
         texts: Those that were seen so far.
         groups: The number of each row's balance group; empty where none are asked for.
+        has_column: Whether any row has a value in the column to balance by.
         item_ids: Of each batch, where they are asked for.
         notes: Of each file that was read.
     """
@@ -184,6 +191,7 @@ class _TextRows:
         self._numbers: dict[str, int] = {}
         self.texts = TextSpool(reading.spool)
         self.groups = array("i")
+        self.has_column = False
         self.item_ids: list[pa.LargeStringArray] = []
         self.notes: list[dict[str, Any]] = []
 
@@ -201,6 +209,7 @@ class _TextRows:
                 texts = [text for _, text in rows]
                 self.texts.extend(texts)
                 if column:
+                    self.has_column |= any(item.kept.get(column) for item, _ in rows)
                     names = (item.kept.get(column) or f"file {number}" for item, _ in rows)
                     self.groups.extend(self._numbers.setdefault(name, len(self._numbers)) for name in names)
                 if self._reading.keep_ids:

@@ -63,8 +63,8 @@ class LevelRecord:
     Attributes:
         used: Share of the codewords chosen at least once.
         perplexity: exp(entropy) of the choices.
-        left_over: Of the latents' mean squared norm, the share that this level and those before it leave over: the
-            inertia of its k-means where a family has one codebook for each level.
+        left_over: The mean squared norm of what this level and those before it leave over, as a share of the latents'
+            variance: the inertia of its k-means where a family has one codebook for each level.
         restarted: Dead codewords that were moved to where rows are, in this epoch.
     """
 

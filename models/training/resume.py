@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from models.checkpoint import sync
 from models.training.history import EpochRecord, Measure, record_of
 
 STATE = "state.safetensors"
@@ -139,7 +140,7 @@ class StateDirectory:
                 file.flush()
                 os.fsync(file.fileno())
             draft.replace(self.directory / STATE)
-            _sync_directory(self.directory)
+            sync(self.directory)
         except OSError as error:
             with suppress(OSError):
                 draft.unlink()
@@ -241,15 +242,6 @@ def _require_format(content: Mapping[str, Any]) -> None:
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _sync_directory(directory: Path) -> None:
-    """A rename is on disk once its directory is."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _differences(before: Any, now: Any, path: str = "") -> list[str]:

@@ -152,7 +152,7 @@ def colliding_pairs(codes: Tensor, rows: Tensor) -> Tensor:
     Where there are more than `PAIRS`, each second, third, ... of them.
 
     Args:
-        codes: (n, L) int64.
+        codes: (n, L) int.
         rows: (n,) int64, the row number of each.
     """
     keys = code_keys(codes)

@@ -198,3 +198,44 @@ def test_a_number_that_is_none_is_absent(tmp_path):
     write(path, [{"item_id": "a", "title": "t", "brand": float("nan"), "description": 5}])
     ((item,),) = read_items(path)
     assert item.fields == {"title": "t", "description": "5"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("latin.csv", "item_id,title\n1,caf\xe9\n".encode("latin-1"), "latin.csv is not UTF-8"),
+        ("wide.csv", b"item_id,title\n1," + b"x" * 200_000, "wide.csv cannot be read: field larger"),
+        ("deep.jsonl", b"[" * 100_000, "deep.jsonl, line 1 is not JSON"),
+        ("utf16.jsonl", '{"item_id": "1"}'.encode("utf-16"), "utf16.jsonl is not UTF-8"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(name, content, words, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        list(read_items(tmp_path / name))
+
+
+def test_a_damaged_page_of_parquet_is_named(tmp_path):
+    path = tmp_path / "items.parquet"
+    ids = [str(number) for number in range(10_000)]
+    pq.write_table(pa.table({"item_id": ids, "title": ids}), path)
+    content = bytearray(path.read_bytes())
+    content[200:400] = b"\xff" * 200
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"items\.parquet cannot be read: "):
+        list(read_items(path))
+
+
+def test_item_ids_of_bytes_are_refused(tmp_path):
+    pq.write_table(pa.table({"item_id": [b"ab"], "title": ["x"]}), tmp_path / "items.parquet")
+    with pytest.raises(ValueError, match=r"row 1, item_id: expected a string or an integer, got b'ab'"):
+        list(read_items(tmp_path / "items.parquet"))
+
+
+def test_an_empty_array_and_an_archive_are_refused(tmp_path):
+    (tmp_path / "empty.npy").touch()
+    np.savez(tmp_path / "archive.npz", np.zeros((2, 2)))
+    (tmp_path / "archive.npz").rename(tmp_path / "archive.npy")
+    for name, words in (("empty", "cannot be read as an array"), ("archive", "it is an archive")):
+        with pytest.raises(ValueError, match=words):
+            read_embeddings(tmp_path / f"{name}.npy")

@@ -267,3 +267,14 @@ def test_fewer_different_items_than_codewords_are_told_of(tmp_path):
     lines = []
     train_checkpoint([tmp_path / "e.npy"], tmp_path / "out", SMALL, say=lines.append)
     assert any("5 different embeddings for codebooks of up to 8" in line for line in lines)
+
+
+def test_a_column_to_balance_by_that_no_file_has_is_refused(tmp_path, cache):
+    config = replace(SMALL, balance_by="sorce")
+    with pytest.raises(ValueError, match="no file has a column 'sorce' to balance by"):
+        train_checkpoint(
+            [write(tmp_path / "items.csv")], tmp_path / "out", config, embedding_cache=cache, say=lambda _: None
+        )
+    np.save(tmp_path / "e.npy", np.eye(8, dtype=np.float32))
+    with pytest.raises(ValueError, match="arrays of embeddings have no column 'sorce'"):
+        train_checkpoint([tmp_path / "e.npy"], tmp_path / "out", config, say=lambda _: None)
