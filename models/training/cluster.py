@@ -19,7 +19,6 @@ drew on (balance, the other rows) is gone from a frozen tokenizer: each row goes
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -29,7 +28,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.chunks import all_equal, weighted_spread, weighted_sum
 from models.network import DecoderNetwork, EncoderNetwork, NetworkConfig, start_linear
 from models.product import ProductQuantizer
 from models.quantizer import Quantizer
@@ -39,8 +37,9 @@ from models.training.history import INITIALISED, EpochRecord, Measure
 from models.training.kmeans import KMeansConfig
 from models.training.minibatch import MiniBatchConfig, minibatch_residuals
 from models.training.projection import Centred, ProjectionConfig, projection
-from models.training.spool import block_rows, held, in_reading_order
-from models.training.watch import Fit, coded, held_out_measures, held_out_rows, level_records
+from models.training.rows import drawn_rows
+from models.training.spool import block_rows, held
+from models.training.watch import Fit, coded, held_out_measures, level_records
 from models.tree import TreeQuantizer
 
 CHUNK_ROWS = 8192
@@ -132,41 +131,26 @@ def fit_clusters(
         ValueError: There are too few rows, they are all equal or too large for float32, or the settings do not fit the
             embeddings.
     """
-    if len(embeddings) < 2 or all_equal(embeddings):
-        raise ValueError(f"training needs at least 2 items that differ, got {len(embeddings):,}")
     began = time.monotonic()
     generator = torch.Generator().manual_seed(config.seed)
-    weights = torch.ones(1).expand(len(embeddings)) if weights is None else weights.float()
-    order = torch.randperm(len(embeddings), generator=generator)
-    count = held_out_rows(len(embeddings), config.held_out)
-    held_out, training = order[:count].clone(), in_reading_order(order[count:], embeddings)
-    del order
-    share = weights / weights.sum()
-    centre = weighted_sum(embeddings, share)
-    variance = float(weighted_spread(embeddings, centre, share).clamp_min(1e-12))
-    if not math.isfinite(variance):
-        raise ValueError(f"the variance of the embeddings is {variance}: not finite, or too large for float32")
-    network, decoder = _linear_networks(Centred(embeddings, training, centre), weights[training], config, generator)
-    del share
-    network.centre.copy_(centre)
-    decoder.centre.copy_(centre)
-    data = ClusterData(embeddings, training, weights[training], network, spool)
+    rows = drawn_rows(embeddings, weights, config.held_out, generator)
+    counts = rows.weights[rows.training]
+    network, decoder = _linear_networks(Centred(embeddings, rows.training, rows.centre), counts, config, generator)
+    network.centre.copy_(rows.centre)
+    decoder.centre.copy_(rows.centre)
+    data = ClusterData(embeddings, rows.training, counts, network, spool)
     with torch.no_grad():
         if family == "opq":
             _rotate(network, decoder, learned_rotation(data.latents(), config.codebook_sizes))
         quantizer = FITTERS[family](data, config, generator)
         del data
         model = Clustered(network.eval(), quantizer.eval(), decoder.eval())
-    measured = held_out if len(held_out) else training[:5_000]
-    clustered = weights.index_fill(0, held_out, 0.0)
-    everything = coded(model, embeddings, clustered)
-    reconstruction, colliding = held_out_measures(
-        model, embeddings, weights, everything.codes, rows=measured, variance=variance
-    )
+    everything = coded(model, embeddings, rows.counting)
+    reconstruction, colliding = held_out_measures(model, rows, everything.codes)
     measure = Measure(0, False, reconstruction, colliding, reconstruction)
-    levels = level_records(everything, quantizer.codebook_sizes, clustered)
+    levels = level_records(everything, quantizer.codebook_sizes, rows.counting)
     record = EpochRecord(INITIALISED, 0, time.monotonic() - began, held_out=measure, levels=levels)
-    return Fit(model, measure, (record,), held_out)
+    return Fit(model, measure, (record,), rows.held_out)
 
 
 def _linear_networks(

@@ -17,20 +17,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.chunks import all_equal, squared_distances, weighted_spread, weighted_sum
+from models.chunks import weighted_spread, weighted_sum
 from models.network import NetworkConfig, start_linear
 from models.quantizer import Quantization
-from models.training.codebooks import cluster_residuals
 from models.training.descent import Batch, Descent, DivergedError, reason, useless_epoch
 from models.training.fit_config import FitConfig
 from models.training.history import INITIALISED, NOTHING_YET, REFITTED, TRAINING, WARM_UP, EpochRecord, Measure
-from models.training.objectives import centred, cluster_codewords, mean_contrast, missed_reconstructions
+from models.training.objectives import centred, mean_contrast, missed_reconstructions
 from models.training.progress import Progress
 from models.training.projection import Centred, draw_rows, projection
 from models.training.resume import Snapshot
+from models.training.rows import drawn_rows
 from models.training.rqvae import RQVAE, Variances
 from models.training.run import Run, stage_words
-from models.training.spool import held, in_reading_order
+from models.training.upkeep import CodebookUpkeep
 from models.training.watch import (
     Coded,
     Fit,
@@ -38,7 +38,6 @@ from models.training.watch import (
     coded,
     colliding_pairs,
     held_out_measures,
-    held_out_rows,
     level_records,
 )
 
@@ -89,30 +88,15 @@ class _Fitting:
         *,
         run: Run | None = None,
     ) -> None:
-        if len(embeddings) < 2:
-            msg = f"training needs at least 2 items, got {len(embeddings)}"
-            raise ValueError(msg)
         config.check(embeddings.shape[1])
         self.config = config
         ema = config.ema if config.codebooks == "ema" else None
         self.loss = replace(config.loss, codebook=0.0) if ema else config.loss
-        self.spool = spool
         self.collaborative = centred(collaborative, len(embeddings)) if config.loss.collaborative else None
         self.generator = torch.Generator().manual_seed(config.seed)
-        if all_equal(embeddings):
-            msg = f"training needs items that differ: all {len(embeddings):,} have the same embedding"
-            raise ValueError(msg)
-        self.embeddings = embeddings
         self.weighted = weights is not None
-        self.weights = torch.ones(len(embeddings)) if weights is None else weights.float()
-        order = torch.randperm(len(embeddings), generator=self.generator)
-        held_out = held_out_rows(len(embeddings), config.held_out)
-        self.held_out, self.training = order[:held_out].clone(), in_reading_order(order[held_out:], embeddings)
-        share = self.weights / self.weights.sum()
-        self.centre = weighted_sum(embeddings, share)
-        self.variance = float((squared_distances(embeddings, self.centre) * share).sum().clamp_min(1e-12))
-        if not math.isfinite(self.variance):
-            raise ValueError(f"the variance of the embeddings is {self.variance}: not finite, or too large for float32")
+        self.rows = drawn_rows(embeddings, weights, config.held_out, self.generator)
+        self.training = self.rows.training
         # Seeded here, so that the modules' random weights are the seed's and nobody else's state is touched.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -125,12 +109,15 @@ class _Fitting:
         if config.networks == "fixed":
             self.model.network.requires_grad_(requires_grad=False)
             self.model.decoder.requires_grad_(requires_grad=False)
-        self.model.network.centre.copy_(self.centre)
-        self.model.decoder.centre.copy_(self.centre)
+        self.model.network.centre.copy_(self.rows.centre)
+        self.model.decoder.centre.copy_(self.rows.centre)
         self.pairs = torch.empty(0, 2, dtype=torch.int64)
         self.how = run or Run()
         self.progress = self.how.progress or Progress(lambda _: None, terminal=False)
         self.model.bf16 = self.how.bf16
+        self.codebooks = CodebookUpkeep(
+            self.model, self.rows, config, self.generator, device=self.how.device, spool=spool
+        )
         self.stage, self.epoch = WARM_UP, 0
         self.records: list[EpochRecord] = []
         self.best, self.best_state = NOTHING_YET, dict[str, Tensor]()
@@ -160,7 +147,7 @@ class _Fitting:
         self.model.load_state_dict(self.best_state)
         if self.best.epoch and self.config.networks == "learned":
             self._refit()
-        return Fit(self.model.cpu().eval(), self.best, tuple(self.records), self.held_out)
+        return Fit(self.model.cpu().eval(), self.best, tuple(self.records), self.rows.held_out)
 
     def _begin(self, stage: str) -> None:
         """Begin a stage, with an optimiser of its own."""
@@ -195,8 +182,8 @@ class _Fitting:
         down = up = torch.eye(self.config.latent)
         if self.config.start == "projection":
             down, up = projection(
-                Centred(self.embeddings, rows, self.centre),
-                self.weights[rows],
+                Centred(self.rows.embeddings, rows, self.rows.centre),
+                self.rows.weights[rows],
                 self.config.latent,
                 self.config.projection,
                 self.generator,
@@ -220,9 +207,9 @@ class _Fitting:
         """Cluster, unless the quantizer's state says that it has codebooks already; the first measurement."""
         began = time.monotonic()
         if not bool(self.model.quantizer.initialised):
-            self._cluster_codebooks(self._some(self.config.start_rows) if self.config.start_rows else None)
+            self.codebooks.cluster(self.codebooks.some(self.config.start_rows) if self.config.start_rows else None)
         self.coded = self._coded()
-        self._start_running()
+        self.codebooks.start_running(self.coded.codes)
         self._keep(self._measured(INITIALISED, 0, began))
 
     def _train(self) -> None:
@@ -232,16 +219,16 @@ class _Fitting:
             began, means = time.monotonic(), LossMeans()
             if self.loss.repulsion:
                 self.pairs = colliding_pairs(self.coded.codes[self.training], self.training)
-            variances = Variances(self.variance, self._latent_variance())
-            self.clusters = self._clusters()
+            variances = Variances(self.rows.variance, self._latent_variance())
+            self.clusters = self.codebooks.clusters()
             for rows in self._batches():
                 self.descent.step(self._batch(rows, variances), means)
                 if self.model.running:
                     self.model.running.follow(self.model.quantizer.codebooks, self.chosen)
             if not self.loss.reconstruction:
-                self.model.scale_decoder(self._rows(self._some(CHUNK_ROWS)))
+                self.model.scale_decoder(self._rows(self.codebooks.some(CHUNK_ROWS)))
             self.coded = self._coded()
-            restarted = self._reset_dead_codewords(self.coded.codes)
+            restarted = self.codebooks.restart_dead(self.coded.codes)
             if any(restarted):
                 self.coded = self._coded()
             self.epoch += 1
@@ -264,7 +251,7 @@ class _Fitting:
         again.
         """
         began = time.monotonic()
-        self._cluster_codebooks()
+        self.codebooks.cluster()
         self.coded = self._coded()
         measure = self._measured(REFITTED, self.best.epoch, began)
         if measure.value <= self.best.value:
@@ -272,39 +259,9 @@ class _Fitting:
         else:
             self.model.load_state_dict(self.best_state)
 
-    def _some(self, count: int) -> Tensor:
-        """So many training rows at most, drawn at random, in the order in which they are read."""
-        return self.training[torch.randperm(len(self.training), generator=self.generator)[:count].sort().values]
-
-    def _start_running(self) -> None:
-        """Running means start as the codebooks are, and as often as training rows chose them."""
-        if self.model.running:
-            for level, codebook in enumerate(self.model.quantizer.codebooks):
-                counts = torch.bincount(self.coded.codes[self.training, level], minlength=len(codebook))
-                self.model.running.start(level, codebook, counts, self.config.batch_rows)
-
-    def _clusters(self) -> list[Tensor] | None:
-        """Each level's codewords in clusters, where the diversity counts."""
-        if not self.loss.diversity:
-            return None
-        codebooks, clusters = self.model.quantizer.codebooks, self.loss.diversity_clusters
-        return [cluster_codewords(codebook, clusters, self.generator) for codebook in codebooks]
-
-    @torch.no_grad()
-    def _cluster_codebooks(self, some: Tensor | None = None) -> None:
-        """k-means of what each level receives of all training rows, or of some, given by their numbers."""
-        training = self.training if some is None else some
-        parts = (self.model.network(self._rows(rows)).cpu() for rows in training.split(CHUNK_ROWS))
-        latents = held(parts, len(training), self.config.latent, self.spool)
-        weights = self.weights[training]
-        # On the CPU, where the latents of any number of rows may lie on disk.
-        quantizer = self.model.quantizer.cpu()
-        cluster_residuals(quantizer, latents, weights, self.config.kmeans, self.generator, spool=self.spool)
-        quantizer.to(self.how.device)
-
     def _warm_up_losses(self, batch: Tensor) -> dict[str, Tensor]:
         rebuilt = self.model.rebuilt(self.model.latents(batch))
-        loss = (batch - rebuilt).square().sum(dim=1).mean() / self.variance
+        loss = (batch - rebuilt).square().sum(dim=1).mean() / self.rows.variance
         return {"reconstruction": loss, "total": loss}
 
     def _batch(self, rows: Tensor, variances: Variances) -> Batch:
@@ -363,55 +320,33 @@ class _Fitting:
 
     def _rows(self, rows: Tensor) -> Tensor:
         """Embeddings (n, D) float32 of row numbers (n,), where the model is."""
-        batch = self.embeddings[rows]
-        return batch.pin_memory().to(self.how.device, non_blocking=True) if self.how.device.type == "cuda" else batch
+        return self.rows.batch(rows, self.how.device)
 
     def _batches(self) -> Iterator[Tensor]:
         """An epoch's row numbers: every row once, or as many rows drawn by weight."""
         rows = self.training
         if self.weighted:
-            order = draw_rows(self.weights[rows], len(rows), self.generator)
+            order = draw_rows(self.rows.weights[rows], len(rows), self.generator)
         else:
             order = torch.randperm(len(rows), generator=self.generator)
         yield from (rows[part] for part in order.split(self.config.batch_rows))
 
-    @torch.no_grad()
     def _latent_variance(self) -> float:
         """Of the training rows' latents, weighted as they are drawn."""
-        parts = (self.model.network(self._rows(rows)).cpu() for rows in self.training.split(CHUNK_ROWS))
-        latents = held(parts, len(self.training), self.config.latent, self.spool)
-        share = self.weights[self.training] / self.weights[self.training].sum()
+        latents = self.codebooks.latents()
+        share = self.rows.weights[self.training] / self.rows.weights[self.training].sum()
         return float(weighted_spread(latents, weighted_sum(latents, share), share).clamp_min(1e-12))
 
     def _coded(self) -> Coded:
         """All rows as the model codes them now."""
-        return coded(self.model, self.embeddings, self._training_weights())
-
-    def _training_weights(self) -> Tensor:
-        """What each row counts (N,), 0 where it is held out."""
-        return self.weights.index_fill(0, self.held_out, 0.0)
-
-    @torch.no_grad()
-    def _reset_dead_codewords(self, codes: Tensor) -> tuple[int, ...]:
-        """Move codewords that no training row chooses to residuals of their level; how many there were in each."""
-        reset = []
-        for level, codebook in enumerate(self.model.quantizer.codebooks):
-            used = torch.bincount(codes[self.training, level], minlength=len(codebook)) > 0
-            if dead := int((~used).sum()):
-                rows = self.training[draw_rows(self.weights[self.training], dead, self.generator)]
-                quantization = self.model.quantizer.quantize(self.model.network(self._rows(rows)))
-                codebook[(~used).to(codebook.device)] = quantization.residuals[:, level]
-                if self.model.running:
-                    self.model.running.restart(level, (~used).to(codebook.device), codebook)
-            reset.append(dead)
-        return tuple(reset)
+        return coded(self.model, self.rows.embeddings, self.rows.counting)
 
     def _measured(
         self, stage: str, epoch: int, began: float, means: LossMeans | None = None, restarted: tuple[int, ...] = ()
     ) -> Measure:
         """Measure the model as `self.coded` codes the rows, and write down what happened since `began`."""
         measure = self._measure(epoch, self.coded.codes, refitted=stage == REFITTED)
-        levels = level_records(self.coded, self.config.codebook_sizes, self._training_weights(), restarted)
+        levels = level_records(self.coded, self.config.codebook_sizes, self.rows.counting, restarted)
         self._record(EpochRecord(stage, epoch, time.monotonic() - began, held_out=measure, levels=levels), means)
         return measure
 
@@ -427,10 +362,8 @@ class _Fitting:
         self.best, self.best_state = measure, copy.deepcopy(self.model.state_dict())
 
     def _measure(self, epoch: int, codes: Tensor, *, refitted: bool = False) -> Measure:
-        rows = self.held_out if len(self.held_out) else self.training[:5_000]
-        reconstruction, colliding = held_out_measures(
-            self.model, self.embeddings, self.weights, codes, rows=rows, variance=self.variance
-        )
+        rows = self.rows.measured
+        reconstruction, colliding = held_out_measures(self.model, self.rows, codes)
         value = self.config.collision_price * colliding + (reconstruction if self.loss.reconstruction else 0.0)
         missed = None
         if self.loss.contrastive:

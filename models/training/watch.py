@@ -13,11 +13,9 @@ from models.evaluation.measures import usage
 from models.network import DecoderNetwork, EncoderNetwork
 from models.quantizer import Quantizer
 from models.training.history import EpochRecord, LevelRecord, Measure
+from models.training.rows import Rows
 
 CHUNK_ROWS = 8192
-
-# Rows that are held out at most: more do not measure better.
-HELD_OUT_ROWS = 5_000
 
 # Colliding pairs of an epoch, at most.
 PAIRS = 2**20
@@ -77,11 +75,6 @@ class Coded(NamedTuple):
     left_over: Tensor
 
 
-def held_out_rows(rows: int, share: float) -> int:
-    """How many of so many rows, at least 2, are held out; 2 at least are trained on."""
-    return min(HELD_OUT_ROWS, round(share * rows), rows - 2)
-
-
 @torch.no_grad()
 def coded(model: Trained, embeddings: Tensor, weights: Tensor) -> Coded:
     """The codes of embeddings (N, D) float32; what the levels leave over is of rows weighted by (N,)."""
@@ -121,29 +114,25 @@ def level_records(
 
 
 @torch.no_grad()
-def held_out_measures(
-    model: Trained, embeddings: Tensor, weights: Tensor, codes: Tensor, *, rows: Tensor, variance: float
-) -> tuple[float, float]:
-    """Reconstruction error of some rows as a share of the variance, and the share of them that collide with any row.
+def held_out_measures(model: Trained, rows: Rows, codes: Tensor) -> tuple[float, float]:
+    """Reconstruction error of held-out rows as a share of the variance, and the share that collides with any row.
 
     Args:
         model: What is measured.
-        embeddings: (N, D) float32.
-        weights: (N,) float, what each row counts.
+        rows: On `Rows.measured` of these.
         codes: (N, L) int, of all rows.
-        rows: (n,) int64, the rows that are measured.
-        variance: Of the embeddings, summed over features.
     """
     device = model.network.centre.device
-    rebuilt = model.decoder(model.quantizer.decode(codes[rows].long().to(device))).cpu()
-    miss = (embeddings[rows] - rebuilt).square().sum(dim=1)
-    share = weights[rows] / weights[rows].sum()
+    chosen = rows.measured
+    rebuilt = model.decoder(model.quantizer.decode(codes[chosen].long().to(device))).cpu()
+    miss = (rows.embeddings[chosen] - rebuilt).square().sum(dim=1)
+    share = rows.weights[chosen] / rows.weights[chosen].sum()
     keys = code_keys(codes)
-    measured = keys[rows]
+    measured = keys[chosen]
     ordered = sorted_in_place(keys)
     counts = torch.searchsorted(ordered, measured, right=True) - torch.searchsorted(ordered, measured)
     colliding = float(((counts > 1) * share).sum())
-    return float((miss * share).sum()) / variance, colliding
+    return float((miss * share).sum()) / rows.variance, colliding
 
 
 def colliding_pairs(codes: Tensor, rows: Tensor) -> Tensor:

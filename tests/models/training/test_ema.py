@@ -87,7 +87,7 @@ def test_dead_codewords_come_back_and_stay_where_they_were_moved(clustered):
     for codebook in fitting.model.quantizer.codebooks:
         codebook.data[:3] = 1e3
     # when
-    fitting._reset_dead_codewords(fitting._coded().codes)
+    fitting.codebooks.restart_dead(fitting._coded().codes)
     moved = [codebook[:3].clone() for codebook in fitting.model.quantizer.codebooks]
     output = fitting.model(clustered)
     fitting.model.running.follow(fitting.model.quantizer.codebooks, output.quantization)

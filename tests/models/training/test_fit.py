@@ -54,14 +54,14 @@ def test_dead_codewords_restart_where_there_is_data(clustered):
     # given codewords that nothing is near to
     fitting = _Fitting(clustered, SMALL, None)
     fitting._project()
-    fitting._cluster_codebooks()
+    fitting.codebooks.cluster()
     for codebook in fitting.model.quantizer.codebooks:
         codebook.data[:3] = 1e3
     # when
-    reset = sum(fitting._reset_dead_codewords(fitting._coded().codes))
+    reset = sum(fitting.codebooks.restart_dead(fitting._coded().codes))
     # then
     assert reset == 9
-    assert sum(fitting._reset_dead_codewords(fitting._coded().codes)) < reset
+    assert sum(fitting.codebooks.restart_dead(fitting._coded().codes)) < reset
     assert all(float(codebook.detach().abs().max()) < 1e2 for codebook in fitting.model.quantizer.codebooks)
 
 
@@ -108,6 +108,18 @@ def test_a_loss_that_is_not_finite_stops_with_the_place(clustered):
         fit(clustered * 1e18, replace(SMALL, epochs=3, learning_rate=1e30))
 
 
+def test_held_out_rows_move_neither_the_centre_nor_the_variance(clustered):
+    fitting = _Fitting(clustered, replace(SMALL, held_out=0.1), None)
+    other = clustered.clone()
+    other[fitting.rows.held_out] += 100
+
+    moved = _Fitting(other, replace(SMALL, held_out=0.1), None)
+
+    assert torch.equal(moved.rows.held_out, fitting.rows.held_out)
+    assert torch.equal(moved.rows.centre, fitting.rows.centre)
+    assert moved.rows.variance == fitting.rows.variance
+
+
 def test_held_out_rows_are_not_trained_on(clustered):
     # given
     fitted = fit(clustered, replace(SMALL, epochs=1))
@@ -125,8 +137,8 @@ def test_the_measure_counts_held_out_items_that_share_all_codes(clustered):
     codes = torch.arange(600)[:, None].repeat(1, 3) % 8
     codes = torch.stack([codes[:, 0], torch.arange(600) // 8 % 8, torch.arange(600) // 64 % 8], dim=1)
     unique = codes.unique(dim=0, return_counts=True)[1]
-    expected = sum(int((codes == codes[row]).all(dim=1).sum()) > 1 for row in fitting.held_out.tolist()) / len(
-        fitting.held_out
+    expected = sum(int((codes == codes[row]).all(dim=1).sum()) > 1 for row in fitting.rows.held_out.tolist()) / len(
+        fitting.rows.held_out
     )
     assert fitting._measure(1, codes).colliding == pytest.approx(expected)
     assert int(unique.max()) == 2

@@ -98,7 +98,7 @@ def test_a_start_on_some_rows_clusters_those_only(rows):
     # given
     config = replace(SMALL, start_rows=200, epochs=0).training(24)
     fitting = _Fitting(rows, config, None)
-    others = sorted(set(fitting.training.tolist()) - set(fitting._some(200).tolist()))
+    others = sorted(set(fitting.training.tolist()) - set(fitting.codebooks.some(200).tolist()))
     assert len(others) == 700
     # when the other rows change but for their mean
     moved = rows.clone()
