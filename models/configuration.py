@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass, replace
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 C = TypeVar("C")
@@ -49,7 +50,10 @@ def at_least(part: str, config: object, **least: int) -> None:
 def _with(config: Any, name: str, path: list[str], value: str) -> Any:
     known = [field.name for field in fields(config)]
     if path[0] not in known:
-        raise ValueError(f"there is no setting {name!r}; known are {', '.join(known)}")
+        before = name.removesuffix(".".join(path))
+        near = get_close_matches(path[0], known, n=1)
+        meant = f" (did you mean {before}{near[0]}?)" if near else ""
+        raise ValueError(f"there is no setting {name!r}{meant}; known are {', '.join(before + one for one in known)}")
     present = getattr(config, path[0])
     if is_dataclass(present) and len(path) > 1:
         return replace(config, **{path[0]: _with(present, name, path[1:], value)})

@@ -129,7 +129,7 @@ def learned_rotation(latents: Tensor, sizes: tuple[int, ...]) -> Tensor:
         raise ValueError("opq is trained with faiss: pip install 'semid[train]'") from error
     width, parts = latents.shape[1], len(sizes)
     if width % parts:
-        raise ValueError(f"opq cuts latents into equal parts; {width} numbers have no {parts}")
+        raise ValueError(f"opq: the latent's width, {width}, has to be a multiple of the number of levels, {parts}")
     bits = max(1, min(*sizes, len(latents)).bit_length() - 1)
     rotation = faiss.OPQMatrix(width, parts)
     inner = faiss.ProductQuantizer(width, parts, min(bits, 12))

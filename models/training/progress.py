@@ -40,7 +40,7 @@ class Progress:
     def show(self, record: EpochRecord, best: Measure | None = None) -> None:
         """An epoch is over."""
         if self._bar is not None:
-            self._bar.set_postfix_str(figures(record, best), refresh=False)
+            self._bar.set_postfix_str(brief(record, best), refresh=False)
             self._bar.update()
         elif not self._terminal:
             name = "epoch" if self._stage == TRAINING else f"{self._stage} epoch"
@@ -54,19 +54,35 @@ class Progress:
 
 
 def figures(record: EpochRecord, best: Measure | None = None) -> str:
-    """What matters of an epoch, on one line."""
+    """What matters of an epoch, on one line; what decides comes first."""
     losses = record.losses
-    terms = [f"{name} {value:.3f}" for name, value in losses.items() if name != _TOTAL and not name[-1].isdigit()]
-    parts = [f"loss {losses[_TOTAL]:.3f} ({', '.join(terms)})"] if losses else []
+    parts = []
     if record.held_out:
         held_out = record.held_out
         parts.append(f"held out: reconstruction {held_out.reconstruction:.3f}, colliding {held_out.colliding:.2%}")
+    if best:
+        parts.append(f"best epoch {best.epoch}")
     if record.levels:
         used = [level.used for level in record.levels]
         worst = used.index(min(used))
         parts.append(f"used: level 1 {used[0]:.1%}, worst (level {worst + 1}) {used[worst]:.1%}")
         if restarted := sum(level.restarted for level in record.levels):
             parts.append(f"restarted {restarted}")
+    if losses:
+        terms = [f"{name} {value:.3f}" for name, value in losses.items() if name != _TOTAL and not name[-1].isdigit()]
+        parts.append(f"loss {losses[_TOTAL]:.3f} (unweighted: {', '.join(terms)})")
+    return "; ".join(parts)
+
+
+def brief(record: EpochRecord, best: Measure | None = None) -> str:
+    """The same for a bar, which has to stand on the line too."""
+    parts = []
+    if record.held_out:
+        parts.append(f"held out {record.held_out.reconstruction:.3f}, colliding {record.held_out.colliding:.1%}")
     if best:
         parts.append(f"best epoch {best.epoch}")
-    return "; ".join(parts)
+    if record.levels:
+        parts.append(f"used {min(level.used for level in record.levels):.0%}")
+    if record.losses:
+        parts.append(f"loss {record.losses[_TOTAL]:.3f}")
+    return ", ".join(parts)

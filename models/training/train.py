@@ -148,9 +148,8 @@ def train_checkpoint(
         )
         encoder = text_encoder_of(sources, text_encoder, str(where))
         data = read_training_data(sources, reading, encoder, say)
-        say(
-            f"training on {len(data.embeddings):,} items of {len(sources)} files, {data.embeddings.shape[1]} dimensions"
-        )
+        files = "one file" if len(sources) == 1 else f"{len(sources)} files"
+        say(f"training on {len(data.embeddings):,} items of {files}, {data.embeddings.shape[1]} dimensions")
         together = align(
             data, file=collaborative, interactions=interactions, seed=config.fit.seed, device=str(where), say=say
         )
@@ -192,6 +191,8 @@ def _train(
     say(str(report))
     sample = _sample(len(data.embeddings), config.fit.seed)
     texts = [data.texts[row] for row in sample[:SAMPLE_TEXTS]] if data.texts else []
+    if texts:
+        say(f"calibrating on {len(texts)} texts, alone and in batches, in float32 and in float64: up to some minutes")
     calibration = calibrate(parts, data.embeddings[sample], texts)
     if below := calibration.notes["canonical_below_float64"]:
         say(f"warning: {BELOW_FLOAT64} ({', '.join(below)}); another processor may place an item near a tie elsewhere")

@@ -67,8 +67,11 @@ def train(
     from models.configuration import configured
     from models.training.collaborative import WEIGHT
     from models.training.page import write_training_page
-    from models.training.train import TrainConfig, config_of, train_checkpoint
+    from models.training.train import TrainConfig, config_of, state_directory, train_checkpoint
 
+    for option, given, families in (("--epochs", epochs, ("rqvae", "r-vq")), ("--hidden", hidden, ("rqvae",))):
+        if given is not None and family not in families:
+            raise failure(f"{option} is for {' and '.join(families)}; {family} has none")
     settings = [f"codebook_sizes={[codebook_size] * levels}", f"seed={seed}"]
     settings += [f"hidden=[{hidden}]"] if hidden is not None else []
     settings += [f"latent={latent}"] if latent is not None else []
@@ -105,6 +108,11 @@ def train(
         write_training_page(out, manifest.full_name)
     except (CheckpointError, ValueError, OSError) as error:
         raise failure(str(error)) from error
+    except KeyboardInterrupt:
+        state = state_directory(out.resolve())
+        kept = f"the same command goes on from {state}" if state.exists() else "the same command begins anew"
+        typer.echo(f"\nsemid: interrupted; {kept}", err=True)
+        raise typer.Exit(130) from None
 
 
 def evaluate(

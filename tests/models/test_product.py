@@ -115,7 +115,7 @@ def test_alternatives_of_the_last_code_are_ranked_by_its_own_part(rows):
 
 
 def test_a_rotation_that_cannot_be_learned_is_refused_with_the_reason(rows, monkeypatch):
-    with pytest.raises(ValueError, match="12 numbers have no 5"):
+    with pytest.raises(ValueError, match="width, 12, has to be a multiple of the number of levels, 5"):
         learned_rotation(rows, (16,) * 5)
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ValueError, match=r"semid\[train\]"):

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +22,8 @@ from typer.testing import CliRunner, Result
 
 from service.cli import app
 from service.client import TokenizerClient, TokenizerError
+
+ROOT = Path(__file__).parents[2]
 
 
 def run(*words: Any) -> Result:
@@ -111,6 +119,14 @@ def test_a_dry_run_writes_codes_and_assigns_nothing(
         (["tokenize", "{dir}/good.csv", "--out", "{dir}/ids.xls"], "write to one of .parquet, .jsonl, .csv"),
         (["tokenize", "{dir}/good.txt"], ".txt"),
         (["train", "{dir}/good.csv", "--out", "{dir}/new", "--set", "nonsense=1"], "there is no setting 'nonsense'"),
+        (
+            ["train", "{dir}/good.csv", "--out", "{dir}/new", "--set", "loss.contrastiv=1"],
+            "(did you mean loss.contrastive?); known are loss.reconstruction, ",
+        ),
+        (
+            ["train", "{dir}/good.csv", "--out", "{dir}/new", "--family", "pq", "--epochs", "3"],
+            "--epochs is for rqvae and r-vq; pq has none",
+        ),
         (["train", "{dir}/good.csv", "--out", "{dir}"], "not empty"),
         (["train", "{dir}/good.csv", "--out", "{dir}/new", "--text-encoder", "{dir}/nowhere"], "nowhere"),
     ],
@@ -238,3 +254,28 @@ def test_evaluate_says_what_is_wrong_with_a_file(catalogue: Path, tmp_path: Path
     result = run("evaluate", index, "--catalogue", catalogue, "--out", tmp_path / "report")
     assert result.exit_code == 1
     assert "names no item of the catalogue" in result.output
+
+
+def test_an_interrupted_training_says_where_it_goes_on_from(tmp_path: Path) -> None:
+    # given a training that has kept a state
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).standard_normal((200, 8), dtype=np.float32))
+    settings = ["--levels", "2", "--codebook-size", "8", "--latent", "2", "--hidden", "", "--epochs", "100000"]
+    command = [sys.executable, "-c", "from service.cli import app; app()", "train", "rows.npy", "--out", "new"]
+    state = tmp_path / ".new-training"
+    with subprocess.Popen(
+        [*command, *settings, "--set", "patience=100000", "--keep-every-s", "0"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as child:
+        while not list(state.glob("*.safetensors")):
+            assert child.poll() is None
+            time.sleep(0.05)
+        # when
+        child.send_signal(signal.SIGINT)
+        _, said = child.communicate()
+    # then
+    assert child.returncode == 130
+    assert said.strip() == f"semid: interrupted; the same command goes on from {state}"

@@ -24,7 +24,7 @@ def test_a_pipe_gets_a_plain_line_for_each_epoch(tmp_path, clustered, capsys):
     assert [line.split(":")[0] for line in epochs] == ["warm-up epoch 1/1", "epoch 1/2", "epoch 2/2"]
     for words in (
         "loss ",
-        "(reconstruction ",
+        "(unweighted: reconstruction ",
         "codebook ",
         "commitment ",
         "repulsion ",
