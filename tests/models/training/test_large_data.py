@@ -19,8 +19,8 @@ ROWS, WIDTH, GROUP = 5_000_000, 48, 500_000
 HELD = 4 * ROWS * WIDTH  # bytes of the rows as float32, once
 
 # Anonymous memory beyond that of the bare libraries; a joint training has more numbers of each row at hand. What grows
-# with the rows is some numbers of each, whatever their width; peaks differ from run to run by a quarter. Pages of mapped
-# files do not count: the system takes them back.
+# with the rows is some numbers of each, whatever their width; peaks differ from run to run by a quarter. Pages of
+# mapped files do not count: the system takes them back.
 BOUNDS = {"rk-means": 0.5 * HELD, "rqvae": 0.8 * HELD}
 SETTINGS = {
     "rk-means": ["codebook_sizes=[4,4]", "minibatch.passes=1", "minibatch.batch_rows=65536"],
