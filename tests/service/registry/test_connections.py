@@ -14,8 +14,9 @@ import pytest
 from service.errors import RegistryRefused, RegistryUnavailable
 from service.registry import Claim, Registry
 from service.registry.connections import open_connections
+from tests.ports import free_ports
 from tests.topologies import SECRET, SENTINEL_SECRET, Sentinels, Tls, until
-from tests.valkey import Valkey, free_ports
+from tests.valkey import Valkey
 
 Connect = Callable[..., Awaitable[Registry]]
 

@@ -15,8 +15,9 @@ import pytest
 from service.errors import RegistryRefused, RegistryUnavailable
 from service.registry import Claim, Record, Registry, durability
 from service.registry.primary import Primary, Script, ScriptCall
+from tests.ports import free_ports
 from tests.topologies import wait_until
-from tests.valkey import Valkey, free_ports
+from tests.valkey import Valkey
 
 Connect = Callable[..., Awaitable[Registry]]
 Pair = tuple[Valkey, Valkey]

@@ -16,7 +16,8 @@ from service.registry import Claim, Registry
 from service.registry.atomic import _CLAIM
 from service.registry.marks import Mark, Marks
 from service.registry.request_queue import Request
-from tests.valkey import Valkey, free_ports
+from tests.ports import free_ports
+from tests.valkey import Valkey
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
