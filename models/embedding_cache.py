@@ -1,13 +1,16 @@
 """Embeddings of texts, computed once: a directory outside the repository, keyed by text encoder and text.
 
-A long catalogue takes minutes to embed; an interrupted or repeated training goes on where the cache ends. Layout:
-`<digest of the text encoder>/<number>.safetensors`, each with `keys` (n, 16) uint8 and `embeddings` (n, D) float32.
+A long catalogue takes minutes to embed; an interrupted or repeated training goes on where the cache ends, and several
+processes may write at once. Layout: `<digest of the text encoder>/<time>-<lot>.safetensors`, each with `keys` (n, 16)
+uint8 and `embeddings` (n, D) float32.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -72,9 +75,7 @@ class EmbeddingCache:
     def add(self, texts: Sequence[str], embeddings: Tensor) -> None:
         """Keep embeddings (n, D) float32 of n texts, written whole or not at all."""
         keys = torch.from_numpy(np.frombuffer(b"".join(map(key, texts)), np.uint8).reshape(-1, KEY_BYTES).copy())
-        number = len(list(self._directory.glob("*.safetensors")))
-        while (target := self._directory / f"{number:06d}.safetensors").exists():
-            number += 1
+        target = self._directory / f"{time.time_ns():020d}-{secrets.token_hex(4)}.safetensors"
         draft = target.with_suffix(".draft")
         save_file({"keys": keys, "embeddings": embeddings.float().contiguous()}, draft)
         draft.replace(target)
