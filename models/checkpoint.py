@@ -9,9 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -27,6 +24,7 @@ from models.network import DecoderNetwork, EncoderNetwork, NetworkConfig
 from models.template import TextTemplate
 from models.text_encoder import CANARY_TEXTS, TextEncoder, TextEncoderConfig
 from models.tokenizer import FAMILIES, PREFIX_IS_NOT_COARSER, ErrorBounds, Tokenizer, TokenizerParts
+from models.whole_files import whole_directory
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -123,32 +121,14 @@ def save(directory: Path, parts: TokenizerParts, manifest: Manifest, beside: Map
     if directory.exists() and any(directory.iterdir()):
         msg = f"{directory} is not empty; a checkpoint is frozen and is never overwritten"
         raise FileExistsError(msg)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
+    with whole_directory(directory) as draft:
         save_file(_state(parts), draft / WEIGHTS)
         (draft / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
         for name, text in (beside or {}).items():
             (draft / name).write_text(text, encoding="utf-8")
         for file in draft.iterdir():
             file.chmod(0o644)
-            sync(file)
         draft.chmod(0o755)
-        sync(draft)
-        draft.replace(directory)
-        sync(directory.parent)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-
-
-def sync(path: Path) -> None:
-    """A file's content, or a directory's names, are on disk: the state of a training goes once its result is there."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_manifest(directory: Path) -> Manifest:

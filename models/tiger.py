@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from models.errors import CheckpointError
 from models.vocabulary import Vocabulary
+from models.whole_files import write_whole
 
 FORMAT = 1
 CONFIG = "generator.json"
@@ -163,7 +164,6 @@ class Tiger(nn.Module):
             directory: Made where it does not exist.
             notes: What it was trained on; kept beside the config.
         """
-        directory.mkdir(parents=True, exist_ok=True)
         # The tied weights of T5 are one tensor, and are written once.
         tied = set(self.t5.all_tied_weights_keys)
         state = {
@@ -171,9 +171,9 @@ class Tiger(nn.Module):
             for name, tensor in self.state_dict().items()
             if name.removeprefix("t5.") not in tied
         }
-        save_file(state, directory / WEIGHTS)
+        write_whole(directory / WEIGHTS, save(state))
         content = {"format": FORMAT, "config": asdict(self.config), "notes": notes}
-        (directory / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_whole(directory / CONFIG, json.dumps(content, indent=2) + "\n")
 
     @classmethod
     def load(cls, directory: Path, device: torch.device | str = "cpu") -> Tiger:

@@ -11,6 +11,7 @@ from models.evaluation.compare import Comparison
 from models.evaluation.figures import Figures, Result
 from models.evaluation.page import NO_FIGURE, Cell
 from models.evaluation.summary import COLUMNS, SEEN_TOO, summary_cells
+from models.whole_files import write_whole
 
 HTML = "report.html"
 JSON = "report.json"
@@ -20,11 +21,13 @@ FEW = 200
 
 
 def write_report(comparison: Comparison, out: Path) -> None:
-    """Write both files into a directory, which is made where it does not exist."""
-    out.mkdir(parents=True, exist_ok=True)
-    content = json.dumps(comparison.as_dict(), indent=1, allow_nan=False)
-    (out / JSON).write_text(content + "\n", encoding="utf-8")
-    (out / HTML).write_text(report_page(comparison), encoding="utf-8")
+    """Write both files, each whole or not at all, into a directory, which is made where it does not exist."""
+    texts = {
+        JSON: json.dumps(comparison.as_dict(), indent=1, allow_nan=False) + "\n",
+        HTML: report_page(comparison),
+    }
+    for name, text in texts.items():
+        write_whole(out / name, text)
 
 
 def report_page(comparison: Comparison) -> str:

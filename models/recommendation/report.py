@@ -11,6 +11,7 @@ from typing import Any
 from models.recommendation.page import report_page
 from models.recommendation.ranking import Ranking
 from models.recommendation.recommend import Recommendation
+from models.whole_files import write_whole
 
 JSON = "recommend.json"
 HTML = "recommend.html"
@@ -31,7 +32,6 @@ def write(
         baselines: By name.
         recommendations: As far as there are any.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     content = {
         "settings": settings,
         "baselines": {name: asdict(measured) for name, measured in baselines.items()},
@@ -42,9 +42,7 @@ def write(
         HTML: report_page(settings, baselines, recommendations),
     }
     for name, text in texts.items():
-        draft = directory / f".{name}.part"
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(directory / name)
+        write_whole(directory / name, text)
 
 
 def table(baselines: Mapping[str, Ranking], recommendations: Sequence[Recommendation]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from models.evaluation import page, plots
@@ -15,7 +14,6 @@ from models.training.history import (
     WARM_UP,
     EpochRecord,
     TrainingHistory,
-    read_history,
 )
 
 HTML = "training.html"
@@ -25,23 +23,17 @@ SVG = "training.svg"
 TABLE_ROWS = 40
 
 
-def write_training_page(checkpoint: Path, name: str) -> None:
-    """Write `training.html` and, where plots can be drawn, `training.svg` into a checkpoint's directory.
+def training_pages(history: TrainingHistory, name: str) -> dict[str, str]:
+    """The texts of `training.html` and, where plots can be drawn, `training.svg`, by file name.
 
     Args:
-        checkpoint: Its directory, which has a `training.json`; nothing is written where it has none.
+        history: Of the training.
         name: What the page calls the tokenizer.
-
-    Raises:
-        ValueError: The history cannot be read.
     """
-    history = read_history(checkpoint)
-    if history is None:
-        return
-    (checkpoint / HTML).write_text(training_page(history, name), encoding="utf-8")
+    pages = {HTML: training_page(history, name)}
     if plots.available():
-        drawing = plots.draw_alone(name, [curve.paint for curve in _curves(history)])
-        (checkpoint / SVG).write_text(drawing, encoding="utf-8")
+        pages[SVG] = plots.draw_alone(name, [curve.paint for curve in _curves(history)])
+    return pages
 
 
 def training_page(history: TrainingHistory, name: str) -> str:

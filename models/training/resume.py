@@ -25,11 +25,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from models.checkpoint import sync
 from models.training.history import EpochRecord, Measure, record_of
+from models.whole_files import remove_abandoned, write_whole
 
 STATE = "state.safetensors"
-DRAFT = "state.draft"
 FORMAT = 1
 
 # Seconds between two writes, so that short epochs do not cost a sync each.
@@ -132,18 +131,10 @@ class StateDirectory:
             OSError: It cannot be written; the state before it is untouched.
         """
         tensors, content = _packed(snapshot)
-        draft = self.directory / DRAFT
+        metadata = {"state": json.dumps({"format": FORMAT, "identity": self.identity, **content})}
         try:
-            metadata = {"state": json.dumps({"format": FORMAT, "identity": self.identity, **content})}
-            with draft.open("wb") as file:
-                file.write(save(tensors, metadata))
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(self.directory / STATE)
-            sync(self.directory)
+            write_whole(self.directory / STATE, save(tensors, metadata))
         except OSError as error:
-            with suppress(OSError):
-                draft.unlink()
             raise OSError(
                 f"the state after {snapshot.stage} epoch {snapshot.epoch} cannot be kept in {self.directory}: "
                 f"{error.strerror}; what was kept before is untouched, and the same command goes on from it"
@@ -158,7 +149,7 @@ class StateDirectory:
         return self
 
     def __exit__(self, *_: object) -> None:
-        (self.directory / DRAFT).unlink(missing_ok=True)
+        remove_abandoned(self.directory / STATE)
         if not (self.directory / STATE).exists():
             shutil.rmtree(self.directory, ignore_errors=True)
         self._lock.close()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from models.text_encoder import TextEncoder
 from models.tokenizer import FAMILIES, TokenizerParts
 from models.training.card import BELOW_FLOAT64, model_card
 from models.training.cluster import FITTERS, ClusterConfig, fit_clusters
+from models.training.code_digest import code_digest
 from models.training.collaborative import Aligned, align, needs_item_ids
 from models.training.data import Reading, TrainingData, read_training_data, text_encoder_of
 from models.training.fit import fit
@@ -31,9 +32,11 @@ from models.training.resume import KEEP_EVERY_S, StateDirectory
 from models.training.run import Run, bf16_of, device_of
 from models.training.rvq import RVQConfig
 from models.training.watch import Fit
+from models.whole_files import remove_abandoned
 
 CALIBRATION_ROWS = 20_000
 
+Pages: TypeAlias = Callable[[TrainingHistory, str], Mapping[str, str]]
 
 # Notes of collaborative embeddings that say where they are from; the others measure them.
 _ORIGINS = ("method", "config", "interactions", "file")
@@ -89,6 +92,7 @@ def train_checkpoint(
     keep_every_s: float = KEEP_EVERY_S,
     fresh: bool = False,
     command: str = "",
+    pages: Pages | None = None,
     say: Callable[[str], None] = print,
 ) -> Manifest:
     """Train a tokenizer on catalogues and write it as a frozen checkpoint with a report and a model card.
@@ -112,6 +116,8 @@ def train_checkpoint(
         keep_every_s: How often the state of the fit is kept, at most; after an epoch.
         fresh: Forget the state of an unfinished training.
         command: The command line, for the model card.
+        pages: Further texts to write into the checkpoint, by file name, of the history and the tokenizer's full name;
+            see `models.training.page`.
         say: Takes lines for the user.
 
     Returns:
@@ -132,6 +138,8 @@ def train_checkpoint(
     with ExitStack() as stack:
         state = stack.enter_context(StateDirectory(state_directory(out), keep_every_s))
         _refuse_full_directory(out)  # another training may have written it before it gave the lock back
+        if remove_abandoned(out):
+            say(f"removed what a training killed while it wrote {out} had left beside it")
         if fresh:
             state.clear()
         run = Run(where, bf16, None if isinstance(config.fit, ClusterConfig) else state, Progress(say))
@@ -153,7 +161,9 @@ def train_checkpoint(
         together = align(
             data, file=collaborative, interactions=interactions, seed=config.fit.seed, device=str(where), say=say
         )
-        manifest = _train(out, config, encoder, data, together, spool=where_rows_lie, run=run, command=command, say=say)
+        manifest = _train(
+            out, config, encoder, data, together, spool=where_rows_lie, run=run, command=command, pages=pages, say=say
+        )
         state.clear()
     say(f"wrote {manifest.full_name} to {out}")
     return manifest
@@ -174,6 +184,7 @@ def _train(
     spool: Path,
     run: Run,
     command: str,
+    pages: Pages | None,
     say: Callable[[str], None],
 ) -> Manifest:
     """Fit, evaluate, calibrate, freeze, save."""
@@ -216,7 +227,9 @@ def _train(
         records=fitted.records,
         codeword_use=report.codeword_use,
     )
-    save(out, parts, manifest, beside={HISTORY: history.as_json(), "README.md": model_card(manifest)})
+    # All of it before anything is there: a checkpoint without its page would be a half one that nothing makes whole.
+    beside = {HISTORY: history.as_json(), "README.md": model_card(manifest)}
+    save(out, parts, manifest, beside={**beside, **(pages(history, manifest.full_name) if pages else {})})
     return manifest
 
 
@@ -242,6 +255,7 @@ def _identity(
         "device": run.device.type,
         "precision": "bf16" if run.bf16 else "fp32",
         "torch": torch.__version__,
+        "training_code": code_digest(),
     }
 
 

@@ -66,7 +66,7 @@ def train(
     from models import CheckpointError
     from models.configuration import configured
     from models.training.collaborative import WEIGHT
-    from models.training.page import write_training_page
+    from models.training.page import training_pages
     from models.training.train import TrainConfig, config_of, state_directory, train_checkpoint
 
     for option, given, families in (("--epochs", epochs, ("rqvae", "r-vq")), ("--hidden", hidden, ("rqvae",))):
@@ -89,7 +89,7 @@ def train(
             data_terms=data_terms,
             left_out=leave_out,
         )
-        manifest = train_checkpoint(
+        train_checkpoint(
             items,
             out,
             config,
@@ -103,9 +103,9 @@ def train(
             keep_every_s=keep_every_s,
             fresh=fresh,
             command=shlex.join(["semid", *sys.argv[1:]]),
+            pages=training_pages,
             say=typer.echo,
         )
-        write_training_page(out, manifest.full_name)
     except (CheckpointError, ValueError, OSError) as error:
         raise failure(str(error)) from error
     except KeyboardInterrupt:

@@ -11,8 +11,12 @@ from models.evaluation import plots
 from models.training.cluster import ClusterConfig
 from models.training.fit import FitConfig
 from models.training.history import read_history
-from models.training.page import training_page, write_training_page
+from models.training.page import training_page, training_pages
 from models.training.train import TrainConfig, train_checkpoint
+
+
+def _pages(history, name):
+    return training_pages(history, f"shoes<b>{name}</b>")
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +30,13 @@ def trained(tmp_path_factory):
     }
     for family, fit in fits.items():
         config = TrainConfig(name=family, family=family, fit=fit)
-        train_checkpoint([directory / "e.npy"], directory / family, config, say=lambda _: None)
-    write_training_page(directory / "rqvae", "shoes@<b>1</b>")
+        train_checkpoint([directory / "e.npy"], directory / family, config, pages=_pages, say=lambda _: None)
     return directory
 
 
 def test_the_page_of_epochs_draws_losses_measures_and_use_and_fetches_nothing(trained):
     text = (trained / "rqvae" / "training.html").read_text(encoding="utf-8")
-    assert "Training of shoes@&lt;b&gt;" in text
+    assert "Training of shoes&lt;b&gt;rqvae@" in text
     assert len(re.findall(r'<svg[^>]*role="img"', text)) >= 5
     assert not re.findall(r'(?:src|href)="(?!#|data:)', text)
     for words in ("warm-up 1", "epoch 2", "reconstruction", "commitment", "level 2"):
@@ -63,9 +66,17 @@ def test_without_matplotlib_the_page_has_tables(trained, monkeypatch, tmp_path):
     assert "epoch 2" in text
 
 
-def test_where_there_is_no_history_nothing_is_written(tmp_path):
-    write_training_page(tmp_path, "old")
-    assert list(tmp_path.iterdir()) == []
+def test_a_page_that_cannot_be_drawn_leaves_no_half_checkpoint(trained):
+    # given
+    def out_of_memory(history, name):
+        raise MemoryError(name)
+
+    config = TrainConfig(name="no-page", family="rq-kmeans", fit=ClusterConfig(codebook_sizes=(8, 8)))
+    # when
+    with pytest.raises(MemoryError, match="no-page@"):
+        train_checkpoint([trained / "e.npy"], trained / "no-page", config, pages=out_of_memory, say=lambda _: None)
+    # then
+    assert not [path for path in trained.iterdir() if "no-page" in path.name]
 
 
 def test_the_history_keeps_the_use_of_the_codewords_in_little_room(trained):

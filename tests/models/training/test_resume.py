@@ -22,7 +22,7 @@ from models.training.fit import fit
 from models.training.fit_config import FitConfig
 from models.training.history import TRAINING, WARM_UP, read_history
 from models.training.progress import Progress
-from models.training.resume import DRAFT, STATE, StateDirectory
+from models.training.resume import STATE, StateDirectory
 from models.training.rqvae import LossConfig
 from models.training.run import Run
 from models.training.rvq import RVQConfig
@@ -208,6 +208,13 @@ def test_other_data_and_other_settings_are_refused_with_what_differs(array, tmp_
     assert not any("going on" in line for line in lines)
 
 
+def test_a_state_of_other_training_code_is_refused(array, tmp_path, monkeypatch):
+    interrupted(array, tmp_path / "out")
+    monkeypatch.setattr("models.training.train.code_digest", lambda: "another")
+    with pytest.raises(ValueError, match=r"training_code: '\w{16}' then, 'another' now"):
+        train(array, tmp_path / "out")
+
+
 def test_names_and_terms_may_change_in_between(array, tmp_path):
     interrupted(array, tmp_path / "out")
     config = TrainConfig(name="other", fit=SMALL, data_terms="Free.", max_suffix=9)
@@ -249,8 +256,9 @@ def test_two_trainings_of_one_checkpoint_are_not_at_work_at_once(array, tmp_path
 
 def test_what_a_kill_left_half_written_is_not_read(array, tmp_path):
     interrupted(array, tmp_path / "out")
-    (state_directory(tmp_path / "out") / DRAFT).write_bytes(b"half")
+    (state_directory(tmp_path / "out") / f".{STATE}-01234567.draft").write_bytes(b"half")
     assert train(array, tmp_path / "out").fingerprint == train(array, tmp_path / "undisturbed").fingerprint
+    assert not state_directory(tmp_path / "out").exists()
 
 
 def test_a_damaged_state_is_refused(array, tmp_path):
