@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
-from service.app import open_registry
 from service.errors import RegistryRefused
+from service.opening import open_registry
 from service.registry.history import Comparison
 from service.registry.marks import Marks
 from service.settings import Settings

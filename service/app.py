@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import orjson
@@ -24,13 +23,12 @@ from service.bodies import BodyGate
 from service.decoding import Decoding
 from service.decoding_routes import router as decoding_router
 from service.decoding_schemas import ChangesGoneProblem, NextRequest
-from service.errors import PROBLEM_JSON, MalformedRequest, RegistryUnavailable, SemidError, ServiceError
+from service.errors import PROBLEM_JSON, MalformedRequest, SemidError, ServiceError
 from service.loading import Loader
 from service.metrics import Metrics
+from service.opening import Patience, open_registry
 from service.overflow import OverflowPolicy
 from service.records import Records
-from service.registry import Registry
-from service.registry.embedded import EmbeddedValkey
 from service.registry.marks import Marks
 from service.routes import router
 from service.schemas import LookupRequest, Problem, RetiredProblem, TokenizeRequest, describe
@@ -38,8 +36,6 @@ from service.settings import Settings
 from service.state import State
 from service.tokenization import Limits, Tokenization
 from service.tokenizers import LoadedTokenizer, Tokenizers, TokenizerSet, require_distinct
-
-log = logging.getLogger(__name__)
 
 CLIENT_CLOSED_REQUEST = 499
 ROUTERS = (router, decoding_router)
@@ -85,9 +81,10 @@ async def compose(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -
     require_distinct(manifests)
     marks = Marks.open(settings.data_dir)
     stack.push_async_callback(marks.close)
-    records = Records(registry := await open_registry(settings, stack, marks))
+    patience = Patience(settings.registry_wait_s)
+    records = Records(registry := await open_registry(settings, stack, marks, patience))
     for manifest in manifests:  # found out now, not at the first request: whether its record can be read
-        await records.of("default", manifest)
+        await patience.answer(partial(records.of, "default", manifest))
     loader = Loader(settings, metrics)
     loaded: list[LoadedTokenizer] = []
     for directory, manifest in zip(settings.checkpoints, manifests, strict=True):
@@ -112,43 +109,6 @@ async def compose(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -
         ),
         metrics=metrics,
     )
-
-
-async def open_registry(settings: Settings, stack: AsyncExitStack, marks: Marks | None = None) -> Registry:
-    """Connects to the registry that the settings name, the embedded one started or shared; the stack closes it.
-
-    Without `marks` the registry is taken as it is, however far it was before.
-
-    Raises:
-        RegistryRefused: It cannot keep what is promised.
-        RegistryUnavailable: It cannot be reached within `registry_wait_s`.
-    """
-    url = settings.redis_url
-    if url is None:
-        embedded = EmbeddedValkey(settings.data_dir)
-        await embedded.start()
-        stack.push_async_callback(embedded.stop)
-        url = embedded.url
-    deadline = time.monotonic() + settings.registry_wait_s
-    while True:
-        try:
-            registry = await Registry.connect(
-                url,
-                durability=settings.durability,
-                timeout_ms=settings.registry_timeout_ms,
-                buckets=settings.buckets,
-                changes_kept=settings.changes_kept,
-                replicas=settings.replicas,
-                marks=marks,
-            )
-        except RegistryUnavailable as error:
-            if time.monotonic() >= deadline:
-                raise
-            log.warning("waiting for the registry: %s", error.detail)
-            await asyncio.sleep(0.5)
-        else:
-            stack.push_async_callback(registry.close)
-            return registry
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -7,14 +7,15 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from models import Manifest, read_manifest
-from service.app import open_registry
 from service.errors import RegistryRefused, SemidError
 from service.export import Progress, draft, export_table
 from service.formats import Format
 from service.generator_formats import write_format
+from service.opening import Patience, open_registry
 from service.record_table import Description, Origin
 from service.registry.marks import Marks
 from service.registry.record import Record
@@ -172,7 +173,9 @@ async def opened_record(
         if marked:
             marks = Marks.open(settings.data_dir)
             stack.push_async_callback(marks.close)
-        registry = await open_registry(settings, stack, marks)
-        yield await registry.record(
-            namespace, manifest.fingerprint, manifest.codebook_sizes, max_suffix=manifest.max_suffix, create=create
+        patience = Patience(settings.registry_wait_s)
+        registry = await open_registry(settings, stack, marks, patience)
+        sizes, highest = manifest.codebook_sizes, manifest.max_suffix
+        yield await patience.answer(
+            partial(registry.record, namespace, manifest.fingerprint, sizes, max_suffix=highest, create=create)
         )
