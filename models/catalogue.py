@@ -101,6 +101,21 @@ def has_embeddings(path: Path) -> bool:
     return "embedding" in names and not names & {*FIELDS, "text"}
 
 
+def columns_of(path: Path) -> frozenset[str] | None:
+    """The columns of a Parquet or CSV file; None where each row has its own, or the file is of another kind.
+
+    Raises:
+        ValueError: The file cannot be read.
+    """
+    if path.suffix == ".parquet":
+        with _open_parquet(path) as file:
+            return frozenset(file.schema_arrow.names)
+    if path.suffix == ".csv" and path.is_file():
+        first = next(_rows(path, 1), None)
+        return None if first is None else frozenset(first)
+    return None
+
+
 def read_embeddings(path: Path) -> Tensor:
     """An array of embeddings, (N, D) float32, whole; `embedding_batches` has the formats and the errors."""
     return torch.cat(list(embedding_batches(path)))

@@ -86,9 +86,7 @@ def freeze(name: str, parts: TokenizerParts, bounds: ErrorBounds, **notes: Any) 
         bounds: The calibrated error bounds.
         **notes: `calibration`, `training`, `report`, `max_suffix`: kept, not fingerprinted.
     """
-    if not name or not set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"):
-        msg = f"a tokenizer's name has letters, digits, '.', '_' and '-' only, got {name!r}"
-        raise ValueError(msg)
+    check_name(name)
     components = _components(parts)
     return Manifest(
         name=name,
@@ -104,6 +102,17 @@ def freeze(name: str, parts: TokenizerParts, bounds: ErrorBounds, **notes: Any) 
         prefix_is_coarse_to_fine=parts.family not in PREFIX_IS_NOT_COARSER,
         **notes,
     )
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that no tokenizer can have.
+
+    Raises:
+        ValueError: It has anything but letters, digits, dots, dashes and underscores.
+    """
+    if not name or not set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"):
+        msg = f"a tokenizer's name has letters, digits, '.', '_' and '-' only, got {name!r}"
+        raise ValueError(msg)
 
 
 def save(directory: Path, parts: TokenizerParts, manifest: Manifest, beside: Mapping[str, str] | None = None) -> None:

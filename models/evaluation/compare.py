@@ -115,7 +115,7 @@ def compare(
     if inputs.interactions:
         pairs, users, unknown = read_pairs(inputs.interactions, catalogue.item_ids)
         notes = {"file": _short(inputs.interactions), "users": users, "pairs": len(pairs), "unknown": unknown}
-    reader = _Reader(catalogue, inputs)
+    reader = _Reader(catalogue, inputs, say)
     sources_read = []
     for source in sources:
         say(f"encoding the catalogue with {source.name}")
@@ -147,12 +147,12 @@ class Read(NamedTuple):
 class _Reader:
     """Turns sources into codes of one catalogue."""
 
-    def __init__(self, catalogue: Catalogue, inputs: Inputs) -> None:
+    def __init__(self, catalogue: Catalogue, inputs: Inputs, say: Callable[[str], None]) -> None:
         given = read_embeddings(inputs.embeddings) if inputs.embeddings else None
         self.catalogue = catalogue
         self.embedder = Embedder(catalogue, inputs.embedding_cache, given)
         self._device = inputs.device
-        self._asserted = _asserted(catalogue, inputs)
+        self._asserted = _asserted(catalogue, inputs, say)
 
     def read(self, source: Path) -> Read:
         """A checkpoint's directory, or an index file."""
@@ -239,18 +239,24 @@ class _Paraphraser:
         return replace(subject, paraphrased=found)
 
 
-def _asserted(catalogue: Catalogue, inputs: Inputs) -> Unseen | None:
-    """The caller's word on which items no tokenizer saw."""
+def _asserted(catalogue: Catalogue, inputs: Inputs, say: Callable[[str], None]) -> Unseen | None:
+    """The caller's word on which items no tokenizer saw; ids that the catalogue does not have are told of."""
     if inputs.all_unseen and inputs.unseen is not None:
         raise ValueError("either all items are unseen or those of a list: both were said")
     if inputs.all_unseen:
         return Unseen(torch.ones(len(catalogue.item_ids), dtype=torch.bool), "all, said by the caller")
     if inputs.unseen is None:
         return None
-    rows = torch.tensor([item in inputs.unseen for item in catalogue.item_ids])
-    if not bool(rows.any()):
-        raise ValueError("none of the items said to be unseen is in the catalogue")
-    return Unseen(rows, "said by the caller")
+    missing = sorted(inputs.unseen.difference(catalogue.item_ids))
+    such = f", such as {', '.join(map(repr, missing[:3]))}" if missing else ""
+    total = len(inputs.unseen)
+    if len(missing) == total:
+        raise ValueError(f"none of the {total:,} items said to be unseen is in {catalogue.path.name}{such}")
+    how = "said by the caller"
+    if missing:
+        how += f"; {len(missing):,} of these {total:,} item ids are not in the catalogue"
+        say(f"{len(missing):,} of {total:,} items said to be unseen are not in {catalogue.path.name}{such}")
+    return Unseen(torch.tensor([item in inputs.unseen for item in catalogue.item_ids]), how)
 
 
 def _in_common(subjects: Sequence[Subject]) -> Tensor | None:

@@ -21,13 +21,14 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from models.catalogue import read_embeddings, read_item_ids
+from models.catalogue import embedding_batches, read_embeddings, read_item_ids
 from models.interactions import Split, in_rows, leave_one_out, read_interactions
 from models.recommendation.ranking import Ranking
 from models.training.cooccurrence import PPMIConfig, ppmi_embeddings
 from models.training.data import TrainingData
 from models.training.limits import check_settings
 from models.training.sasrec import SASRecConfig, evaluate_split, fit_sasrec
+from models.whole_files import write_whole
 
 METHODS: Mapping[str, SASRecConfig | PPMIConfig] = {"sasrec": SASRecConfig(), "ppmi": PPMIConfig()}
 NOTES = b"semid"
@@ -190,6 +191,20 @@ def needs_item_ids(file: Path | None, interactions: Path | None) -> bool:
     return interactions is not None or (file is not None and file.suffix == ".parquet")
 
 
+def check_collaborative(file: Path | None, interactions: Path | None) -> None:
+    """Refuse a file that is none of its kind, as far as its head tells, before items are embedded.
+
+    Raises:
+        ValueError: As of `read_interactions`, `read_item_embeddings` and `models.catalogue.read_embeddings`.
+    """
+    if interactions is not None:
+        next(read_interactions(interactions), None)
+    if file is not None and file.suffix == ".parquet":
+        read_item_embeddings(file)
+    elif file is not None:
+        next(embedding_batches(file))
+
+
 def read_item_embeddings(path: Path) -> ItemEmbeddings:
     """Item embeddings from Parquet: `item_id` (string or integer) and `embedding` (lists of floats, all of one width).
 
@@ -233,13 +248,9 @@ def write_item_embeddings(path: Path, found: ItemEmbeddings) -> None:
     width = found.embeddings.shape[1]
     column = pa.FixedSizeListArray.from_arrays(pa.array(found.embeddings.numpy().ravel()), width)
     table = pa.table({"item_id": found.item_ids, "embedding": column})
-    draft = path.with_name(f".{path.name}.draft")
-    try:
-        pq.write_table(table.replace_schema_metadata({NOTES: json.dumps(dict(found.notes))}), draft)
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+    content = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata({NOTES: json.dumps(dict(found.notes))}), content)
+    write_whole(path, content.getvalue().to_pybytes())
 
 
 def _read_split(

@@ -93,21 +93,44 @@ def read_training_data(
         ValueError: There is nothing to read, kinds or widths are mixed, a file is faulty, no file has the column to
             balance by, or item ids are wanted of one that has none.
     """
+    check_sources(sources, reading)
+    if catalogue.has_embeddings(sources[0]):
+        return _read_arrays(sources, reading, encoder)
+    if encoder is None:
+        msg = "texts need a text encoder"
+        raise ValueError(msg)
+    return _read_texts(sources, reading, encoder, say)
+
+
+def check_sources(sources: Sequence[Path], reading: Reading) -> None:
+    """Refuse what the files' heads tell already, before texts are embedded.
+
+    Raises:
+        ValueError: There is nothing to read, kinds are mixed, no file has the column to balance by, or item ids are
+            wanted of one that has none.
+    """
     if not sources:
         msg = "training needs at least one catalogue file"
         raise ValueError(msg)
     if len({catalogue.has_embeddings(path) for path in sources}) > 1:
         msg = "catalogues of texts and arrays of embeddings cannot be mixed in one training"
         raise ValueError(msg)
-    if catalogue.has_embeddings(sources[0]):
-        if reading.balance_by:
-            msg = f"arrays of embeddings have no column {reading.balance_by!r} to balance by"
-            raise ValueError(msg)
-        return _read_arrays(sources, reading, encoder)
-    if encoder is None:
-        msg = "texts need a text encoder"
+    arrays = catalogue.has_embeddings(sources[0])
+    if arrays and reading.keep_ids:
+        for path in sources:
+            catalogue.read_item_ids(path)
+    if arrays and reading.balance_by:
+        msg = f"arrays of embeddings have no column {reading.balance_by!r} to balance by"
         raise ValueError(msg)
-    return _read_texts(sources, reading, encoder, say)
+    heads = [catalogue.columns_of(path) for path in sources] if reading.balance_by else []
+    if heads and all(head is not None and reading.balance_by not in head for head in heads):
+        msg = f"no file has a column {reading.balance_by!r} to balance by"
+        raise ValueError(msg)
+
+
+def width_of(sources: Sequence[Path], encoder: TextEncoder | None) -> int:
+    """D of the embeddings to come, as far as the first of the files tells."""
+    return encoder.dimension if encoder else next(catalogue.embedding_batches(sources[0])).shape[1]
 
 
 def balanced_weights(groups: Sequence[str] | Sequence[int], balance: float) -> Tensor:

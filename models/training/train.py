@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from models.checkpoint import Manifest, freeze, save
+from models.checkpoint import Manifest, check_name, freeze, save
 from models.chunks import count_distinct
 from models.evaluation.measures import Report, evaluate
 from models.exactness import SAMPLE_TEXTS, calibrate
@@ -21,12 +21,19 @@ from models.tokenizer import FAMILIES, TokenizerParts
 from models.training.card import BELOW_FLOAT64, model_card
 from models.training.cluster import FITTERS, ClusterConfig, fit_clusters
 from models.training.code_digest import code_digest
-from models.training.collaborative import Aligned, align, needs_item_ids
-from models.training.data import Reading, TrainingData, read_training_data, text_encoder_of
+from models.training.collaborative import Aligned, align, check_collaborative, needs_item_ids
+from models.training.data import (
+    Reading,
+    TrainingData,
+    check_sources,
+    read_training_data,
+    text_encoder_of,
+    width_of,
+)
 from models.training.fit import fit
 from models.training.fit_config import FitConfig
 from models.training.history import HISTORY, TrainingHistory
-from models.training.limits import check_settings
+from models.training.limits import check_settings, check_width
 from models.training.progress import Progress
 from models.training.resume import KEEP_EVERY_S, StateDirectory
 from models.training.run import Run, bf16_of, device_of
@@ -71,7 +78,8 @@ class TrainConfig:
     left_out: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse what no family can be fitted with."""
+        """Refuse what no family can be fitted with, and a name that nothing can be frozen under."""
+        check_name(self.name)
         check_settings(self.fit)
         if not isinstance(self.fit, ClusterConfig):
             (self.fit.training(1) if isinstance(self.fit, RVQConfig) else self.fit).check()
@@ -154,7 +162,10 @@ def train_checkpoint(
             spool=where_rows_lie,
             left_out=config.left_out,
         )
+        check_sources(sources, reading)
+        check_collaborative(collaborative, interactions)
         encoder = text_encoder_of(sources, text_encoder, str(where))
+        _check_width(config, width_of(sources, encoder))
         data = read_training_data(sources, reading, encoder, say)
         files = "one file" if len(sources) == 1 else f"{len(sources)} files"
         say(f"training on {len(data.embeddings):,} items of {files}, {data.embeddings.shape[1]} dimensions")
@@ -298,6 +309,13 @@ def fit_family(
         return fit_clusters(config.family, embeddings, config.fit, weights, spool)
     msg = f"a {type(config.fit).__name__} does not fit the family {config.family!r}"
     raise ValueError(msg)
+
+
+def _check_width(config: TrainConfig, width: int) -> None:
+    """Refuse what cannot be fitted to embeddings of that width."""
+    check_width(config.family, config.fit, width)
+    if isinstance(config.fit, FitConfig):
+        config.fit.check(width)
 
 
 def _refuse_full_directory(out: Path) -> None:

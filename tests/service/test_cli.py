@@ -128,6 +128,12 @@ def test_a_dry_run_writes_codes_and_assigns_nothing(
             "--epochs is for rqvae and r-vq; pq has none",
         ),
         (["train", "{dir}/good.csv", "--out", "{dir}"], "not empty"),
+        (["train", "{dir}/good.csv", "--out", "{dir}/new", "--levels", "0"], "greater than or equal to 1"),
+        (
+            ["train", "{dir}/good.csv", "--out", "{dir}/new", "--set", "codebook_sizes=[1000000000]"],
+            "at most 25 levels of at most 65,536",
+        ),
+        (["train", "{dir}/good.csv", "--out", "{dir}/two words"], "a tokenizer's name has letters"),
         (["train", "{dir}/good.csv", "--out", "{dir}/new", "--text-encoder", "{dir}/nowhere"], "nowhere"),
     ],
 )

@@ -98,8 +98,11 @@ def test_the_callers_word_on_unseen_items_is_taken_for_all_tokenizers(world):
         key_column="number",
         unseen=frozenset({"i0", "i1", "elsewhere"}),
     )
-    found = compare([world / "fine", world / "peer.json"], inputs, SMALL, lambda _: None)
+    lines = []
+    found = compare([world / "fine", world / "peer.json"], inputs, SMALL, lines.append)
     assert [result.on_unseen.items for result in found.results] == [2, 1]
+    assert "1 of 3 items said to be unseen are not in items.parquet, such as 'elsewhere'" in lines
+    assert found.results[0].unseen_how == "said by the caller; 1 of these 3 item ids are not in the catalogue"
 
 
 def test_users_who_stay_in_their_cluster_and_categories_of_clusters_show_in_the_figures(comparison):
@@ -127,7 +130,7 @@ def test_what_does_not_fit_is_refused_in_words(world):
         compare([world / "fine"], Inputs(world / "items.parquet"), **quiet)
     with pytest.raises(ValueError, match="names no item"):
         compare([world / "peer.json"], Inputs(world / "items.parquet"), **quiet)
-    with pytest.raises(ValueError, match="none of the items said to be unseen"):
+    with pytest.raises(ValueError, match="none of the 1 items said to be unseen is in items.npy, such as 'x'"):
         compare([world / "fine"], Inputs(world / "items.npy", unseen=frozenset({"x"})), **quiet)
     np.save(world / "short.npy", np.zeros((3, 10), np.float32))
     with pytest.raises(ValueError, match="3 embeddings for 300 items"):

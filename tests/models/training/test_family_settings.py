@@ -38,6 +38,12 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"codebook_sizes": ()}, r"codebook_sizes are \(\): at least one level"),
         ({"codebook_sizes": (8, 0)}, r"codebook_sizes are \(8, 0\): .* one codeword for each"),
         ({"codebook_sizes": (8, -2)}, r"codebook_sizes are \(8, -2\)"),
+        (
+            {"codebook_sizes": (8, 10**9)},
+            r"codebook_sizes are \(8, 1000000000\): .* at most 25 levels of at most 65,536",
+        ),
+        ({"codebook_sizes": (2,) * 10**6}, r"codebook_sizes are \(2, 2, 2, \.\.\. 1,000,000\): .* at most 25 levels"),
+        ({"latent": 10**9}, "latent is 1000000000; it is at least 0 and at most 65536"),
         ({"latent": -1}, "latent is -1; it is at least 0"),
         ({"held_out": 1.0}, "held_out is 1.0; .* below 1"),
         ({"held_out": -0.1}, "held_out is -0.1; .* at least 0"),
@@ -59,6 +65,7 @@ def test_a_setting_without_sense_is_refused_by_its_name(family: str, settings: d
         ("rqvae", {"learning_rate": float("nan")}, "learning_rate is nan"),
         ("hierarchical", {"rows_per_child": 0}, "rows_per_child is 0; it is at least 1"),
         ("rqvae", {"hidden": ("a",)}, r"hidden is \('a',\); expected whole numbers from 1"),
+        ("rqvae", {"hidden": (10**9,)}, r"hidden is \(1000000000,\); expected whole numbers from 1 to 65,536"),
         ("rqvae", {"codebook_sizes": (8.5,)}, r"codebook_sizes are \(8.5,\)"),
         ("rqvae", {"loss": LossConfig(commitment=float("nan"))}, "loss.commitment is nan"),
         ("rqvae", {"loss": LossConfig(repulsion=-1.0)}, "loss.repulsion is -1.0; it is at least 0"),
@@ -87,6 +94,27 @@ def test_a_latent_wider_than_the_embeddings_is_refused(family: str, sources: Pat
     with pytest.raises(ValueError, match="a projection of 24 numbers cannot have 25"):
         train_checkpoint([sources / "300.npy"], tmp_path / "out", small_config(family, latent=25), say=lambda _: None)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "words"),
+    [
+        ("opq", {"latent": 5}, "opq: the latent's width, 5, has to be a multiple of the number of levels, "),
+        ("pq", {"latent": 1}, "pq: the latent's width, 1, is below the number of levels, "),
+        ("rqvae", {"latent": 12, "hidden": (20,)}, r"hidden is \(20,\): widths of at least 24, twice the latent's"),
+        ("rqvae", {"start": "identity", "latent": 12, "hidden": ()}, "needs a latent of 24 numbers, not 12"),
+        ("rq-kmeans", {"latent": 25}, "latent is 25: a projection of 24 numbers cannot have 25"),
+        ("r-vq", {"latent": 25}, "latent is 25: a projection of 24 numbers cannot have 25"),
+    ],
+)
+def test_what_does_not_fit_the_embeddings_is_said_before_they_are_read(
+    family: str, settings: dict[str, Any], words: str, sources: Path, tmp_path: Path
+) -> None:
+    # given a second file that reading would stumble upon
+    (tmp_path / "broken.npy").write_bytes(b"no array")
+    files = [sources / "300.npy", tmp_path / "broken.npy"]
+    with pytest.raises(ValueError, match=words):
+        train_checkpoint(files, tmp_path / "out", small_config(family, **settings), say=lambda _: None)
 
 
 @every_family

@@ -72,6 +72,36 @@ def test_a_small_catalogue_becomes_a_checkpoint_that_loads_and_encodes(suffix, t
     assert str(tmp_path) not in card + (tmp_path / "out" / "manifest.json").read_text()
 
 
+def test_a_name_that_nothing_can_be_frozen_under_is_refused_at_once():
+    with pytest.raises(ValueError, match="a tokenizer's name has letters, .* got 'two words'"):
+        TrainConfig(name="two words")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "changed", "given", "words"),
+    [
+        ("csv", {"balance_by": "sauce"}, {}, "no file has a column 'sauce' to balance by"),
+        ("parquet", {"balance_by": "sauce"}, {}, "no file has a column 'sauce' to balance by"),
+        ("csv", {}, {"interactions": "items.parquet"}, "needs the columns user_id and item_ids"),
+        ("csv", {}, {"collaborative": "items.parquet"}, "no column 'embedding'"),
+    ],
+)
+def test_what_the_files_heads_tell_is_said_before_texts_are_embedded(
+    suffix, changed, given, words, tmp_path, monkeypatch
+):
+    # given
+    write(tmp_path / "items.parquet")
+    path = write(tmp_path / f"items.{suffix}")
+    monkeypatch.setattr("models.training.train.text_encoder_of", lambda *_: pytest.fail("a text encoder was loaded"))
+    fit = replace(SMALL.fit, loss=replace(SMALL.fit.loss, collaborative=0.1 if given else 0.0))
+    config = replace(SMALL, fit=fit, **changed)
+    given = {name: tmp_path / file for name, file in given.items()}
+    # then
+    with pytest.raises(ValueError, match=words):
+        train_checkpoint([path], tmp_path / "out", config, **given, say=lambda _: None)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_file_without_any_item_is_no_part_of_the_report(tmp_path, cache):
     full = write(tmp_path / "items.csv")
     empty = write(tmp_path / "empty.csv", [{"item_id": "1", "title": ""}])
