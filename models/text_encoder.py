@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from models.errors import CheckpointError
+from models.packed_bert import PackedBert, is_packable
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -38,6 +39,9 @@ CANARY_TEXTS = (
     "Crème BRÛLÉE torch. Küchenprofi. İstanbul ﬁne print, naïve coöperation",
     "無線マウス 2.4GHz 🎧👩‍🔬 ½ oz.\tA4\u00a0copy-paper [SEP] 500x",
 )
+
+# How far an embedding of the packed forward pass may be from sentence-transformers' own in float32: usual are 1e-6.
+PACKED_TOLERANCE = 1e-4
 
 # Settings that name files and releases, and move no word piece.
 _VOLATILE_WORD_PIECE_SETTINGS = (
@@ -104,16 +108,25 @@ class TextEncoder:
         pieces: list[list[int]] = encoded["input_ids"]
         return pieces
 
-    def embed(self, pieces: Sequence[WordPieces]) -> Tensor:
-        """One padded forward pass in float32.
+    @property
+    def is_packed(self) -> bool:
+        """Whether `embed` takes the packed forward pass: a BERT on the CPU that agrees with sentence-transformers."""
+        return self._packed is not None
+
+    def embed(self, pieces: Sequence[WordPieces], dtype: torch.dtype = torch.float32) -> Tensor:
+        """One forward pass: packed where that can be, else padded.
 
         Args:
             pieces: B texts as word pieces; of similar length, or the padding costs.
+            dtype: float32, or bfloat16 for what may be computed in it.
 
         Returns:
             (B, D) float32 on `device`. The last bits depend on the neighbours; see `embed_exactly`.
         """
-        return self._forward(self._model, pieces, self.device)
+        if self._packed is not None:
+            return (self._packed if dtype == torch.float32 else self._packed_in_bfloat16)(pieces)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            return self._forward(self._model, pieces, self.device).float()
 
     def embed_exactly(self, pieces: WordPieces) -> Tensor:
         """One text alone in float64 on the CPU: (1, D) float64, the canonical embedding."""
@@ -146,6 +159,20 @@ class TextEncoder:
         """sha256 of known texts' word pieces, one of them cut: what the tokenizer does, whatever its files say."""
         long = " ".join(map(str, range(self.max_tokens)))
         return hashlib.sha256(json.dumps(self.split([*CANARY_TEXTS, long])).encode()).hexdigest()
+
+    @cached_property
+    def _packed(self) -> PackedBert | None:
+        """The packed forward pass in float32, where it gives known texts the embeddings they have without it."""
+        if self.device.type != "cpu" or not is_packable(self._model):
+            return None
+        packed = PackedBert(self._model, torch.float32)
+        pieces = self.split(CANARY_TEXTS)
+        differences = packed(pieces) - self._forward(self._model, pieces, self.device)
+        return packed if bool((differences.norm(dim=1) <= PACKED_TOLERANCE).all()) else None
+
+    @cached_property
+    def _packed_in_bfloat16(self) -> PackedBert:
+        return PackedBert(self._model, torch.bfloat16)
 
     @cached_property
     def _exact_model(self) -> SentenceTransformer:
