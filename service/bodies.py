@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import orjson
 from starlette.requests import ClientDisconnect, Request
@@ -16,12 +16,47 @@ from service.errors import BodyTimeout, BodyTooLarge, NotJson, Overloaded, Unsup
 
 T = TypeVar("T")
 
+STREAM_BYTES = 256 * 1024  # of a stream that holds nothing else: buffers of its connection, tasks
+
 
 @dataclass
 class _Share:
     """The bytes that one body holds."""
 
     held: int = 0
+
+
+class Room:
+    """The bytes that one stream holds of those that all may; used as a context, at whose end it holds none.
+
+    Raises:
+        Overloaded: On entering: there is no room for one stream more.
+    """
+
+    def __init__(self, gate: BodyGate) -> None:
+        self._gate = gate
+        self._share = _Share()
+
+    def __enter__(self) -> Self:
+        """Hold what every stream does."""
+        self._gate.admit(self._share)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give all back."""
+        self._gate.give_back(self._share.held, self._share)
+
+    async def take(self, size: int) -> None:
+        """Hold more, once there is room.
+
+        Raises:
+            Overloaded: There was none for too long.
+        """
+        await self._gate.hold_patiently(size, self._share)
+
+    def give(self, size: int) -> None:
+        """Hold less."""
+        self._gate.give_back(size, self._share)
 
 
 class BodyGate:
@@ -39,6 +74,21 @@ class BodyGate:
         self._inflight_bytes = inflight_bytes
         self._timeout_s = timeout_s
         self._held_bytes = 0
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    @property
+    def timeout_s(self) -> float:
+        """In which a body has to arrive; how long a stream's caller may stand still."""
+        return self._timeout_s
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Of one body, and of what of a stream has to be read as a whole."""
+        return self._max_body_bytes
+
+    def room(self) -> Room:
+        """For a stream."""
+        return Room(self)
 
     @asynccontextmanager
     async def read(self, request: Request) -> AsyncIterator[bytes]:
@@ -53,14 +103,14 @@ class BodyGate:
         try:
             yield await self._receive(request, share)
         finally:
-            self._held_bytes -= share.held
+            self.give_back(share.held, share)
 
     async def _receive(self, request: Request, share: _Share) -> bytes:
         chunks: list[bytes] = []
         try:
             async with asyncio.timeout(self._timeout_s):
                 async for chunk in request.stream():
-                    self._hold(len(chunk), share)
+                    self.hold(len(chunk), share)
                     self._refuse_large(share.held)
                     chunks.append(chunk)
         except TimeoutError as error:
@@ -69,7 +119,7 @@ class BodyGate:
         values = _bytes_of_values(body)
         if values > self._inflight_bytes:
             raise BodyTooLarge("it holds too many values")
-        self._hold(values, share)
+        self.hold(values, share)
         return body
 
     def _refuse_large(self, size: int) -> None:
@@ -77,13 +127,57 @@ class BodyGate:
             msg = f"at most {self._max_body_bytes} bytes are taken in one body"
             raise BodyTooLarge(msg)
 
-    def _hold(self, size: int, share: _Share) -> None:
-        """Count more bytes of a body; one that is alone is taken whatever its size."""
+    def hold(self, size: int, share: _Share) -> None:
+        """Count more bytes of a body; one that is alone is taken whatever its size.
+
+        Raises:
+            Overloaded: Too many bytes are held already.
+        """
         if self._held_bytes > share.held and self._held_bytes + size > self._inflight_bytes:
             msg = f"bodies of {self._held_bytes} bytes are held of at most {self._inflight_bytes}"
             raise Overloaded(msg)
         self._held_bytes += size
         share.held += size
+
+    def admit(self, share: _Share) -> None:
+        """Count one stream more, while there is room for what those that are admitted read.
+
+        Raises:
+            Overloaded: There is none.
+        """
+        if self._held_bytes and self._held_bytes + STREAM_BYTES > self._inflight_bytes // 4:
+            msg = f"streams are taken until bodies hold a quarter of {self._inflight_bytes} bytes"
+            raise Overloaded(msg)
+        self.hold(STREAM_BYTES, share)
+
+    async def hold_patiently(self, size: int, share: _Share) -> None:
+        """Count more bytes of a stream once streams leave half of the room to whole bodies.
+
+        Raises:
+            Overloaded: They did not in time.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                while self._held_bytes > share.held and self._held_bytes + size > self._inflight_bytes // 2:
+                    freed = asyncio.get_running_loop().create_future()
+                    self._waiting.add(freed)
+                    try:
+                        await freed
+                    finally:
+                        self._waiting.discard(freed)
+        except TimeoutError as error:
+            msg = f"streams hold all of their room, a half of {self._inflight_bytes} bytes"
+            raise Overloaded(msg) from error
+        self._held_bytes += size
+        share.held += size
+
+    def give_back(self, size: int, share: _Share) -> None:
+        """Count bytes that are no longer held."""
+        self._held_bytes -= size
+        share.held -= size
+        for freed in self._waiting:
+            if not freed.done():
+                freed.set_result(None)
 
 
 def _bytes_of_values(body: bytes) -> int:
@@ -91,9 +185,14 @@ def _bytes_of_values(body: bytes) -> int:
     return 64 * (body.count(b"{") + body.count(b"[")) + 32 * body.count(b",")
 
 
+def media_type_of(request: Request) -> str:
+    """What the body says that it is; JSON where it says nothing."""
+    return request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+
+
 def require_json(request: Request) -> None:
     """Raise UnsupportedMediaType unless the body says that it is JSON, or says nothing."""
-    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    media_type = media_type_of(request)
     if media_type != "application/json" and not media_type.endswith("+json"):
         msg = f"the body is {media_type!r}; send application/json"
         raise UnsupportedMediaType(msg)

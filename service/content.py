@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models import TextTemplate
-from service.errors import InvalidContent, InvalidEmbedding, InvalidItem, InvalidItemId, InvalidText
+from service.errors import InvalidContent, InvalidEmbedding, InvalidItem, InvalidItemId, InvalidText, ItemError
 
 MAX_ITEM_ID_BYTES = 256
 DIGEST_BYTES = 8
@@ -64,11 +64,13 @@ class ItemReader:
         self._max_text_bytes = max_text_bytes
 
     def read(self, entry: object) -> Item:
-        """The item of a JSON entry.
+        """The item of a JSON entry; what could not even be parsed is its own error.
 
         Raises:
             ItemError: What is wrong with it.
         """
+        if isinstance(entry, ItemError):
+            raise entry
         if not isinstance(entry, dict):
             msg = f"an item is an object, this is {_kind_of(entry)}"
             raise InvalidItem(msg)

@@ -213,6 +213,12 @@ class InvalidItem(ItemError):
     slug, title = "invalid_item", "The item does not fit its schema"
 
 
+class InvalidLine(ItemError):
+    """The line of a stream is not JSON, or longer than a line may be."""
+
+    slug, title = "invalid_line", "The line cannot be read"
+
+
 class InvalidItemId(ItemError):
     """The item id is missing, empty, too long, not a string, or not valid text."""
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 from urllib.parse import unquote_to_bytes
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import FileResponse
 
+from service import ndjson
+from service.bodies import media_type_of
 from service.content import read_item_id
 from service.errors import InvalidItemId, MalformedItemId
 from service.schemas import (
@@ -18,12 +21,27 @@ from service.schemas import (
     LookupResponse,
     Readiness,
     RetiredAssignment,
+    TokenizeOptions,
     TokenizeRequest,
     TokenizeResponse,
     TokenizersResponse,
 )
 from service.state import EXPLORER, State
-from service.wire import ItemIdPath, NamespaceQuery, TokenizerQuery, answered, as_json, body_of, gone, problems
+from service.wire import (
+    AssignQuery,
+    ItemIdPath,
+    NamespaceQuery,
+    OnChangeQuery,
+    TokenizerQuery,
+    answered,
+    as_json,
+    body_of,
+    bulk_answers,
+    bulk_bodies,
+    gone,
+    problems,
+    streamed,
+)
 
 router = APIRouter()
 
@@ -35,13 +53,29 @@ TokenizerOfManyQuery = Annotated[str | None, Query(description="Of this one alon
     tags=["Tokenize"],
     summary="Items to Semantic IDs",
     response_model=TokenizeResponse,
-    responses=problems(400, 408, 413, 415, 422, 429, 503),
-    openapi_extra=body_of(TokenizeRequest),
+    responses={**problems(400, 408, 413, 415, 422, 429, 503), **bulk_answers()},
+    openapi_extra=bulk_bodies(TokenizeRequest),
 )
-async def tokenize(request: Request) -> Response:
-    """Give each item its Semantic ID: the one it holds, or a new one. A faulty item fails alone, in its place."""
+async def tokenize(
+    request: Request,
+    *,
+    tokenizer: TokenizerQuery = None,
+    namespace: NamespaceQuery = "default",
+    assign: AssignQuery = True,
+    on_change: OnChangeQuery = "keep",
+) -> Response:
+    """Give each item its Semantic ID: the one it holds, or a new one. A faulty item fails alone, in its place.
+
+    A stream of any length is answered while it arrives. What stands in the query holds where a JSON body says nothing.
+    """
     state = State.of(request)
-    return await answered(request, state.gate, TokenizeRequest, state.tokenization.tokenize)
+    options = TokenizeOptions(tokenizer=tokenizer, namespace=namespace, assign=assign, on_change=on_change)
+    if media_type_of(request) == ndjson.MEDIA_TYPE:
+        named = state.tokenization.tokenizer(tokenizer)
+        bulk = ndjson.Ndjson(partial(state.tokenization.entries, named, options))
+        return streamed(request, state.gate, bulk, named.origin(namespace))
+    use_case = lambda body: state.tokenization.tokenize(body.beside(options))  # noqa: E731
+    return await answered(request, state.gate, TokenizeRequest, use_case)
 
 
 @router.post(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
@@ -66,29 +66,44 @@ ITEM_SCHEMA: dict[str, Any] = {
 }
 
 
+OnChange = Annotated[
+    Literal["keep", "reassign"],
+    Field(
+        description="A known item with other codes keeps its Semantic ID; or is given another one, and the one it held "
+        "stays reserved and says by which it was replaced.",
+    ),
+]
+
+
 class Envelope(BaseModel):
     """A request's outer object: nothing unknown, no coercion."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class TokenizeRequest(Envelope):
+class TokenizeOptions(Envelope):
+    """What holds for all items of a request."""
+
+    tokenizer: TokenizerName = None
+    namespace: Namespace = "default"
+    assign: bool = Field(
+        default=True, description="False is the dry run: codes and what is known of them, nothing written."
+    )
+    on_change: OnChange = "keep"
+
+
+class TokenizeRequest(TokenizeOptions):
     """Items to tokenize."""
 
     items: Annotated[list[Any], WithJsonSchema({"type": "array", "minItems": 1, "items": ITEM_SCHEMA})] = Field(
         min_length=1,
         examples=[[{"item_id": "kettle-1", "text": "Cordless electric kettle, stainless steel, 1.7 l"}]],
     )
-    tokenizer: TokenizerName = None
-    namespace: Namespace = "default"
-    assign: bool = Field(
-        default=True, description="False is the dry run: codes and what is known of them, nothing written."
-    )
-    on_change: Literal["keep", "reassign"] = Field(
-        default="keep",
-        description="A known item with other codes keeps its Semantic ID; or is given another one, and the one it held "
-        "stays reserved and says by which it was replaced.",
-    )
+
+    def beside(self, options: TokenizeOptions) -> Self:
+        """This request; where it says nothing, what the query says."""
+        unsaid = TokenizeOptions.model_fields.keys() - self.model_fields_set
+        return self.model_copy(update={name: getattr(options, name) for name in unsaid})
 
 
 class LookupRequest(Envelope):

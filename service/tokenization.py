@@ -6,8 +6,9 @@ entries --ItemReader--> items --registry--> unchanged ones: answered
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -37,11 +38,14 @@ from service.metrics import Metrics
 from service.overflow import OverflowPolicy
 from service.records import Records
 from service.registry import Assignment, Claim, ClaimResult, Record
-from service.schemas import LookupRequest, TokenizeRequest
+from service.schemas import LookupRequest, TokenizeOptions, TokenizeRequest
 from service.semantic_id import SemanticId
 from service.tokenizers import LoadedTokenizer, Tokenizers
 
 T = TypeVar("T")
+R = TypeVar("R")
+
+ENTRIES_ON_THE_LOOP = 16  # a thread costs as much as reading these
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,18 @@ class Tokenization:
             msg = f"{len(request.items)} items, at most {self._limits.max_items} are taken in one request"
             raise TooManyItems(msg)
         tokenizer = self._tokenizers.named(request.tokenizer)
+        return {**tokenizer.origin(request.namespace), "items": await self.entries(tokenizer, request, request.items)}
+
+    async def entries(
+        self, tokenizer: LoadedTokenizer, request: TokenizeOptions, entries: Sequence[object]
+    ) -> list[Answer]:
+        """An entry of the answer for each of a request, or of a part of a stream, in order.
+
+        Raises:
+            ServiceError: They all fail.
+        """
         record = await self._records.of(request.namespace, tokenizer.manifest)
-        items, failures = _read(request.items, tokenizer.reader)
+        items, failures = await _off_the_loop(_read, entries, tokenizer.reader)
         found = await self._recall(record, items)
         known = {i: assignment for i, assignment in found.items() if assignment.live}
         # Content that changed is encoded again where its own codes are asked for: to be reassigned, or in a dry run.
@@ -99,7 +113,15 @@ class Tokenization:
         else:
             answers = await self._dry_run(record, items, known, encoded)
         self._count(tokenizer.full_name, answers, failures, encoded, dry_run=not request.assign)
-        return {**tokenizer.origin(request.namespace), "items": in_order(request.items, answers, failures)}
+        return in_order(entries, answers, failures)
+
+    def tokenizer(self, name: str | None) -> LoadedTokenizer:
+        """The one that a request names, to its end.
+
+        Raises:
+            UnknownTokenizer, AmbiguousTokenizer: See `Tokenizers.named`.
+        """
+        return self._tokenizers.named(name)
 
     async def by_semantic_id(self, text: str, namespace: str, name: str | None) -> Answer:
         """Answer `GET /item/{semantic_id}`.
@@ -177,7 +199,7 @@ class Tokenization:
 
     async def _place(
         self,
-        request: TokenizeRequest,
+        request: TokenizeOptions,
         tokenizer: LoadedTokenizer,
         items: Mapping[int, Item],
         encoded: Mapping[int, EncodedRow],
@@ -198,7 +220,7 @@ class Tokenization:
 
     async def _claim(
         self,
-        request: TokenizeRequest,
+        request: TokenizeOptions,
         tokenizer: LoadedTokenizer,
         items: Mapping[int, Item],
         encoded: Mapping[int, EncodedRow],
@@ -261,11 +283,20 @@ def _stands(item: Item, assignment: Assignment, *, afresh: bool) -> bool:
     return item.digest == assignment.digest and not (afresh and assignment.content_changed)
 
 
-def _moving(request: TokenizeRequest, items: Mapping[int, Item], found: Mapping[int, Assignment]) -> set[int]:
+def _moving(request: TokenizeOptions, items: Mapping[int, Item], found: Mapping[int, Assignment]) -> set[int]:
     """Items that give up their ID for one of other codes; an ID that was given to just this content stands."""
     if request.on_change != "reassign":
         return set()
     return {i for i, item in items.items() if i not in found or not _stands(item, found[i], afresh=True)}
+
+
+async def _off_the_loop(
+    read: Callable[[Sequence[object], ItemReader], R], entries: Sequence[object], reader: ItemReader
+) -> R:
+    """Reads in a thread where it may take long."""
+    if len(entries) < ENTRIES_ON_THE_LOOP:
+        return read(entries, reader)
+    return await asyncio.to_thread(read, entries, reader)
 
 
 def _read(entries: Sequence[object], reader: ItemReader) -> tuple[dict[int, Item], dict[int, ItemError]]:

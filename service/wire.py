@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Annotated, Any, TypeVar
 
 import orjson
@@ -10,17 +11,29 @@ from fastapi import Path, Query, Request, Response
 from pydantic import BaseModel, ValidationError
 from starlette.convertors import PathConvertor, register_url_convertor
 
+from service import ndjson
 from service.bodies import BodyGate, parse_json, require_json, unless_disconnected
 from service.content import MAX_ITEM_ID_BYTES
-from service.errors import PROBLEM_JSON, MalformedRequest
-from service.schemas import Namespace, TokenizerName, describe
+from service.errors import PROBLEM_JSON, MalformedRequest, UnsupportedMediaType
+from service.schemas import ITEM_SCHEMA, Namespace, OnChange, TokenizerName, describe
+from service.streams import BulkFormat, StreamedAnswer
 
 R = TypeVar("R", bound=BaseModel)
+G = TypeVar("G")
+
+BYTES_ON_THE_LOOP = 64 * 1024  # parsing more would keep other requests waiting
 
 ItemIdPath = Annotated[str, Path(description="The catalogue's own key.", max_length=MAX_ITEM_ID_BYTES)]
 NamespaceQuery = Annotated[Namespace, Query()]
 TokenizerQuery = Annotated[TokenizerName, Query()]
+AssignQuery = Annotated[bool, Query(description="False is the dry run.")]
+OnChangeQuery = Annotated[OnChange, Query()]
 
+_LINES_EXAMPLE = [
+    {"item_id": "kettle-1", "text": "Cordless electric kettle, stainless steel, 1.7 l"},
+    {"item_id": "lamp-1", "fields": {"title": "Desk lamp", "categories": ["Home", "Lighting"]}},
+]
+_ENTRY = {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("TokenizedItem", "FailedItem")]}
 _TITLES = {
     400: "The body is not JSON",
     404: "Nothing is assigned there",
@@ -66,19 +79,48 @@ def body_of(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
+def bulk_bodies(model: type[BaseModel]) -> dict[str, Any]:
+    """The documented bodies of a route that takes a JSON body or a stream."""
+    documented = body_of(model)
+    documented["requestBody"]["content"] |= {
+        ndjson.MEDIA_TYPE: {
+            "schema": {"type": "array", "items": ITEM_SCHEMA, "description": "An item a line, of any number."},
+            "example": _LINES_EXAMPLE,
+        },
+    }
+    return documented
+
+
+def bulk_answers() -> dict[int | str, dict[str, Any]]:
+    """The documented answers to streams, beside the JSON one."""
+    entries = {"type": "array", "items": _ENTRY, "description": "An entry a line, in order."}
+    content = {ndjson.MEDIA_TYPE: {"schema": entries}}
+    headers = {
+        f"Semid-{name.title()}": {"description": f"Of streams: the {name}.", "schema": {"type": "string"}}
+        for name in ("tokenizer", "namespace")
+    }
+    return {200: {"content": content, "headers": headers}}
+
+
 def as_json(answer: Any, status: int = 200) -> Response:
     """A JSON answer; times end with Z."""
     return Response(orjson.dumps(answer, option=orjson.OPT_UTC_Z), status, media_type="application/json")
 
 
-def parsed(request: Request, body: bytes, model: type[R]) -> R:
-    """The validated envelope of a JSON body.
+async def parsed(request: Request, body: bytes, model: type[R]) -> R:
+    """The validated envelope of a JSON body; a large one is parsed off the event loop.
 
     Raises:
         NotJson: The body is no JSON.
         MalformedRequest: It does not fit the model.
     """
     require_json(request)
+    if len(body) > BYTES_ON_THE_LOOP:
+        return await asyncio.to_thread(_parsed, body, model)
+    return _parsed(body, model)
+
+
+def _parsed(body: bytes, model: type[R]) -> R:
     try:
         return model.model_validate(parse_json(body))
     except ValidationError as error:
@@ -90,7 +132,20 @@ async def answered(
 ) -> Response:
     """What a use case answers to a JSON body; a caller who leaves is not worked for any longer."""
     async with gate.read(request) as body:
-        return as_json(await unless_disconnected(request, use_case(parsed(request, body, model))))
+        return as_json(await unless_disconnected(request, use_case(await parsed(request, body, model))))
+
+
+def streamed(request: Request, gate: BodyGate, bulk: BulkFormat[G], origin: Mapping[str, str]) -> Response:
+    """What a bulk format answers to a body of any length, while it arrives; the origin goes into headers.
+
+    Raises:
+        UnsupportedMediaType: The body is compressed.
+    """
+    if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
+        msg = f"the body is compressed ({encoding!r}); send it as it is"
+        raise UnsupportedMediaType(msg)
+    headers = {f"semid-{name}": value for name, value in origin.items()}
+    return StreamedAnswer(bulk, gate.room(), headers, patience_s=gate.timeout_s)
 
 
 def _problem(schema: str) -> dict[str, Any]:

@@ -21,7 +21,8 @@ def fuzz(directory: Path, location: str, *options: str) -> subprocess.CompletedP
     """A run of schemathesis with all its checks and a fixed seed."""
     command = [sys.executable, "-m", "schemathesis.cli", "run", location, "--checks", "all", "--seed", SEED]
     command += ["--phases", "examples,coverage,fuzzing", "--continue-on-failure", "--warnings", "off", "--no-color"]
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    hooks = {"SCHEMATHESIS_HOOKS": "fuzzed_bodies", "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", **hooks}
     return subprocess.run(
         [*command, *options], cwd=directory, env=environment, capture_output=True, text=True, timeout=400, check=False
     )
@@ -52,7 +53,13 @@ def test_every_request_that_fits_the_schema_is_taken(running: Any, tmp_path: Pat
         alternatives = schemas[envelope]["properties"][member]["items"]["anyOf"]
         alternatives.remove(next(entry for entry in alternatives if entry["title"] == "Anything else"))
         schemas[envelope]["properties"][member]["maxItems"] = 8
+        if member == "items":
+            bodies = document["paths"]["/tokenize"]["post"]["requestBody"]["content"]
+            bodies["application/x-ndjson"]["schema"] = schemas[envelope]["properties"][member]
         schemas[envelope]["properties"]["tokenizer"] = {"const": running.http.get("/tokenizers").json()["default"]}
+    for parameter in document["paths"]["/tokenize"]["post"]["parameters"]:
+        if parameter["name"] == "tokenizer":
+            parameter["schema"] = {"const": running.http.get("/tokenizers").json()["default"]}
     location = tmp_path / "openapi.json"
     location.write_text(json.dumps(document))
     rows = running.metric("semid_batch_rows_sum")

@@ -1,0 +1,17 @@
+"""How schemathesis writes the bodies of streams; it loads this file by its name."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import schemathesis
+
+
+@schemathesis.serializer("application/x-ndjson")
+def lines(_context: Any, value: Any) -> bytes:
+    """An entry a line."""
+    if isinstance(value, bytes):
+        return value
+    entries = value if isinstance(value, list) else [value]
+    return b"".join(json.dumps(entry).encode() + b"\n" for entry in entries)
