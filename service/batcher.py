@@ -1,21 +1,21 @@
 """Admission and micro-batching: one worker thread owns the model.
 
-There is no wait timer. A batch forms from what is queued at the moment the worker frees, up to a budget of padded
-tokens; while it runs, the next one gathers. Admission is bounded by tokens, and the rows of a caller who left are
-dropped before they reach the model.
+There is no wait timer. A batch forms from what is queued at the moment the worker frees; while it runs, the next one
+gathers. Small requests and bulk have a lane each (`lanes`), and a batch is of one lane. A batch is as large as the
+model can do in a set time, because a small request that comes meanwhile waits for it. Admission is bounded by tokens,
+and the rows of a caller who left are dropped before they reach the model.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,12 +24,18 @@ from numpy.typing import NDArray
 from models import Encoding
 from service.capacity import Capacity
 from service.errors import EncoderStopped, EncodingFailed
+from service.jobs import Content, EncodedRow, Job, Kind, Outcome, Row, distribute, settle
+from service.lanes import SMALL_ROWS, Lane, LaneQueue, lane_of
 from service.metrics import ModelMetrics
 
 log = logging.getLogger(__name__)
 
-Content = str | NDArray[np.float32]
-"""What is tokenized: a text, or an embedding (D,) float32."""
+# A smaller batch wastes the machine: half the time of a forward pass of fewer tokens is not spent on them.
+MIN_BATCH_TOKENS = 256
+
+# Word pieces are split on a thread for each lane: of bulk, so many texts at a time.
+SPLIT_TEXTS = 64
+SMALL_CHARACTERS = 8_192
 
 
 class Encoder(Protocol):
@@ -45,54 +51,18 @@ class Encoder(Protocol):
         """Codes of texts, given as word pieces."""
 
 
-class EncodedRow(NamedTuple):
-    """One content's codes, its smallest margin and its quantization error.
+class Pace:
+    """How many tokens a second the model does; later batches count for more, each by its time."""
 
-    `alternatives` are codes of the last level by their distance, its own first; none where none were asked for.
-    """
+    REMEMBERED_S = 2.0
 
-    codes: tuple[int, ...]
-    margin: float
-    quantization_error: float
-    alternatives: tuple[int, ...] = ()
+    def __init__(self, tokens_per_s: float) -> None:
+        self.tokens_per_s = tokens_per_s
 
-
-Outcome = EncodedRow | EncodingFailed
-
-
-@dataclass(eq=False)
-class _Job:
-    """One caller's contents on their way through the model."""
-
-    future: asyncio.Future[list[Outcome]]
-    results: list[Outcome | None]
-    missing: int
-    queued_at: float = field(default_factory=time.perf_counter)
-
-    @property
-    def left(self) -> bool:
-        """Whether the caller has gone."""
-        return self.future.done()
-
-
-class _Row(NamedTuple):
-    job: _Job
-    place: int
-    content: list[int] | NDArray[np.float32]
-    alternatives: int
-
-    @property
-    def kind(self) -> tuple[bool, int]:
-        """What the rows of a batch have in common."""
-        return self.is_text, self.alternatives
-
-    @property
-    def is_text(self) -> bool:
-        return isinstance(self.content, list)
-
-    @property
-    def tokens(self) -> int:
-        return len(self.content) if self.is_text else 1
+    def measure(self, tokens: int, elapsed_s: float) -> None:
+        """Learn of a batch."""
+        weight = -math.expm1(-elapsed_s / self.REMEMBERED_S)
+        self.tokens_per_s += weight * (tokens / elapsed_s - self.tokens_per_s)
 
 
 class Batcher:
@@ -101,33 +71,45 @@ class Batcher:
     Args:
         encoder: The tokenizer; only the worker thread runs its model.
         batch_tokens: Padded tokens of one forward pass, at most (a longer single row runs alone).
+        batch_s: Seconds that one forward pass should take, at most: batches are made smaller than `batch_tokens` for
+            it, by the measured pace of the model, though not below `MIN_BATCH_TOKENS`.
         capacity: Bounds what is queued, here and for the other models, and gives them turns.
         metrics: Where depth, sizes and durations go.
     """
 
-    def __init__(self, encoder: Encoder, *, batch_tokens: int, capacity: Capacity, metrics: ModelMetrics) -> None:
+    def __init__(
+        self, encoder: Encoder, *, batch_tokens: int, batch_s: float, capacity: Capacity, metrics: ModelMetrics
+    ) -> None:
         self._encoder = encoder
         self._batch_tokens = batch_tokens
+        self._batch_s = batch_s
         self._capacity = capacity
         self._metrics = metrics
-        self._rows: deque[_Row] = deque()
-        self._queued_tokens = 0
+        self._queues = {lane: LaneQueue(in_turns=lane is Lane.BULK) for lane in Lane}
+        self._counted = dict.fromkeys(Lane, 0)  # tokens of each lane that the capacity knows of
+        self._paces = {True: Pace(5_000.0), False: Pace(50_000.0)}  # of texts, and of embeddings
         self._changed = threading.Condition(threading.RLock())
         self._refusal: str | None = None  # why new work is refused, once it is
-        self._proven: _Row | None = None  # a row that the model could encode: where it no longer can, it is lost
+        self._proven: Row | None = None  # a row that the model could encode: where it no longer can, it is lost
         self._left = False  # whether a caller left since the queue was last searched for such
-        self._splitter = ThreadPoolExecutor(1, thread_name_prefix="word-pieces")
+        self._splitters = {lane: ThreadPoolExecutor(1, thread_name_prefix=f"word-pieces-{lane}") for lane in Lane}
         self._worker = threading.Thread(target=self._run, name="model", daemon=True)
 
     def start(self) -> None:
         """Start the worker thread."""
-        self._capacity.share(self._forget_leavers)
+        self._capacity.share(self)
         self._worker.start()
 
     @property
     def alive(self) -> bool:
         """Whether the worker thread runs."""
         return self._worker.is_alive()
+
+    @property
+    def queued_rows(self) -> int:
+        """Rows that wait for the model."""
+        with self._changed:
+            return sum(queue.rows for queue in self._queues.values())
 
     async def encode(self, contents: Sequence[Content], *, alternatives: int = 0) -> list[Outcome]:
         """The codes of each content, in order; or the error of the one that the model fails on.
@@ -143,13 +125,10 @@ class Batcher:
         if not contents:
             return []
         self._check_running()
-        self._capacity.check_room()
-        rows = await self._prepare(contents)
-        loop = asyncio.get_running_loop()
-        job = _Job(loop.create_future(), [None] * len(contents), len(contents))
-        # Rows of like length side by side: the padding of a batch is what its longest row exceeds the others by.
-        queued = [_Row(job, i, row, alternatives) for i, row in enumerate(rows)]
-        self._enqueue(sorted(queued, key=lambda row: row.tokens))
+        self._capacity.check_room(Lane.SMALL if len(contents) <= SMALL_ROWS else Lane.BULK)
+        prepared = await self._prepare(contents)
+        job = Job.of(len(contents))
+        self._enqueue([Row(job, i, content, alternatives) for i, content in enumerate(prepared)])
         try:
             return await job.future
         except asyncio.CancelledError:
@@ -163,90 +142,108 @@ class Batcher:
             self._changed.notify()
         if self.alive:
             await asyncio.to_thread(self._worker.join)
-        self._capacity.leave(self._forget_leavers)
-        self._splitter.shutdown()
+        self._capacity.leave(self)
+        for splitter in self._splitters.values():
+            splitter.shutdown()
 
-    async def _prepare(self, contents: Sequence[Content]) -> list[list[int] | NDArray[np.float32]]:
-        """Texts to word pieces, off the event loop; embeddings as they are."""
-        texts = [content for content in contents if isinstance(content, str)]
-        if not texts:
-            return [content for content in contents if not isinstance(content, str)]
-        loop = asyncio.get_running_loop()
-        pieces = iter(await loop.run_in_executor(self._splitter, self._encoder.split, texts))
-        return [next(pieces) if isinstance(content, str) else content for content in contents]
+    def waits(self, lane: Lane) -> bool:
+        """Whether any rows wait in a lane."""
+        return bool(self._queues[lane])
 
-    def _check_running(self) -> None:
-        if self._refusal is not None:
-            raise EncoderStopped(self._refusal)
+    def backlog_s(self, lane: Lane) -> float:
+        """Seconds of the model's time that the rows of a lane will take."""
+        with self._changed:
+            tokens = self._queues[lane].tokens_by_kind
+        return sum(count / self._paces[kind.is_text].tokens_per_s for kind, count in tokens.items())
 
-    def _forget_leavers(self) -> None:
+    def forget_leavers(self) -> None:
         """Take the rows of callers who left out of the queue: they hold no place that others wait for."""
         if not self._left:
             return
         with self._changed:
             self._left = False
-            stay = [row for row in self._rows if not row.job.left]
-            self._rows = deque(stay)
-            self._count(sum(row.tokens for row in stay) - self._queued_tokens)
+            for lane, queue in self._queues.items():
+                queue.forget_leavers()
+                self._count(lane)
 
-    def _enqueue(self, rows: list[_Row]) -> None:
-        tokens = sum(row.tokens for row in rows)
+    async def _prepare(self, contents: Sequence[Content]) -> list[list[int] | NDArray[np.float32]]:
+        """Texts to word pieces, off the event loop; embeddings as they are.
+
+        What is long is split a piece at a time, on a thread of its own: neither a new listing nor the feed of another
+        caller waits for all of it, and that of a caller who left goes no further.
+        """
+        texts = [content for content in contents if isinstance(content, str)]
+        if not texts:
+            return [content for content in contents if not isinstance(content, str)]
+        small = len(texts) <= SMALL_ROWS and sum(map(len, texts)) <= SMALL_CHARACTERS
+        splitter = self._splitters[Lane.SMALL if small else Lane.BULK]
+        split = asyncio.get_running_loop().run_in_executor
+        pieces: list[list[int]] = []
+        for start in range(0, len(texts), SPLIT_TEXTS):
+            pieces += await split(splitter, self._encoder.split, texts[start : start + SPLIT_TEXTS])
+        each = iter(pieces)
+        return [next(each) if isinstance(content, str) else content for content in contents]
+
+    def _check_running(self) -> None:
+        if self._refusal is not None:
+            raise EncoderStopped(self._refusal)
+
+    def _enqueue(self, rows: list[Row]) -> None:
+        lane = lane_of(rows)
+        self._capacity.check_room(lane)
         with self._changed:
             self._check_running()
-            self._capacity.check_room()
-            self._rows.extend(rows)
-            self._count(tokens)
+            self._queues[lane].add(rows)
+            self._count(lane)
             self._changed.notify()
 
-    def _count(self, tokens: int) -> None:
-        self._queued_tokens += tokens
-        self._capacity.queue(tokens)
-        self._metrics.queue_tokens.set(self._queued_tokens)
+    def _count(self, lane: Lane) -> None:
+        """Tell the capacity and the metrics how much waits in a lane."""
+        tokens = self._queues[lane].tokens
+        self._capacity.queue(lane, tokens - self._counted[lane])
+        self._counted[lane] = tokens
+        self._metrics.queue_tokens[lane].set(tokens)
 
     def _run(self) -> None:
         """The worker thread: batch after batch until told to stop; however it ends, nobody is left waiting."""
-        batch: list[_Row] = []
+        batch: list[Row] = []
         try:
             while self._wait():
-                with self._capacity.turn():
-                    batch = self._take()  # only now: what gathered while the others had their turns comes along
-                    for job in {row.job for row in batch}:
-                        self._metrics.queue_seconds.observe(time.perf_counter() - job.queued_at)
+                with self._capacity.turn(self) as lane:
+                    batch = self._take(lane)  # only now: what gathered while the others had their turns comes along
                     outcomes = self._encode(batch) if batch else []
-                _distribute(batch, outcomes)
+                distribute(batch, outcomes)
         finally:
             with self._changed:
                 self._refusal = self._refusal or "the model's thread has ended; the process needs a restart"
-                orphans = {row.job for row in (*batch, *self._rows)}
-                self._rows.clear()
-                self._count(-self._queued_tokens)
+                orphans = {row.job for row in batch}.union(*(queue.clear() for queue in self._queues.values()))
+                for lane in Lane:
+                    self._count(lane)
             for job in orphans:
-                _settle(job, EncoderStopped(self._refusal))
+                settle(job, EncoderStopped(self._refusal))
 
     def _wait(self) -> bool:
         """Wait for rows; False when stopping with none left."""
         with self._changed:
-            self._changed.wait_for(lambda: self._rows or self._refusal is not None)
-            return bool(self._rows)
+            self._changed.wait_for(lambda: any(self._queues.values()) or self._refusal is not None)
+            return any(self._queues.values())
 
-    def _take(self) -> list[_Row]:
-        """Rows of one kind within the token budget; empty where all callers have left."""
-        batch: list[_Row] = []
-        longest = 0
+    def _take(self, lane: Lane) -> list[Row]:
+        """Rows of one kind within the budget; empty where all callers have left."""
         with self._changed:
-            while self._rows:
-                row = self._rows[0]
-                if not row.job.left:
-                    longest = max(longest, row.tokens)
-                    padded = longest * (len(batch) + 1)
-                    if batch and (row.kind != batch[0].kind or padded > self._batch_tokens):
-                        break
-                    batch.append(row)
-                self._rows.popleft()
-                self._count(-row.tokens)
+            batch = self._queues[lane].take(self._budget)
+            self._count(lane)
+        now = time.perf_counter()
+        for job in {row.job for row in batch}:
+            self._metrics.queue_seconds[lane].observe(now - job.queued_at)
         return batch
 
-    def _encode(self, batch: list[_Row]) -> list[Outcome]:
+    def _budget(self, kind: Kind) -> int:
+        """Padded tokens of a batch of a kind."""
+        within_time = int(self._batch_s * self._paces[kind.is_text].tokens_per_s)
+        return min(self._batch_tokens, max(within_time, MIN_BATCH_TOKENS))
+
+    def _encode(self, batch: list[Row]) -> list[Outcome]:
         """What the model makes of a batch. A batch that fails is tried again in halves, down to the row at fault.
 
         Raises:
@@ -270,14 +267,14 @@ class Batcher:
         self._measure(batch, encoding, time.perf_counter() - started)
         return outcomes
 
-    def _measure(self, batch: list[_Row], encoding: Encoding, elapsed_s: float) -> None:
+    def _measure(self, batch: list[Row], encoding: Encoding, elapsed_s: float) -> None:
         tokens = sum(row.tokens for row in batch)
-        self._capacity.measure(tokens, elapsed_s)
+        self._paces[batch[0].is_text].measure(tokens, elapsed_s)
         self._metrics.batch(
             rows=len(batch), tokens=tokens, seconds=elapsed_s, recomputed=int(encoding.recomputed.sum())
         )
 
-    def _forward(self, batch: list[_Row]) -> Encoding:
+    def _forward(self, batch: list[Row]) -> Encoding:
         is_text, alternatives = batch[0].kind
         if is_text:
             return self._encoder.encode_texts([row.content for row in batch], alternatives=alternatives)  # type: ignore[misc]
@@ -293,31 +290,3 @@ def _outcomes(encoding: Encoding, rows: int) -> list[Outcome]:
     if len(outcomes) != rows:
         raise RuntimeError(f"{len(outcomes)} rows came back of {rows}")
     return [*outcomes]
-
-
-def _distribute(batch: Sequence[_Row], outcomes: Sequence[Outcome]) -> None:
-    """Hand each caller its rows."""
-    finished = []
-    for row, outcome in zip(batch, outcomes, strict=True):
-        row.job.results[row.place] = outcome
-        row.job.missing -= 1
-        if row.job.missing == 0:
-            finished.append(row.job)
-    for job in finished:
-        _settle(job, [result for result in job.results if result is not None])
-
-
-def _settle(job: _Job, outcome: list[Outcome] | Exception) -> None:
-    """Resolve a caller's future on its loop; a caller who left, or a loop that closed, is no error."""
-
-    def resolve() -> None:
-        if job.future.done():
-            return
-        if isinstance(outcome, Exception):
-            job.future.set_exception(outcome)
-        else:
-            job.future.set_result(outcome)
-
-    loop = job.future.get_loop()
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(resolve)

@@ -38,6 +38,7 @@ class Loader:
         batcher = Batcher(
             tokenizer,
             batch_tokens=settings.batch_tokens,
+            batch_s=settings.batch_ms / 1000,
             capacity=self._capacity,
             metrics=self._metrics.of_model(manifest.full_name),
         )

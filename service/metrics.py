@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from service.lanes import Lane
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -33,12 +36,12 @@ class Metrics:
             "semid_overflows", "Items placed at a next-nearest codeword", ["tokenizer"], registry=collectors
         )
         self._queue_tokens = Gauge(
-            "semid_queue_tokens", "Word pieces queued for the model", ["tokenizer"], registry=collectors
+            "semid_queue_tokens", "Word pieces queued for the model", ["tokenizer", "lane"], registry=collectors
         )
         self._queue_seconds = Histogram(
             "semid_queue_seconds",
             "Time from the queue to a batch",
-            ["tokenizer"],
+            ["tokenizer", "lane"],
             buckets=_SECONDS,
             registry=collectors,
         )
@@ -64,8 +67,8 @@ class Metrics:
     def of_model(self, tokenizer: str) -> ModelMetrics:
         """What is counted of one tokenizer's model, by its full name."""
         return ModelMetrics(
-            queue_tokens=self._queue_tokens.labels(tokenizer),
-            queue_seconds=self._queue_seconds.labels(tokenizer),
+            queue_tokens={lane: self._queue_tokens.labels(tokenizer, lane) for lane in Lane},
+            queue_seconds={lane: self._queue_seconds.labels(tokenizer, lane) for lane in Lane},
             batch_rows=self._batch_rows.labels(tokenizer),
             batch_tokens=self._batch_tokens.labels(tokenizer),
             model_seconds=self._model_seconds.labels(tokenizer),
@@ -81,8 +84,8 @@ class Metrics:
 class ModelMetrics:
     """What is counted of one model."""
 
-    queue_tokens: Gauge
-    queue_seconds: Histogram
+    queue_tokens: Mapping[Lane, Gauge]
+    queue_seconds: Mapping[Lane, Histogram]
     batch_rows: Histogram
     batch_tokens: Histogram
     model_seconds: Histogram

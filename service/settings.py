@@ -63,7 +63,16 @@ class Settings(BaseSettings):
         default=0, ge=0, description="CPU threads of the model; 0: one for each core that the process may use."
     )
     batch_tokens: int = Field(default=4096, ge=1, description="Padded word pieces of one forward pass, at most.")
-    queue_tokens: int = Field(default=200_000, ge=1, description="Word pieces queued for the model, beyond which 429.")
+    batch_ms: float = Field(
+        default=30.0,
+        gt=0,
+        description="Milliseconds of one forward pass, about: what a small request may have to wait for.",
+    )
+    queue_tokens: int = Field(
+        default=200_000,
+        ge=1,
+        description="Word pieces queued for the model, beyond which 429; an eighth of it is small requests' alone.",
+    )
     inflight_bytes: int = Field(
         default=256 * 2**20, ge=1, description="Bytes of request bodies and their values held, beyond which 429."
     )

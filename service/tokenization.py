@@ -23,7 +23,6 @@ from service.answers import (
     unanswered,
     unknown_item,
 )
-from service.batcher import EncodedRow
 from service.content import Item, ItemReader
 from service.errors import (
     ConflictingDuplicate,
@@ -34,6 +33,7 @@ from service.errors import (
     SuffixExhausted,
     TooManyItems,
 )
+from service.jobs import EncodedRow
 from service.metrics import Metrics
 from service.overflow import OverflowPolicy
 from service.records import Records

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,13 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from service.capacity import Capacity
 from service.registry import Record, Registry, durability
 from tests.claims import FINGERPRINT, SIZES
+from tests.service.letters import LetterEncoder, batcher_of
 from tests.valkey import Valkey
 from tests.valkey_cluster import ValkeyCluster
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+    from service.batcher import Batcher
+    from tests.service.letters import MakeBatcher
 
 
 @pytest.fixture
@@ -106,3 +112,27 @@ def callers() -> Iterator[ThreadPoolExecutor]:
     """Callers at once."""
     with ThreadPoolExecutor(24) as pool:
         yield pool
+
+
+@pytest.fixture
+async def make_batcher() -> AsyncIterator[MakeBatcher]:
+    """Makes a batcher at work around a letter encoder; each is stopped with the test.
+
+    Where `batch_takes_s` is given, lanes have their shares by a clock on which each batch takes so long.
+    """
+    made: list[tuple[Batcher, LetterEncoder]] = []
+
+    def make(
+        batch_tokens: int = 100, queue_tokens: int = 1000, batch_takes_s: float | None = None, **options: Any
+    ) -> tuple[Batcher, LetterEncoder]:
+        encoder = LetterEncoder()
+        clock = time.perf_counter if batch_takes_s is None else lambda: batch_takes_s * len(encoder.batches)
+        batcher = batcher_of(encoder, batch_tokens, Capacity(queue_tokens, clock), **options)
+        batcher.start()
+        made.append((batcher, encoder))
+        return batcher, encoder
+
+    yield make
+    for batcher, encoder in made:
+        encoder.free.set()
+        await batcher.stop()

@@ -61,7 +61,7 @@ def test_concurrent_callers_share_a_batch(
     others = [
         callers.submit(service.tokenize, {"item_id": f"{i}", "text": "kettle"}, namespace=namespace) for i in range(8)
     ]
-    service.until(lambda: len(service.batcher._rows) == 8, "the callers do not queue")
+    service.until(lambda: service.batcher.queued_rows == 8, "the callers do not queue")
 
     held_model.free.set()
 
@@ -126,7 +126,7 @@ def test_the_work_of_a_caller_who_left_never_reaches_the_model(
     items = [{"item_id": f"leaver {i}", "text": "kettle"} for i in range(10)]
     with socket.create_connection(service.address) as connection:
         connection.sendall(written(items, namespace))
-        service.until(lambda: len(service.batcher._rows) == 10, "the leaver's rows do not queue")
+        service.until(lambda: service.batcher.queued_rows == 10, "the leaver's rows do not queue")
 
     service.until(lambda: service.metric("semid_http_requests_total", status="499") > gone, "its leave was not seen")
     held_model.free.set()

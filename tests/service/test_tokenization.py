@@ -40,7 +40,11 @@ async def compose(tokenizer: Tokenizer, checkpoint: Path, connect: Connect) -> A
     """The use case on a registry's URL: as many replicas as a test asks for, one model."""
     manifest = read_manifest(checkpoint)
     batcher = Batcher(
-        tokenizer, batch_tokens=4096, capacity=Capacity(100_000), metrics=Metrics().of_model(manifest.full_name)
+        tokenizer,
+        batch_tokens=4096,
+        batch_s=1.0,
+        capacity=Capacity(100_000),
+        metrics=Metrics().of_model(manifest.full_name),
     )
     batcher.start()
     loaded = LoadedTokenizer(manifest, ItemReader(tokenizer, max_text_bytes=1000), batcher)
