@@ -116,6 +116,18 @@ def columns_of(path: Path) -> frozenset[str] | None:
     return None
 
 
+def rows_of(path: Path) -> int | None:
+    """How many rows a Parquet file has; None of other files, which have to be read for that.
+
+    Raises:
+        ValueError: The file cannot be read.
+    """
+    if path.suffix != ".parquet":
+        return None
+    with _open_parquet(path) as file:
+        return int(file.metadata.num_rows)
+
+
 def read_embeddings(path: Path) -> Tensor:
     """An array of embeddings, (N, D) float32, whole; `embedding_batches` has the formats and the errors."""
     return torch.cat(list(embedding_batches(path)))

@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from operator import length_hint
 from pathlib import Path
 from typing import TypeAlias
 
@@ -109,7 +110,7 @@ def embed_texts(text_encoder: TextEncoder, texts: Sequence[str], cache_directory
     def keep(rows: Sequence[int], values: Tensor) -> None:
         embeddings[rows] = values
 
-    embed_stream(text_encoder, texts, keep, cache_directory, len(texts))
+    embed_stream(text_encoder, texts, keep, cache_directory)
     return embeddings
 
 
@@ -118,21 +119,20 @@ def embed_stream(
     texts: Iterable[str],
     keep: Callable[[Sequence[int], Tensor], None],
     cache_directory: Path | None = None,
-    total: int | None = None,
 ) -> None:
     """Embed texts as they come, with a progress bar; what the cache has is not computed again.
 
     Args:
         text_encoder: Of the texts.
-        texts: Any number; `SHARD_TEXTS` of them are held.
+        texts: Any number; `SHARD_TEXTS` of them are held. What `operator.length_hint` says of them is the bar's total,
+            asked again as they come: it may fall where some turn out to be no texts.
         keep: Takes row numbers, increasing, and their embeddings (n, D) float32; what was known comes first.
         cache_directory: Where embeddings are kept between runs.
-        total: How many texts there are, if that is known.
     """
     cache = EmbeddingCache(cache_directory, text_encoder) if cache_directory else None
     numbered = enumerate(texts)
     missing: list[tuple[int, str]] = []
-    with tqdm(total=total, desc="embedding", unit="text", disable=None) as bar:
+    with tqdm(total=length_hint(texts) or None, desc="embedding", unit="text", disable=None) as bar:
 
         def embed() -> None:
             rows, absent = [row for row, _ in missing], [text for _, text in missing]
@@ -143,6 +143,7 @@ def embed_stream(
             missing.clear()
 
         while batch := list(islice(numbered, SHARD_TEXTS)):
+            bar.total = length_hint(texts) or None
             found = [(row, cache.get(text) if cache else None) for row, text in batch]
             if known := [(row, embedding) for row, embedding in found if embedding is not None]:
                 keep([row for row, _ in known], torch.stack([embedding for _, embedding in known]))

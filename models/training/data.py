@@ -212,11 +212,18 @@ class _TextRows:
         self._reading = reading
         self._say = say
         self._numbers: dict[str, int] = {}
+        lengths = [catalogue.rows_of(path) for path in sources]
+        self._rows = None if None in lengths else sum(length or 0 for length in lengths)
+        self._skipped = 0
         self.texts = TextSpool(reading.spool)
         self.groups = array("i")
         self.has_column = False
         self.item_ids: list[pa.LargeStringArray] = []
         self.notes: list[dict[str, Any]] = []
+
+    def __length_hint__(self) -> int:
+        """As far as the files tell without being read; 0 where they do not."""
+        return 0 if self._rows is None else max(0, self._rows - self._skipped)
 
     def __iter__(self) -> Iterator[str]:
         column, share = self._reading.balance_by, self._reading.left_out
@@ -229,6 +236,7 @@ class _TextRows:
                     rows = [(item, text) for item, text in rows if not is_left_out(text_digest(text), share)]
                     left_out += texts_read - len(rows)
                 read, kept = read + len(batch), kept + len(rows)
+                self._skipped += len(batch) - len(rows)
                 texts = [text for _, text in rows]
                 self.texts.extend(texts)
                 if column:

@@ -22,15 +22,17 @@ SEEDING_ROWS_PER_CODEWORD = 64
 
 @dataclass(frozen=True)
 class KMeansConfig:
-    """How long Lloyd's iterations go on.
+    """How often Lloyd's iterations start, and how long they go on.
 
     Attributes:
+        starts: So many clusterings, each from a start of its own, of which that of the smallest inertia is kept.
         iterations: At most so many.
         tolerance: Stop where the inertia falls by less than this share of itself.
         balanced: Let no cluster have more than its share of the rows while iterating, see `assign_balanced`; rows count
             alike there, whatever they weigh.
     """
 
+    starts: int = 1
     iterations: int = 30
     tolerance: float = 1e-4
     balanced: bool = False
@@ -57,7 +59,7 @@ def kmeans(
     weights: Tensor | None = None,
     config: KMeansConfig | None = None,
 ) -> Clustering:
-    """Cluster points by Lloyd's iterations from a k-means++ start (Arthur and Vassilvitskii, 2007).
+    """Cluster points by Lloyd's iterations from a k-means++ start (Arthur and Vassilvitskii, 2007); the best of some.
 
     Points are centred first: far from the origin the expanded square would lose its digits. A cluster that runs
     empty takes the point that its codeword serves worst, so no codeword is ever NaN; where there are fewer distinct
@@ -66,7 +68,7 @@ def kmeans(
     Args:
         points: (N, d) float32 or float64, finite.
         size: K.
-        generator: Of the random start, on the CPU.
+        generator: Of the random starts, on the CPU.
         weights: (N,) float, not negative, what each row counts; equal where None.
         config: When to stop.
 
@@ -76,7 +78,15 @@ def kmeans(
     config = config or KMeansConfig()
     weights = _checked_weights(points, size, weights)
     centre = weighted_sum(points, weights) / weights.sum()
-    codebook = plus_plus(points, centre, size, weights, generator)
+    starts = (plus_plus(points, centre, size, weights, generator) for _ in range(config.starts))
+    found = (_from(start, points, centre, weights, config) for start in starts)
+    # Of equals the first.
+    best = min(found, key=lambda clustering: clustering.inertia)
+    return best._replace(codebook=best.codebook + centre)
+
+
+def _from(codebook: Tensor, points: Tensor, centre: Tensor, weights: Tensor, config: KMeansConfig) -> Clustering:
+    """Lloyd's iterations from a start; the codebook (K, d) is less the centre, before and after."""
     previous = float("inf")
     for _ in range(config.iterations):
         codes, distances = (assign_balanced if config.balanced else assign)(points, codebook, centre)
@@ -86,7 +96,7 @@ def kmeans(
             break
         previous = inertia
     codes, distances = assign(points, codebook, centre)
-    return Clustering(codebook + centre, codes, float((distances * weights).sum() / weights.sum()))
+    return Clustering(codebook, codes, float((distances * weights).sum() / weights.sum()))
 
 
 def assign(points: Tensor, codebook: Tensor, origin: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:

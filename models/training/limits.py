@@ -26,6 +26,7 @@ _LEAST = {
     "pool_rows": 2,
     "query_rows": 1,
     "rows_per_child": 1,
+    "starts": 1,
     "width": 1,
     "window": 1,
 }

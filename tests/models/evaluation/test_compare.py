@@ -130,7 +130,7 @@ def test_what_does_not_fit_is_refused_in_words(world):
         compare([world / "fine"], Inputs(world / "items.parquet"), **quiet)
     with pytest.raises(ValueError, match="names no item"):
         compare([world / "peer.json"], Inputs(world / "items.parquet"), **quiet)
-    with pytest.raises(ValueError, match="none of the 1 items said to be unseen is in items.npy, such as 'x'"):
+    with pytest.raises(ValueError, match=r"none of the 1 items said to be unseen is in items\.npy, such as 'x'"):
         compare([world / "fine"], Inputs(world / "items.npy", unseen=frozenset({"x"})), **quiet)
     np.save(world / "short.npy", np.zeros((3, 10), np.float32))
     with pytest.raises(ValueError, match="3 embeddings for 300 items"):

@@ -76,3 +76,19 @@ def test_a_row_of_weight_two_counts_as_two_rows(generator):
 def test_what_is_no_data_is_refused(points, size, weights, generator):
     with pytest.raises(ValueError, match="k-means needs"):
         kmeans(points, size, generator, weights)
+
+
+def test_of_several_starts_the_best_is_kept():
+    # given clusters so many that a single start hardly finds all of them
+    random = torch.Generator().manual_seed(0)
+    points = (torch.randn(30, 2, generator=random) * 20).repeat_interleave(40, 0)
+    points = points + torch.randn(points.shape, generator=random)
+    # when
+    generator = torch.Generator().manual_seed(1)
+    alone = [kmeans(points, 30, generator).inertia for _ in range(6)]
+    best = kmeans(points, 30, torch.Generator().manual_seed(1), config=KMeansConfig(starts=6))
+    # then the starts are drawn one after the other
+    assert best.inertia == min(alone) < alone[0]
+    again = kmeans(points, 30, torch.Generator().manual_seed(1), config=KMeansConfig(starts=6))
+    assert torch.equal(best.codebook, again.codebook)
+    assert best.inertia == pytest.approx(float(assign(points, best.codebook)[1].mean()), rel=1e-5)

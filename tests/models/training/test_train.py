@@ -73,7 +73,7 @@ def test_a_small_catalogue_becomes_a_checkpoint_that_loads_and_encodes(suffix, t
 
 
 def test_a_name_that_nothing_can_be_frozen_under_is_refused_at_once():
-    with pytest.raises(ValueError, match="a tokenizer's name has letters, .* got 'two words'"):
+    with pytest.raises(ValueError, match=r"a tokenizer's name has letters, .* got 'two words'"):
         TrainConfig(name="two words")
 
 
