@@ -3,7 +3,7 @@
 The file is no part of the fingerprint and nothing reads it to serve; curves and usage are drawn from it. It holds
 
     {"format": 1, "family": "rqvae", "codebook_sizes": [256, ...], "stopped_on": "held-out ...", "kept": 17,
-     "records": [EpochRecord, ...], "codeword_use": [[3.1, ...], ...]}
+     "records": [EpochRecord, ...], "codeword_use": [[3.1, ...], ...], "items": 12101, "held_out_items": 605}
 
 in the order in which things happened: `kept` is the place in `records` of the state that was frozen. A family fitted by
 k-means alone has one record, whose levels say how well each of them was clustered.
@@ -118,6 +118,8 @@ class TrainingHistory:
         kept: The place in `records` of the state that was frozen.
         records: In the order in which they happened.
         codeword_use: Of the frozen state by all rows, see `models.evaluation.measures.codeword_use`.
+        items: That were read, the held-out ones counted in; None where it is not known.
+        held_out_items: How many of them were not trained on; None where it is not known.
         format: Of the file.
     """
 
@@ -127,6 +129,8 @@ class TrainingHistory:
     kept: int
     records: tuple[EpochRecord, ...]
     codeword_use: tuple[tuple[float, ...], ...] = ()
+    items: int | None = None
+    held_out_items: int | None = None
     format: int = FORMAT
 
     def as_json(self) -> str:

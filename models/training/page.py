@@ -19,6 +19,9 @@ from models.training.history import (
 HTML = "training.html"
 SVG = "training.svg"
 
+# Where a level uses so much more of its codebook than its perplexity is of it, the page says what that means.
+UNEVEN = 0.3
+
 # Epochs of the table: the first and the last, the one that was kept, and others evenly between them.
 TABLE_ROWS = 40
 
@@ -85,7 +88,9 @@ def _losses(history: TrainingHistory) -> _Curve:
         _epochs(axes, history)
 
     return _Curve(
-        "losses", "Mean of each loss over an epoch's rows; total is the weighted sum that is minimised.", paint
+        "losses",
+        "Mean of each loss over an epoch's rows; total is their weighted sum, which training makes small.",
+        paint,
     )
 
 
@@ -93,7 +98,7 @@ def _held_out(history: TrainingHistory, measure: str) -> _Curve:
     titles = {
         "reconstruction": (
             "Reconstruction error, held out",
-            "Share of the variance of items that were not trained on.",
+            f"Share of the variance that the codes lose, of {_measured_on(history)}.",
         ),
         "colliding": ("Held-out items that collide, %", "Share that has all codes in common with another item."),
     }
@@ -149,10 +154,12 @@ def _use(history: TrainingHistory) -> _Curve:
             places = [100 * rank / max(1, len(use) - 1) for rank in range(len(use))]
             axes.plot(places, [max(value, 1e-3) for value in use], color=plots.colour(number))
         axes.axhline(1, color=plots.INK, linewidth=0.8, linestyle=(0, (1, 2)))
-        axes.set(yscale="log", title="Use of the codewords, as frozen", xlabel="codewords, most to least chosen, %")
+        axes.set(yscale="log", title="Use of the codewords, as frozen")
+        axes.set(xlabel="codewords, most to least chosen, %", ylabel="chosen, times an even share")
 
     caption = (
-        "How often codewords are chosen; the dotted line: all alike. Level lines that drop early leave codewords idle."
+        f"How often {_all_items(history)} choose each codeword; the dotted line: all alike. Level lines that drop "
+        "early leave codewords idle."
     )
     return _Curve("use", caption, paint)
 
@@ -166,13 +173,51 @@ def _words(history: TrainingHistory) -> list[str]:
         f"Family {history.family}, codebooks {shape}. {seconds:,.0f} seconds"
         + (f", {epochs} epochs of joint training." if epochs else " of k-means.")
     ]
-    if kept.held_out:
+    if history.items is not None and history.held_out_items is not None:
+        lines[0] += (
+            f" {history.items:,} items: {history.items - history.held_out_items:,} trained on, "
+            f"{history.held_out_items:,} held out."
+        )
+    if kept.held_out and (measured := _measured_on(history)):
+        figures = (
+            f"a reconstruction error of {kept.held_out.reconstruction:.3f} of the variance; "
+            f"{kept.held_out.colliding:.2%} of them share all codes with another item"
+        )
         lines.append(
-            f"Kept: {_called(kept)}, with a held-out reconstruction error of {kept.held_out.reconstruction:.3f} of "
-            f"the variance; {kept.held_out.colliding:.2%} of the held-out items share all codes with another. What is "
-            f"minimised: {history.stopped_on}."
+            f"Kept: {_called(kept)}, with the smallest {history.stopped_on}. On {measured}: {figures}."
+            if len(history.records) > 1
+            else "Fitted by k-means alone, which makes the squared distances to the codewords small; there are no "
+            f"epochs and nothing was chosen. On {measured}: {figures}."
         )
     return [page.paragraph(line) for line in lines]
+
+
+def _measured_on(history: TrainingHistory) -> str:
+    """The rows of `EpochRecord.held_out`, in words."""
+    return "items that were trained on, as none were held out" if history.held_out_items == 0 else "the held-out items"
+
+
+def _all_items(history: TrainingHistory) -> str:
+    held_out = ", held-out ones counted in," if history.held_out_items != 0 else ""
+    return ("all items" if history.items is None else f"all {history.items:,} items") + held_out
+
+
+def _uneven(history: TrainingHistory) -> str:
+    """What it means that a level uses most of its codewords and has a low perplexity; empty where none does."""
+    levels = zip(history.codebook_sizes, history.records[history.kept].levels, strict=False)
+    uneven = [
+        (number, size, level)
+        for number, (size, level) in enumerate(levels, 1)
+        if level.used - level.perplexity / size > UNEVEN
+    ]
+    if not uneven:
+        return ""
+    number, size, level = max(uneven, key=lambda entry: entry[2].used - entry[2].perplexity / entry[1])
+    return (
+        "Used counts a codeword that a single item chose as much as one that a thousand chose. Perplexity is how many "
+        f"codewords, chosen alike, would be as even: level {number} uses {level.used:.0%} of its {size:,} codewords, "
+        f"but most items choose among few of them, as evenly as {level.perplexity:,.0f} would be."
+    )
 
 
 def _levels_table(history: TrainingHistory) -> str:
@@ -182,9 +227,9 @@ def _levels_table(history: TrainingHistory) -> str:
     columns = [
         ("Level", ""),
         ("Codewords", ""),
-        ("Used", ""),
-        ("Perplexity", ""),
-        ("Left over", "of the latents' size"),
+        ("Used", "chosen at least once"),
+        ("Perplexity", "how evenly"),
+        ("Left over", "of the latents' variance"),
     ]
     rows = [
         (
@@ -192,13 +237,17 @@ def _levels_table(history: TrainingHistory) -> str:
             [
                 Cell(f"{size:,}"),
                 Cell(f"{level.used:.1%}"),
-                Cell(f"{level.perplexity:.1f}"),
+                Cell(f"{level.perplexity:.1f}", note=f"{level.perplexity / size:.0%} of {size:,}"),
                 Cell(f"{level.left_over:.3f}"),
             ],
         )
         for number, (size, level) in enumerate(zip(history.codebook_sizes, kept.levels, strict=True), 1)
     ]
-    return page.table("Each level as it was kept, over the training rows", columns, rows)
+    trained = "" if history.items is None else f"{history.items - (history.held_out_items or 0):,} "
+    caption = f"Each level as it was kept, over the {trained}items that were trained on"
+    if history.held_out_items:
+        caption += "; the model card counts held-out ones in, so its figures differ a little"
+    return page.table(caption, columns, rows) + (page.paragraph(words) if (words := _uneven(history)) else "")
 
 
 def _epochs_table(history: TrainingHistory) -> str:
@@ -255,7 +304,9 @@ def _place(history: TrainingHistory, record: EpochRecord) -> int:
 
 def _epochs(axes: Any, history: TrainingHistory) -> None:
     axes.axvline(_place(history, history.records[history.kept]), color=plots.INK, linewidth=0.8, linestyle=(0, (4, 3)))
-    axes.set_xlabel("epoch" + (" (warm-up before 0)" if history.records[0].stage == WARM_UP else ""))
+    names = ["warm-up before 0"] if history.records[0].stage == WARM_UP else []
+    names += ["0: k-means"] if any(record.stage == INITIALISED for record in history.records) else []
+    axes.set_xlabel("epoch" + (f" ({', '.join(names)})" if names else ""))
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 

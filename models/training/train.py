@@ -237,6 +237,8 @@ def _train(
         kept=fitted.kept,
         records=fitted.records,
         codeword_use=report.codeword_use,
+        items=len(data.embeddings),
+        held_out_items=len(fitted.held_out),
     )
     # All of it before anything is there: a checkpoint without its page would be a half one that nothing makes whole.
     beside = {HISTORY: history.as_json(), "README.md": model_card(manifest)}

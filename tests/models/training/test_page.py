@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -56,6 +57,36 @@ def test_a_family_without_epochs_has_the_use_of_its_codewords_and_its_levels(tra
     assert len(re.findall(r'<svg[^>]*role="img"', text)) == 1
     assert "of k-means" in text
     assert "Perplexity" in text
+    assert "there are no epochs and nothing was chosen" in text
+    for words in ("minimised", "epoch 0", "loss"):
+        assert words not in text
+
+
+def test_the_page_tells_items_trained_on_from_those_held_out(trained):
+    for family in ("rqvae", "rq-kmeans"):
+        text = (trained / family / "training.html").read_text(encoding="utf-8")
+        assert "200 items: 190 trained on, 10 held out." in text
+        assert "over the 190 items that were trained on; the model card counts held-out ones in" in text
+        assert "How often all 200 items, held-out ones counted in, choose each codeword" in text
+
+
+def test_the_page_of_an_older_history_says_no_numbers_of_items(trained):
+    history = replace(read_history(trained / "rqvae"), items=None, held_out_items=None)
+    text = training_page(history, "older")
+    assert "200 items" not in text
+    assert "over the items that were trained on" in text
+
+
+def test_a_level_used_whole_and_unevenly_has_a_hint_that_says_what_that_means(trained):
+    # given a level whose every codeword is chosen, most of them hardly ever
+    history = read_history(trained / "rq-kmeans")
+    assert "Used counts a codeword" not in training_page(history, "even")
+    record = history.records[0]
+    levels = (record.levels[0], replace(record.levels[1], used=1.0, perplexity=3.0))
+    text = training_page(replace(history, records=(replace(record, levels=levels),)), "uneven")
+    # then
+    assert "Used counts a codeword" in text
+    assert "level 2 uses 100% of its 8 codewords" in text
 
 
 def test_without_matplotlib_the_page_has_tables(trained, monkeypatch, tmp_path):
