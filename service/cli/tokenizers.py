@@ -144,8 +144,9 @@ def evaluate(
 ) -> None:
     """Compare tokenizers on a catalogue: one report, as a page and as JSON."""
     from models import CheckpointError
-    from models.evaluation.compare import CompareConfig, Inputs, compare
+    from models.evaluation.compare import CompareConfig, compare
     from models.evaluation.report import HTML, write_report
+    from models.evaluation.subjects import Inputs
     from models.training.run import device_of
 
     try:

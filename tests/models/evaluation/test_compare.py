@@ -16,10 +16,11 @@ import torch
 
 from models import load
 from models.evaluation import plots, report_plots
-from models.evaluation.compare import CompareConfig, Inputs, compare
+from models.evaluation.compare import CompareConfig, compare
 from models.evaluation.measures import collisions
 from models.evaluation.paraphrases import Kept
 from models.evaluation.report import report_page, write_report
+from models.evaluation.subjects import Inputs
 from models.evaluation.summary import COLUMNS, summary_cells
 from models.training.cluster import ClusterConfig
 from models.training.train import TrainConfig, train_checkpoint
