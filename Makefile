@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+PEERS  := .bench-venv
+
+BENCHES := texts known embeddings one_embedding argmin flips
 
 .PHONY: serve test check bench churn chaos clean
 
@@ -17,8 +20,10 @@ check: $(VENV)/.check         ## format, lint, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.serve         ## items/s through HTTP beside SentenceTransformer.encode
-	$(BIN)/python benchmarks/throughput.py
+bench: $(BENCHES:%=bench-%)   ## every figure of docs/benchmarks.md, each beside its peers; then the page
+
+bench-%: $(PEERS)/.installed   ## one of them: make bench-texts ARGS='--rounds 3 --threads 1'
+	$(PEERS)/bin/python -P benchmarks/$*.py $(ARGS)
 
 churn: $(VENV)/.test          ## follow an hour of churn (SID_CHURN_S): the trie is that of a fresh snapshot
 	SID_CHURN_S=$${SID_CHURN_S:-3600} $(BIN)/python -m pytest tests/service/test_follower.py -k churn $(ARGS)
@@ -27,7 +32,7 @@ chaos: $(VENV)/.test          ## break everything for 5 minutes, then check ever
 	$(BIN)/python -m tests.chaos $(ARGS)
 
 clean:                        ## remove the environment; the data directory stays
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(PEERS) .bench-infinity
 
 $(BIN)/pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "semid needs Python 3.11 or later")'
@@ -46,4 +51,13 @@ $(VENV)/.test: pyproject.toml | $(BIN)/pip
 
 $(VENV)/.check: pyproject.toml | $(BIN)/pip
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+$(PEERS)/.installed: pyproject.toml benchmarks/requirements.txt benchmarks/requirements-infinity.txt
+	@echo 'installing the service and its peers into $(PEERS): a few minutes the first time'
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --editable . -r benchmarks/requirements.txt
+	$(PYTHON) -m venv .bench-infinity
+	$(PEERS)/bin/pip --python .bench-infinity/bin/python install --quiet --disable-pip-version-check \
+		-r benchmarks/requirements-infinity.txt || echo 'infinity-emb does not install here: it will be skipped'
 	@touch $@

@@ -1,0 +1,85 @@
+"""Embeddings through HTTP, beside the model alone and beside a FastAPI route that validates lists of numbers.
+
+    python -P benchmarks/embeddings.py [--items 8192]
+
+The service answers each with a Semantic ID that is on disk. The model alone (encoder network and argmin, in batches of
+1,024 in this process) has neither HTTP nor a registry; the FastAPI route has neither model nor registry.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+sys.path.append(str(Path(__file__).parents[1]))
+from benchmarks.contents import Embeddings, Texts, as_base64, as_floats, new_prefix
+from benchmarks.harness import Comparison, Result, keep, limit_threads, parser_of, rate, rounds_of
+from benchmarks.reference import tokenizer
+from benchmarks.serving import Sender, fastapi_routes, json_bodies, service
+
+AS_BASE64, AS_LISTS = "semid, HTTP JSON base64", "semid, HTTP JSON lists"
+ALONE = "encoder and argmin alone, one process"
+FASTAPI = "FastAPI and pydantic, lists, no model"
+
+
+def made_up(seed: int = 0) -> Embeddings:
+    """Embeddings like those of products."""
+    return Embeddings(tokenizer().embed(tokenizer().split(Texts(seed=seed).take(128))).numpy(), seed)
+
+
+def run(arguments: Namespace) -> Result:
+    """Measure."""
+    model, embeddings = tokenizer(), made_up()
+    count, batch = arguments.items, arguments.batch
+    with (
+        service(arguments.url) as url,
+        fastapi_routes() as plain,
+        Sender(url) as ours,
+        Sender(f"{plain}/embeddings") as peer,
+    ):
+
+        def as_lists(sender: Sender) -> float:
+            few = count // 4  # they are slow
+            return sender.rate(few, json_bodies(as_floats(new_prefix(), embeddings.take(few)), batch))
+
+        def alone(_: int) -> float:
+            parts = torch.from_numpy(embeddings.take(count)).split(1024)
+            return rate(count, lambda: [model.encode(part) for part in parts])
+
+        paths: dict[str, Callable[[int], float]] = {
+            AS_BASE64: lambda _: ours.rate(count, json_bodies(as_base64(new_prefix(), embeddings.take(count)), batch)),
+            AS_LISTS: lambda _: as_lists(ours),
+            ALONE: alone,
+            FASTAPI: lambda _: as_lists(peer),
+        }
+        for path in paths.values():
+            path(-1)
+        figures = rounds_of(paths, arguments.rounds, "items/s")
+    mine = [name for name in figures if name.startswith("semid")]
+    over_http = {name: found for name, found in figures.items() if name != ALONE}
+    in_process = {name: found for name, found in figures.items() if name != FASTAPI}
+    return Result(
+        "embeddings",
+        [
+            Comparison("New embeddings, over a plain route", "items/s", mine, FASTAPI, over_http),
+            Comparison("New embeddings, over the model alone", "items/s", mine, ALONE, in_process),
+        ],
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the benchmark."""
+    parser = parser_of(__doc__, serves=True)
+    parser.add_argument("--items", type=int, default=8192, help="embeddings a round (default %(default)s)")
+    parser.add_argument("--batch", type=int, default=512, help="items of one JSON request (default %(default)s)")
+    arguments = parser.parse_args(argv)
+    limit_threads(arguments.threads)
+    keep(run(arguments), arguments)
+
+
+if __name__ == "__main__":
+    main()

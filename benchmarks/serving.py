@@ -1,0 +1,143 @@
+"""Servers in processes of their own, and what is sent to them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Self
+
+import httpx
+import orjson
+
+from benchmarks.harness import ROOT, rate
+
+JSON = "application/json"
+
+
+@contextmanager
+def running(
+    command: Sequence[str], ready: str, port: int, environment: Mapping[str, str] | None = None
+) -> Iterator[str]:
+    """A server that listens on a port of loopback; yields its address once it answers on the path `ready`."""
+    server = subprocess.Popen(
+        command, env={**os.environ, **(environment or {})}, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    base = f"http://127.0.0.1:{port}"
+    try:
+        wait_until_ready(f"{base}{ready}", server)
+        yield base
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.communicate(timeout=60)
+
+
+@contextmanager
+def service(url: str | None = None, **settings: object) -> Iterator[str]:
+    """The service, one with a registry of its own where no address is given; yields where it tokenizes.
+
+    Args:
+        url: Of a service that runs.
+        settings: Of the one that is started, by their names without the prefix.
+    """
+    if url:
+        yield f"{url}/tokenize"
+        return
+    port = free_port()
+    command = [sys.executable, "-c", "from service.cli import app; app()", "serve"]
+    with tempfile.TemporaryDirectory(prefix="semid-") as data_dir:
+        chosen = {"port": port, "data_dir": data_dir, "log_level": "error", **settings}
+        environment = {f"SID_{name.upper()}": str(value) for name, value in chosen.items()}
+        with running(command, "/readyz", port, environment) as base:
+            yield f"{base}/tokenize"
+
+
+@contextmanager
+def fastapi_routes() -> Iterator[str]:
+    """The plain routes of `benchmarks.fastapi_routes`, served as the service is."""
+    port = free_port()
+    options = ["--port", str(port), "--log-level", "error", "--no-access-log"]
+    with running([sys.executable, "-m", "uvicorn", "benchmarks.fastapi_routes:app", *options], "/", port) as base:
+        yield base
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def wait_until_ready(url: str, server: subprocess.Popen[bytes], limit_s: float = 180) -> None:
+    """Returns when the address answers; raises RuntimeError when its server ended or took too long."""
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            if httpx.get(url).is_success:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    said = server.communicate()[1].decode(errors="replace")[-2000:] if server.poll() is not None else "no answer"
+    raise RuntimeError(f"{server.args!r} did not become ready: {said}")
+
+
+def batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    """The items in parts of a size."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def json_bodies(items: Sequence[Mapping[str, Any]], size: int) -> list[bytes]:
+    """Bodies of `POST /tokenize`, so many items each."""
+    return [orjson.dumps({"items": part}) for part in batches(items, size)]
+
+
+class Sender:
+    """Sends bodies to one address from some threads at once.
+
+    Args:
+        url: Where they go.
+        clients: Requests in flight.
+        media_type: Of the bodies.
+    """
+
+    def __init__(self, url: str, *, clients: int = 2, media_type: str = JSON) -> None:
+        self._url = url
+        self._http = httpx.Client(timeout=300, headers={"content-type": media_type, "accept": media_type})
+        self._pool = ThreadPoolExecutor(clients)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+        self._pool.shutdown()
+
+    def send(self, bodies: Sequence[bytes]) -> list[bytes]:
+        """The answers, in order; raises httpx.HTTPStatusError where one is no success."""
+        answers = list(self._pool.map(lambda body: self._http.post(self._url, content=body), bodies))
+        return [answer.raise_for_status().content for answer in answers]
+
+    def rate(self, count: int, bodies: Sequence[bytes]) -> float:
+        """Items a second, of bodies that hold `count` items together; JSON answers are checked for errors."""
+        answers: list[bytes] = []
+        found = rate(count, lambda: answers.extend(self.send(bodies)))
+        for answer in answers:
+            if answer.startswith(b"{"):
+                entries_of(answer)
+        return found
+
+
+def entries_of(answer: bytes) -> list[dict[str, Any]]:
+    """The entries of an answer of `POST /tokenize`; raises RuntimeError where an item failed."""
+    entries: list[dict[str, Any]] = orjson.loads(answer).get("items", [])
+    for entry in entries:
+        if "error" in entry:
+            raise RuntimeError(f"an item failed: {entry}")
+    return entries
