@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from service.lanes import Lane
 
@@ -20,6 +20,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._collectors = collectors = CollectorRegistry()
+        ProcessCollector(registry=collectors)  # process_resident_memory_bytes and its like
         self.requests = Counter(
             "semid_http_requests", "Requests by route and status", ["method", "route", "status"], registry=collectors
         )

@@ -210,3 +210,9 @@ async def test_the_metrics_count_what_reached_the_model() -> None:
     assert 'semid_batch_rows_sum{tokenizer="letters@0"} 2.0' in exposition
     assert 'semid_batch_tokens_sum{tokenizer="letters@0"} 3.0' in exposition
     assert 'semid_queue_tokens{lane="small",tokenizer="letters@0"} 0.0' in exposition
+
+
+def test_the_metrics_tell_the_memory_of_the_process() -> None:
+    (line,) = [line for line in Metrics().render().decode().splitlines() if line.startswith("process_resident_memory")]
+
+    assert float(line.split()[1]) > 2**20

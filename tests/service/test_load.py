@@ -1,4 +1,4 @@
-"""Callers at once over HTTP: shared batches, a full queue, a busy model, and those who leave."""
+"""Callers at once over HTTP: shared batches, small requests beside bulk, a full queue, and those who leave."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class HeldModel:
         self.free = threading.Event()
         self.working = threading.Semaphore(0)
         self.split = tokenizer.split
+        self.batches: list[int] = []
 
     def encode(self, embeddings: Any, **options: Any) -> Any:
         self.working.release()
@@ -30,6 +31,7 @@ class HeldModel:
         return self._tokenizer.encode(embeddings, **options)
 
     def encode_texts(self, pieces: Any, **options: Any) -> Any:
+        self.batches.append(len(pieces))
         self.working.release()
         assert self.free.wait(60)
         return self._tokenizer.encode_texts(pieces, **options)
@@ -69,6 +71,24 @@ def test_concurrent_callers_share_a_batch(
         assert request.result()[0]["created"]
     assert service.metric("semid_batch_rows_count") == batches + 2
     assert service.metric("semid_batch_rows_sum") == rows + 9
+
+
+def test_a_single_listing_overtakes_the_requests_of_a_feed(
+    service: Any, namespace: str, held_model: HeldModel, callers: ThreadPoolExecutor
+) -> None:
+    busy = callers.submit(service.tokenize, {"item_id": "busy", "text": "kettle"}, namespace=namespace)
+    assert held_model.working.acquire(timeout=30)
+    feed = [[{"item_id": f"{part}-{i}", "text": f"kettle {i} " * 9} for i in range(64)] for part in range(3)]
+    bulk = [callers.submit(service.tokenize, *items, namespace=namespace) for items in feed]
+    service.until(lambda: service.batcher.queued_rows == 3 * 64, "the feed does not queue")
+    single = callers.submit(service.tokenize, {"item_id": "new", "text": "kettle"}, namespace=namespace)
+    service.until(lambda: service.metric("semid_queue_tokens", lane="small") > 0, "the listing does not queue")
+
+    held_model.free.set()
+
+    assert all(entry["created"] for request in [busy, single, *bulk] for entry in request.result())
+    assert held_model.batches[:2] == [1, 1]
+    assert sum(held_model.batches) == 2 + 3 * 64
 
 
 def test_beyond_the_queue_callers_are_refused_and_may_come_again(
