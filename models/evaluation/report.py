@@ -11,14 +11,11 @@ from models.evaluation.compare import Comparison
 from models.evaluation.figures import Result
 from models.evaluation.page import Cell
 from models.evaluation.report_parts import kind, measured
-from models.evaluation.summary import COLUMNS, SEEN_TOO, summary_cells
+from models.evaluation.summary import COLUMNS, FEW, ON_FEW, SEEN_TOO, summary_cells
 from models.whole_files import write_whole
 
 HTML = "report.html"
 JSON = "report.json"
-
-# Unseen items below which a figure on them is said to be rough.
-FEW = 200
 
 
 def write_report(comparison: Comparison, out: Path) -> None:
@@ -66,7 +63,8 @@ def _summary(comparison: Comparison) -> list[str]:
     columns = [("Tokenizer", ""), ("Unseen items", "")]
     columns += [(column.title, ("higher" if column.higher else "lower") + " is better") for column in COLUMNS]
     rows = []
-    for result, cells in zip(results, summary_cells(results), strict=True):
+    summary = summary_cells(results)
+    for result, cells in zip(results, summary, strict=True):
         unseen = "not known" if result.unseen_items is None else f"{measured(result):,}"
         note = "few: rough figures" if result.unseen_items is not None and 0 < measured(result) < FEW else ""
         rows.append((Cell(result.name, note=kind(result)), [Cell(unseen, note=note), *cells]))
@@ -85,6 +83,13 @@ def _summary(comparison: Comparison) -> list[str]:
         lines.append(
             page.paragraph(
                 f"{SEEN_TOO} on all items: which of them this tokenizer has seen is not known, or it saw all."
+            )
+        )
+    if any(ON_FEW in cell.text for cells in summary for cell in cells):
+        lines.append(
+            page.paragraph(
+                f"{ON_FEW} of fewer than {FEW:,} items, or pairs of items: which tokenizer is best there may be chance, "
+                "so no star is given."
             )
         )
     return [*lines, page.definitions((column.title, column.words) for column in COLUMNS)]

@@ -9,6 +9,10 @@ from models.evaluation.figures import Figures, Result
 from models.evaluation.page import NO_FIGURE, Cell
 
 SEEN_TOO = "†"
+ON_FEW = "‡"
+
+# Items below which a figure is rough: of 200, a share is known to 7 points at worst.
+FEW = 200
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class Column:
         value: The figure, from the result and its figures on unseen items or, where there are none, on all; None where
             the tokenizer has none.
         text: How it is written.
+        rests_on: How many items or pairs it is a mean of, of the same; those that it is measured on where None.
     """
 
     title: str
@@ -31,29 +36,37 @@ class Column:
     words: str
     value: Callable[[Result, Figures], float | None]
     text: Callable[[float], str] = "{:.1%}".format
+    rests_on: Callable[[Figures], int] | None = None
+
+    def is_rough(self, result: Result) -> bool:
+        """Whether it is a mean of so few that it may be best by chance."""
+        if not self.unseen:
+            return result.items < FEW
+        figures = result.on_unseen or result.on_all
+        return (self.rests_on(figures) if self.rests_on else figures.items) < FEW
 
 
 def summary_cells(results: Sequence[Result]) -> list[list[Cell]]:
     """The cells of each tokenizer's row, a cell for each of `COLUMNS`.
 
     Best are those that are written like the best value. A figure on all items, seen ones included, is marked and does
-    not compete with figures on unseen ones.
+    not compete with figures on unseen ones. One on few items is marked and competes with none.
     """
     rows: list[list[Cell]] = [[] for _ in results]
     for column in COLUMNS:
         values = [column.value(result, result.on_unseen or result.on_all) for result in results]
         marked = [column.unseen and result.on_unseen is None for result in results]
-        competing = [
-            v for v, mark in zip(values, marked, strict=True) if v is not None and not (mark and not all(marked))
-        ]
+        rough = [value is not None and column.is_rough(r) for r, value in zip(results, values, strict=True)]
+        out = [few or (mark and not all(marked)) for mark, few in zip(marked, rough, strict=True)]
+        competing = [v for v, alone in zip(values, out, strict=True) if v is not None and not alone]
         best = column.text((max if column.higher else min)(competing)) if len(competing) > 1 else None
-        for row, value, mark in zip(rows, values, marked, strict=True):
+        for row, value, mark, few, alone in zip(rows, values, marked, rough, out, strict=True):
             if value is None:
                 row.append(Cell(NO_FIGURE))
                 continue
             text = column.text(value)
-            alone = mark and not all(marked)
-            row.append(Cell(text + (SEEN_TOO if mark else ""), best=text == best and not alone))
+            signs = (SEEN_TOO if mark else "") + (ON_FEW if few else "")
+            row.append(Cell(text + signs, best=text == best and not alone))
     return rows
 
 
@@ -137,6 +150,7 @@ COLUMNS: Sequence[Column] = (
         words="Of an item's 10 nearest in the embedding, the share among the 100 items with the longest common prefix. "
         "Higher is better: near items are then near in the tree, which is what a generator generalises by.",
         value=_neighbours,
+        rests_on=lambda figures: figures.neighbours.queries if figures.neighbours else 0,
     ),
     Column(
         "Category purity above chance",
@@ -155,6 +169,7 @@ COLUMNS: Sequence[Column] = (
         "Higher is better: the first step of a recommendation is then easier to guess. A coarse level 1 "
         "raises it by itself.",
         value=_next_item,
+        rests_on=lambda figures: figures.consecutive.pairs if figures.consecutive else 0,
     ),
     Column(
         "First two codes kept under paraphrase",
@@ -164,5 +179,7 @@ COLUMNS: Sequence[Column] = (
         "over the kinds of change. Higher is better: equal goods described otherwise get related IDs. Fewer "
         "and larger cells are stabler, and tell less.",
         value=_stability,
+        # Kinds of change that few items have count alike, but the same items are behind all of them.
+        rests_on=lambda figures: max((found.items for found in figures.stability.values()), default=0),
     ),
 )

@@ -21,7 +21,7 @@ from models.evaluation.measures import collisions
 from models.evaluation.paraphrases import Kept
 from models.evaluation.report import report_page, write_report
 from models.evaluation.subjects import Inputs
-from models.evaluation.summary import COLUMNS, summary_cells
+from models.evaluation.summary import COLUMNS, FEW, summary_cells
 from models.training.cluster import ClusterConfig
 from models.training.train import TrainConfig, train_checkpoint
 
@@ -37,7 +37,7 @@ def world(tmp_path_factory):
     centres = random.standard_normal((12, 10))
     np.save(directory / "items.npy", (centres[cluster] + 0.1 * random.standard_normal((300, 10))).astype(np.float32))
     for name, config in (("coarse", (4, 4)), ("fine", (12, 8, 8))):
-        fit = ClusterConfig(codebook_sizes=config, held_out=0.4)
+        fit = ClusterConfig(codebook_sizes=config, held_out=0.7)
         train_checkpoint(
             [directory / "items.npy"],
             directory / name,
@@ -79,10 +79,10 @@ def test_each_tokenizers_collisions_are_those_of_its_codes(world, comparison):
 def test_an_array_of_given_embeddings_and_a_catalogue_know_which_items_were_seen_by_the_array(world):
     found = compare([world / "fine"], Inputs(world / "items.npy"), SMALL, lambda _: None)
     result = found.results[0]
-    assert result.unseen_items == 120
-    assert result.on_unseen.items == 120
-    assert result.cold_start.seen == 180
-    assert found.unseen_in_common == 120
+    assert result.unseen_items == 210
+    assert result.on_unseen.items == 210
+    assert result.cold_start.seen == 90
+    assert found.unseen_in_common == 210
 
 
 def test_of_items_in_another_file_it_says_that_nothing_is_known(comparison):
@@ -266,6 +266,33 @@ def test_the_best_of_a_column_is_marked_and_figures_on_seen_items_do_not_compete
     row = summary_cells([results[0], results[0], flattered])[2]
     assert row[error].text.endswith("†")
     assert not row[error].best
+
+
+def test_a_figure_of_few_items_has_a_mark_and_no_star(world):
+    # given two tokenizers with enough unseen items
+    found = compare([world / "coarse", world / "fine"], Inputs(world / "items.npy"), SMALL, lambda _: None)
+    coarse, fine = found.results
+    error = [column.title for column in COLUMNS].index("Reconstruction error")
+    neighbours = [column.title for column in COLUMNS].index("Neighbours kept")
+    few = replace(fine, on_unseen=replace(fine.on_unseen, items=FEW - 1))
+    # when one of them has few, and a third has enough
+    rows = summary_cells([coarse, few, coarse])
+    # then it is the others that compete
+    assert [row[error].best for row in rows] == [True, False, True]
+    assert [row[error].text.endswith("‡") for row in rows] == [False, True, False]
+    # and where all have few, none does: neighbours were searched of 50 items
+    assert not any(row[neighbours].best for row in summary_cells([coarse, fine]))
+    assert all(row[neighbours].text.endswith("‡") for row in summary_cells([coarse, fine]))
+    # and the page says why, where there is such a figure
+    assert "‡ of fewer than 200 items, or pairs of items" in report_page(found)
+    enough = replace(fine.on_unseen, neighbours=replace(fine.on_unseen.neighbours, queries=FEW))
+    assert "‡" not in report_page(replace(found, results=(replace(fine, on_unseen=enough),) * 2))
+
+
+def test_a_catalogue_of_few_items_has_no_stars_at_all(world):
+    _, fine = compare([world / "coarse", world / "fine"], Inputs(world / "items.npy"), SMALL, lambda _: None).results
+    small = replace(fine, items=40, on_unseen=None, on_all=replace(fine.on_all, items=40))
+    assert not any(cell.best for row in summary_cells([small, small]) for cell in row)
 
 
 class Page(HTMLParser):
