@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from models import CheckpointError, read_manifest
+from models import CheckpointError, Manifest, read_manifest
 from service.bodies import BodyGate
 from service.decoding import Decoding
 from service.decoding_routes import router as decoding_router
@@ -29,6 +29,7 @@ from service.metrics import Metrics
 from service.opening import Patience, open_registry
 from service.overflow import OverflowPolicy
 from service.records import Records
+from service.registry import Registry
 from service.registry.marks import Marks
 from service.routes import router
 from service.schemas import LookupRequest, Problem, RetiredProblem, TokenizeRequest, describe
@@ -41,10 +42,10 @@ CLIENT_CLOSED_REQUEST = 499
 ROUTERS = (router, decoding_router)
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, metrics: Metrics | None = None) -> FastAPI:
     """The service as an ASGI app; everything it holds is made when it starts."""
     settings = settings or Settings()
-    metrics = Metrics()
+    metrics = metrics or Metrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -54,7 +55,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             except (CheckpointError, SemidError) as error:
                 app.state.refusal = str(error)
                 raise
+            metrics.workers.set(1)
             yield
+            metrics.workers.set(0)
 
     app = FastAPIOffline(
         title="semid",
@@ -75,8 +78,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
-async def compose(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> State:
-    """Make the parts and put them together; what is started is stopped by the stack, in reverse."""
+async def open_records(settings: Settings, stack: AsyncExitStack) -> tuple[list[Manifest], Registry, Records]:
+    """What needs no model: the manifests, and the registry with a record of each; the stack closes it.
+
+    Raises:
+        CheckpointError: A checkpoint has no manifest.
+        SemidError: The registry refuses or cannot be reached in time, or a tokenizer is given twice.
+    """
     manifests = [read_manifest(directory) for directory in settings.checkpoints]
     require_distinct(manifests)
     marks = Marks.open(settings.data_dir)
@@ -85,6 +93,12 @@ async def compose(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -
     records = Records(registry := await open_registry(settings, stack, marks, patience))
     for manifest in manifests:  # found out now, not at the first request: whether its record can be read
         await patience.answer(partial(records.of, "default", manifest))
+    return manifests, registry, records
+
+
+async def compose(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> State:
+    """Make the parts and put them together; what is started is stopped by the stack, in reverse."""
+    manifests, registry, records = await open_records(settings, stack)
     loader = Loader(settings, metrics)
     loaded: list[LoadedTokenizer] = []
     for directory, manifest in zip(settings.checkpoints, manifests, strict=True):

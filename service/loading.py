@@ -25,7 +25,7 @@ class Loader:
         self._settings = settings
         self._metrics = metrics
         self._capacity = Capacity(settings.queue_tokens)
-        torch.set_num_threads(settings.threads or _cores())
+        torch.set_num_threads(settings.threads or max(1, _cores() // settings.workers))
 
     async def load(self, directory: Path, manifest: Manifest) -> LoadedTokenizer:
         """The tokenizer of a checkpoint, whose model runs in a thread of its own until its batcher is stopped.

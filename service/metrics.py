@@ -1,13 +1,22 @@
-"""Prometheus metrics, one registry of collectors for each app."""
+"""Prometheus metrics, one registry of collectors for each app; those of several workers are told as one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest, values
+from prometheus_client.metrics_core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
 
 from service.lanes import Lane
+
+SUMMED_OVER_WORKERS: Final = "livesum"
+_PID = ".pid"
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -18,7 +27,9 @@ class Metrics:
 
     content_type = "text/plain; version=0.0.4; charset=utf-8"
 
-    def __init__(self) -> None:
+    def __init__(self, shared: Path | None = None) -> None:
+        """Counts from nothing, or as one of several workers; see `shared_metrics`."""
+        self._shared = shared
         self._collectors = collectors = CollectorRegistry()
         ProcessCollector(registry=collectors)  # process_resident_memory_bytes and its like
         self.requests = Counter(
@@ -36,8 +47,15 @@ class Metrics:
         self.overflows = Counter(
             "semid_overflows", "Items placed at a next-nearest codeword", ["tokenizer"], registry=collectors
         )
+        self.workers = Gauge(
+            "semid_workers", "Processes that serve", registry=collectors, multiprocess_mode=SUMMED_OVER_WORKERS
+        )
         self._queue_tokens = Gauge(
-            "semid_queue_tokens", "Word pieces queued for the model", ["tokenizer", "lane"], registry=collectors
+            "semid_queue_tokens",
+            "Word pieces queued for the model",
+            ["tokenizer", "lane"],
+            registry=collectors,
+            multiprocess_mode=SUMMED_OVER_WORKERS,
         )
         self._queue_seconds = Histogram(
             "semid_queue_seconds",
@@ -77,8 +95,68 @@ class Metrics:
         )
 
     def render(self) -> bytes:
-        """The exposition in Prometheus' text format."""
-        return generate_latest(self._collectors)
+        """The exposition in Prometheus' text format; of all workers together, whichever is asked."""
+        if self._shared is None:
+            return generate_latest(self._collectors)
+        collectors = CollectorRegistry()
+        MultiProcessCollector(collectors, str(self._shared))  # type: ignore[no-untyped-call]
+        collectors.register(WorkerProcesses(self._shared))
+        return generate_latest(collectors)
+
+
+def shared_metrics(directory: Path, place: int) -> Metrics:
+    """The metrics of one of several workers, for all that is counted in this process from now on.
+
+    Each worker counts in files of its own in a directory that they share, and tells the sums over all files. A worker
+    that takes the place of one that ended goes on with its files: no counter falls, and there are never more files than
+    places.
+
+    Args:
+        directory: The workers' own.
+        place: A small number that no other running worker has.
+    """
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)  # where prometheus_client looks, and nowhere else
+    _pid_file(directory, place).write_text(str(os.getpid()))
+    values.ValueClass = values.MultiProcessValue(lambda: place)  # type: ignore[no-untyped-call]
+    return Metrics(directory)
+
+
+def forget_gauges(directory: Path, place: int) -> None:
+    """What the worker that had this place had just then, it has no more; what it counted stands."""
+    mark_process_dead(place, str(directory))  # type: ignore[no-untyped-call]
+    _pid_file(directory, place).unlink(missing_ok=True)
+
+
+class WorkerProcesses(Collector):
+    """`process_resident_memory_bytes` and its like: sums over the workers, and the latest start."""
+
+    def __init__(self, directory: Path) -> None:
+        """Of the workers that share this directory."""
+        self._directory = directory
+
+    def collect(self) -> Iterable[Metric]:
+        """The sums; a worker that has just ended is left out."""
+        sums: dict[str, Metric] = {}
+        for file in self._directory.glob(f"*{_PID}"):
+            for metric in _of_process(file):
+                known = sums.setdefault(metric.name, metric)
+                if known is not metric:
+                    both = (known.samples[0].value, metric.samples[0].value)
+                    value = max(both) if metric.name == "process_start_time_seconds" else sum(both)
+                    known.samples = [known.samples[0]._replace(value=value)]
+        return sums.values()
+
+
+def _of_process(pid_file: Path) -> Iterable[Metric]:
+    try:
+        pid = int(pid_file.read_text())
+    except (OSError, ValueError):
+        return ()
+    return ProcessCollector(pid=lambda: pid, registry=None).collect()
+
+
+def _pid_file(directory: Path, place: int) -> Path:
+    return directory / f"{place}{_PID}"
 
 
 @dataclass(frozen=True)

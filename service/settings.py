@@ -59,8 +59,14 @@ class Settings(BaseSettings):
     device: str = Field(
         default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda` or `cuda:N`."
     )
+    workers: int = Field(
+        default=1, ge=1, description="Processes that serve, each with a copy of the model; see docs/operations.md."
+    )
     threads: int = Field(
-        default=0, ge=0, description="CPU threads of the model; 0: one for each core that the process may use."
+        default=0,
+        ge=0,
+        description="CPU threads of the model, of each worker; 0: one for each core that the process may use, shared "
+        "evenly among the workers.",
     )
     batch_tokens: int = Field(default=4096, ge=1, description="Padded word pieces of one forward pass, at most.")
     batch_ms: float = Field(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from service.cli.catalogue import tokenize
@@ -26,11 +28,18 @@ def main() -> None:
 
 
 @app.command()
-def serve() -> None:
+def serve(
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes, each with a copy of the model; else SID_WORKERS.")
+    ] = None,
+) -> None:
     """Start the service; its settings are SID_* environment variables (see the README's table)."""
     from service.serve import serve as run
 
-    if refusal := run(read_settings()):
+    settings = read_settings()
+    if workers is not None:
+        settings = settings.model_copy(update={"workers": workers})
+    if refusal := run(settings):
         raise failure(f"cannot start: {refusal}")
 
 

@@ -106,7 +106,15 @@ class History:
     @property
     def revision(self) -> int:
         """How far the record has come in this epoch, as far as is known here."""
-        return max((mark.revision for mark in self._known if mark.epoch == self.epoch), default=0)
+        return self._revision_of(self._known_by_all)
+
+    def _revision_of(self, known: frozenset[Mark]) -> int:
+        return max((mark.revision for mark in known if mark.epoch == self.epoch), default=0)
+
+    @property
+    def _known_by_all(self) -> frozenset[Mark]:
+        """With what the other services on the data directory have acknowledged by now, as of one record for all."""
+        return self._known | self._marks.beside(self.name)
 
     async def look(self) -> Found:
         """What the registry says now.
@@ -115,7 +123,7 @@ class History:
             RegistryOlder: It is older than what was acknowledged.
             RegistryUnavailable: It cannot be reached.
         """
-        known = self._known
+        known = self._known_by_all
         (fields,) = await self._server.read([Found.asked(self._meta)])
         return self._compare(known, Found.read(fields))
 
@@ -126,7 +134,7 @@ class History:
             RegistryOlder: It is older than what was acknowledged, or an operator has just accepted that.
             RegistryUnavailable: It cannot be reached.
         """
-        known = self._known  # what is acknowledged while the answers are on their way, they need not have
+        known = self._known_by_all  # what is acknowledged while the answers are on their way, they need not have
         *answers, fields = await self._server.read([*commands, Found.asked(self._meta)])
         found = self._compare(known, Found.read(fields))
         self.require()
@@ -186,7 +194,7 @@ class History:
         Raises:
             RegistryOlder: An operator has accepted meanwhile that this history was cut.
         """
-        if self.epoch and revision > self.revision:
+        if self.epoch and revision > self._revision_of(self._known):
             mark = Mark(self.epoch, revision)
             self.ended = self.ended or not self._marks.advance(self.name, mark)
             self.require()
@@ -194,7 +202,7 @@ class History:
 
     def question(self) -> tuple[tuple[bytes, ...], frozenset[Mark]]:
         """What to ask the registry, and what to `answer` with its answer, where many are asked at once."""
-        return Found.asked(self._meta), self._known
+        return Found.asked(self._meta), self._known_by_all
 
     def answer(self, known: frozenset[Mark], fields: Sequence[bytes | None]) -> None:
         """The registry's answer to `question`.

@@ -21,6 +21,7 @@ import hashlib
 import logging
 import os
 import struct
+import time
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -39,6 +40,8 @@ COPY = 64
 NAME = ENTRY - 2 * COPY
 LONGEST_NAME = NAME - 6
 SYNC_INTERVAL_S = 1.0
+CLOCK_GRAIN_NS = 1_000_000_000  # of a file system's times, at most
+READS = 3  # of a file that its service writes meanwhile
 
 _MARK = struct.Struct(">QQ16s")
 
@@ -60,6 +63,7 @@ class Marks:
         self._own: MarkFile | None = None
         self._latest: dict[str, Mark] = {}
         self._syncing: asyncio.Task[None] | None = None
+        self._listed_at_ns = 0
 
     @classmethod
     def open(cls, data_dir: Path) -> Marks:
@@ -114,6 +118,15 @@ class Marks:
         found = {file.mark(name) for file in self._read_files()} | {self._latest.get(name)}
         return frozenset(mark for mark in found if mark is not None)
 
+    def beside(self, name: str) -> frozenset[Mark]:
+        """What the other services on the directory have written of one record by now; some microseconds for each.
+
+        Raises:
+            RegistryRefused: A file is damaged.
+        """
+        found = {file.mark(name) for file in self._read_files() if file is not self._own}
+        return frozenset(mark for mark in found if mark is not None)
+
     def begin(self, name: str, mark: Mark) -> None:
         """From here on the record's mark is of this epoch; an earlier one of the same epoch stands if it is higher."""
         latest = self._latest.get(name)
@@ -155,11 +168,20 @@ class Marks:
 
     def _read_files(self) -> Iterator[MarkFile]:
         """All files of the directory; those that came since the last look too."""
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
-            for path in self._directory.glob("marks-*") if self._directory else ():
-                if path.name not in self._files:
-                    self._files[path.name] = MarkFile(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        if self._directory is not None:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+                self._find_files(self._directory)
         yield from list(self._files.values())
+
+    def _find_files(self, directory: Path) -> None:
+        changed_ns = directory.stat().st_mtime_ns
+        if changed_ns == self._listed_at_ns:
+            return
+        for path in directory.glob("marks-*"):
+            if path.name not in self._files:
+                self._files[path.name] = MarkFile(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        if time.time_ns() - changed_ns > CLOCK_GRAIN_NS:  # else a file that comes now may leave the time as it is
+            self._listed_at_ns = changed_ns
 
     def _close_files(self) -> None:
         for file in self._files.values():
@@ -248,16 +270,12 @@ class MarkFile:
 
     def _newest(self, place: int) -> tuple[int, Mark | None]:
         """The newer of an entry's two copies, and its sequence."""
-        packed = os.pread(self._descriptor, 2 * COPY, place)
-        newest: tuple[int, Mark | None] = (0, None)
-        for copy in (packed[:COPY], packed[COPY:]):
-            if copy[: 4 + _MARK.size] == _checked(copy[4 : 4 + _MARK.size]):
-                sequence, revision, epoch = _MARK.unpack(copy[4 : 4 + _MARK.size])
-                if sequence > newest[0]:
-                    newest = sequence, Mark(epoch.rstrip(b"\0"), revision)
-        if newest[1] is None and any(packed):
-            raise self._damaged(f"neither copy of the mark at byte {place} can be read")
-        return newest
+        for _ in range(READS):
+            packed = os.pread(self._descriptor, 2 * COPY, place)
+            newest = _newer(packed[:COPY], packed[COPY:])
+            if newest[1] is not None or not any(packed):
+                return newest
+        raise self._damaged(f"neither copy of the mark at byte {place} can be read")
 
     def _damaged(self, what: str) -> RegistryRefused:
         # Not passed over: an ID could be issued a second time, which nothing undoes, and a file is moved in a moment.
@@ -265,6 +283,17 @@ class MarkFile:
             f"{self.path} is damaged ({what}): how far the registry had come is not known. Make sure that the registry "
             "is not older than it was (a restored copy, a failover), then move the file away."
         )
+
+
+def _newer(*copies: bytes) -> tuple[int, Mark | None]:
+    """The newest of those that are whole, and its sequence."""
+    newest: tuple[int, Mark | None] = (0, None)
+    for copy in copies:
+        if copy[: 4 + _MARK.size] == _checked(copy[4 : 4 + _MARK.size]):
+            sequence, revision, epoch = _MARK.unpack(copy[4 : 4 + _MARK.size])
+            if sequence > newest[0]:
+                newest = sequence, Mark(epoch.rstrip(b"\0"), revision)
+    return newest
 
 
 def _take_file(directory: Path) -> MarkFile:

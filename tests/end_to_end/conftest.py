@@ -86,6 +86,12 @@ class ServiceProcess:
 
 
 @pytest.fixture(scope="session")
+def service_process() -> type[ServiceProcess]:
+    """Starts a service; whoever starts it stops it."""
+    return ServiceProcess
+
+
+@pytest.fixture(scope="session")
 def shipped() -> Path:
     """The checkpoint that ships as the default."""
     directory = Settings().checkpoint

@@ -103,6 +103,21 @@ async def test_a_registry_restored_from_a_backup_is_refused_by_running_and_by_re
     assert server.client().hget(META, "revision") == b"1"
 
 
+async def test_what_one_service_acknowledged_another_on_its_data_directory_has_to_find(
+    server: Valkey, connect: Connect, short_path: Path
+) -> None:
+    idle = await connect(server.url, marks=Marks.open(short_path), retry_ms=5000)
+    await assign(idle, "a")
+    backup = Backup(server, short_path)
+    busy = await connect(server.url, marks=Marks.open(short_path))
+    await assign(busy, "b", "c")
+    backup.restore()
+
+    await assert_refused(idle)
+
+    assert server.client().hget(META, "revision") == b"1"
+
+
 async def test_a_restart_without_a_loss_goes_on(server: Valkey, connect: Connect, short_path: Path) -> None:
     marks = Marks.open(short_path)
     first = await assign(await connect(server.url, marks=marks), "a", "b")

@@ -1,0 +1,89 @@
+"""The app behind a socket: what a service alone and each of several workers have in common."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from service.settings import Settings
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server with our settings."""
+
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        self.app = app
+        config = uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_level=settings.log_level,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=settings.drain_s,
+        )
+        super().__init__(config)
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the app refused to start; None where it did not."""
+        refusal: str | None = getattr(self.app.state, "refusal", None)
+        return refusal
+
+    def serve_until_told(self, sockets: list[socket.socket] | None = None) -> str | None:
+        """Serve, then drain.
+
+        Args:
+            sockets: Those to listen on; one of the server's own where None.
+
+        Returns:
+            Why the app refused to start; None after it served.
+        """
+        for ending in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(ending, _end)
+        logging.getLogger("uvicorn.error").addFilter(self._is_news)
+        try:
+            self.run(sockets)
+        except SystemExit:  # how uvicorn says that start-up failed, and how a drained service ends
+            if self.refusal is None:
+                raise
+        return self.refusal
+
+    def _is_news(self, record: logging.LogRecord) -> bool:
+        """Whether the log has to have a line; a refusal is told by whoever started the server."""
+        return self.refusal is None or not ("Traceback" in str(record.msg) or "startup failed" in str(record.msg))
+
+
+def begin_logging(settings: Settings) -> None:
+    """The log of this process."""
+    process = "[%(process)d]" if settings.workers > 1 else ""
+    logging.basicConfig(
+        level=settings.log_level.upper(), format=f"%(asctime)s %(levelname)s %(name)s{process}: %(message)s"
+    )
+    for chatty in ("sentence_transformers", "httpx"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def greeting(host: str, port: int) -> str:
+    """Where the service is, and a first request."""
+    base = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    body = '{"items": [{"item_id": "kettle-1", "text": "Cordless electric kettle, stainless steel, 1.7 l"}]}'
+    return (
+        "\nsemid is ready.\n"
+        f"  page   {base}/\n"
+        f"  docs   {base}/docs\n"
+        f"  first  curl -s {base}/tokenize -H 'content-type: application/json' \\\n"
+        f"           -d '{body}'\n"
+    )
+
+
+def _end(*_: object) -> None:
+    """End with 0. uvicorn takes the signal and drains, then puts this handler back and raises the signal again."""
+    raise SystemExit(0)
