@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models import CheckpointError, Manifest, read_manifest
 from service.bodies import BodyGate
+from service.columns import ColumnTokenization
 from service.decoding import Decoding
 from service.decoding_routes import router as decoding_router
 from service.decoding_schemas import ChangesGoneProblem, NextRequest
@@ -105,14 +106,16 @@ async def compose(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -
         loaded.append(await loader.load(directory, manifest))
         stack.push_async_callback(loaded[-1].batcher.stop)
     tokenizers = Tokenizers(TokenizerSet(tuple(loaded)))
+    tokenization = Tokenization(
+        tokenizers=tokenizers,
+        records=records,
+        limits=Limits(settings.max_items, settings.max_lookups),
+        overflow=OverflowPolicy(settings.overflow),
+        metrics=metrics,
+    )
     return State(
-        tokenization=Tokenization(
-            tokenizers=tokenizers,
-            records=records,
-            limits=Limits(settings.max_items, settings.max_lookups),
-            overflow=OverflowPolicy(settings.overflow),
-            metrics=metrics,
-        ),
+        tokenization=tokenization,
+        columns=ColumnTokenization(tokenization, records, metrics),
         decoding=Decoding(tokenizers, records, max_prefixes=settings.max_lookups, max_wait_s=settings.max_wait_s),
         tokenizers=tokenizers,
         registry=registry,

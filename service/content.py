@@ -19,6 +19,8 @@ MAX_ITEM_ID_BYTES = 256
 DIGEST_BYTES = 8
 KINDS = ("text", "fields", "embedding")
 
+_DIGESTS = {kind: blake2b(digest_size=DIGEST_BYTES, person=kind.encode()) for kind in ("text", "embedding")}
+
 
 class ContentShape(Protocol):
     """What content a tokenizer takes."""
@@ -54,14 +56,14 @@ class Item:
 class ItemReader:
     """Reads entries for one tokenizer.
 
-    Args:
+    Attributes:
         shape: What content the tokenizer takes.
         max_text_bytes: UTF-8 bytes of one text, at most.
     """
 
     def __init__(self, shape: ContentShape, *, max_text_bytes: int) -> None:
-        self._shape = shape
-        self._max_text_bytes = max_text_bytes
+        self.shape = shape
+        self.max_text_bytes = max_text_bytes
 
     def read(self, entry: object) -> Item:
         """The item of a JSON entry; what could not even be parsed is its own error.
@@ -86,29 +88,29 @@ class ItemReader:
         return Item(item_id, content, _digest(content))
 
     def _text(self, entry: Mapping[str, Any]) -> str:
-        if not self._shape.takes_text:
+        if not self.shape.takes_text:
             msg = "this tokenizer takes embeddings only"
             raise InvalidText(msg)
         text = entry.get("text")
         if text is None:
-            text = self._shape.template.render(_fields(entry["fields"], self._shape.template))
+            text = self.shape.template.render(_fields(entry["fields"], self.shape.template))
         if not isinstance(text, str):
             msg = f"text is a string, this is {_kind_of(text)}"
             raise InvalidText(msg)
         if not text.strip():
-            known = ", ".join(self._shape.template.fields)
+            known = ", ".join(self.shape.template.fields)
             msg = "it is empty" if entry.get("text") is not None else f"none of the fields {known} has content"
             raise InvalidText(msg)
         size = len(_utf8(text, InvalidText))
-        if size > self._max_text_bytes:
-            msg = f"it has {size} bytes of UTF-8, at most {self._max_text_bytes} are taken"
+        if size > self.max_text_bytes:
+            msg = f"it has {size} bytes of UTF-8, at most {self.max_text_bytes} are taken"
             raise InvalidText(msg)
         return text
 
     def _embedding(self, value: object) -> NDArray[np.float32]:
         vector = _from_base64(value) if isinstance(value, str) else _from_list(value)
-        if vector.shape != (self._shape.dimension,):
-            msg = f"it has {vector.size} numbers, this tokenizer takes {self._shape.dimension}"
+        if vector.shape != (self.shape.dimension,):
+            msg = f"it has {vector.size} numbers, this tokenizer takes {self.shape.dimension}"
             raise InvalidEmbedding(msg)
         if not np.isfinite(vector).all():
             msg = "it has NaN or infinity, or a number beyond float32"
@@ -191,9 +193,16 @@ def _from_list(value: object) -> NDArray[np.float32]:
 
 
 def _digest(content: str | NDArray[np.float32]) -> bytes:
-    is_text = isinstance(content, str)
-    raw = content.encode() if isinstance(content, str) else content.astype("<f4").tobytes()
-    return blake2b(raw, digest_size=DIGEST_BYTES, person=b"text" if is_text else b"embedding").digest()
+    if isinstance(content, str):
+        return digest_of("text", content.encode())
+    return digest_of("embedding", content.astype("<f4", copy=False).tobytes())
+
+
+def digest_of(kind: str, raw: bytes | memoryview) -> bytes:
+    """The digest of content of one kind: of UTF-8, or of little-endian float32."""
+    digest = _DIGESTS[kind].copy()
+    digest.update(raw)
+    return digest.digest()
 
 
 def _kind_of(value: object) -> str:

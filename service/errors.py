@@ -69,6 +69,12 @@ class NotJson(ServiceError):
     status, slug, title = 400, "not_json", "The body is not JSON"
 
 
+class BrokenStream(ServiceError):
+    """The body cannot be read as an Arrow stream, from its beginning or any further."""
+
+    status, slug, title = 400, "broken_stream", "The Arrow stream is broken"
+
+
 class BodyTimeout(ServiceError):
     """The body did not arrive within `SID_BODY_TIMEOUT_S`."""
 

@@ -61,6 +61,10 @@ class Ndjson:
         self._use_case = use_case
         self._max_line_bytes = max_line_bytes
 
+    def begin(self) -> bytes:
+        """Nothing."""
+        return b""
+
     async def groups(self, chunks: AsyncIterator[bytes], room: Room) -> AsyncIterator[tuple[list[Line], int]]:
         """The lines that have arrived, blank ones left out, a few hundred together at most."""
         splitter = LineSplitter(self._max_line_bytes)

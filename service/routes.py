@@ -9,10 +9,12 @@ from urllib.parse import unquote_to_bytes
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import FileResponse
 
-from service import ndjson
+from service import arrow, ndjson
+from service.arrow import ArrowStream
 from service.bodies import media_type_of
 from service.content import read_item_id
 from service.errors import InvalidItemId, MalformedItemId
+from service.ndjson import Ndjson
 from service.schemas import (
     SEMANTIC_ID_EXAMPLE,
     AssignmentAnswer,
@@ -70,12 +72,17 @@ async def tokenize(
     """
     state = State.of(request)
     options = TokenizeOptions(tokenizer=tokenizer, namespace=namespace, assign=assign, on_change=on_change)
-    if media_type_of(request) == ndjson.MEDIA_TYPE:
+    if (media_type := media_type_of(request)) in {arrow.MEDIA_TYPE, ndjson.MEDIA_TYPE}:
         named = state.tokenization.tokenizer(tokenizer)
-        bulk = ndjson.Ndjson(partial(state.tokenization.entries, named, options))
-        return streamed(request, state.gate, bulk, named.origin(namespace))
-    use_case = lambda body: state.tokenization.tokenize(body.beside(options))  # noqa: E731
-    return await answered(request, state.gate, TokenizeRequest, use_case)
+        origin = named.origin(namespace)
+        if media_type == ndjson.MEDIA_TYPE:
+            return streamed(request, state.gate, Ndjson(partial(state.tokenization.entries, named, options)), origin)
+        use_case = partial(state.columns.answer, named, options)
+        levels = len(named.manifest.codebook_sizes)
+        bulk = ArrowStream(use_case, named.reader, levels, origin, max_batch_bytes=state.gate.max_body_bytes)
+        return streamed(request, state.gate, bulk, origin)
+    tokenize_body = lambda body: state.tokenization.tokenize(body.beside(options))  # noqa: E731
+    return await answered(request, state.gate, TokenizeRequest, tokenize_body)
 
 
 @router.post(

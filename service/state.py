@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from starlette.requests import HTTPConnection
 
     from service.bodies import BodyGate
+    from service.columns import ColumnTokenization
     from service.decoding import Decoding
     from service.metrics import Metrics
     from service.registry import Registry
@@ -26,6 +27,7 @@ class State:
     """The parts of a running app, composed in `service.app`."""
 
     tokenization: Tokenization
+    columns: ColumnTokenization
     decoding: Decoding
     tokenizers: Tokenizers
     registry: Registry

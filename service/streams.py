@@ -35,6 +35,9 @@ class BulkFormat(Protocol[G]):
 
     media_type: str
 
+    def begin(self) -> bytes:
+        """What the answer begins with."""
+
     def groups(self, chunks: AsyncIterator[bytes], room: Room) -> AsyncIterator[tuple[G, int]]:
         """Items that are worked on together, and how many of the room's bytes are given back once they are answered.
 
@@ -78,7 +81,7 @@ class StreamedAnswer(Response, Generic[G]):
             ServiceError: The stream cannot be answered; nothing was sent.
         """
         with self._room:
-            caller = _Caller(receive, send, self._patience_s, self._head())
+            caller = _Caller(receive, send, self._patience_s, self._head(), self._bulk.begin())
             exchange = _Exchange(self._bulk, self._room, caller)
             try:
                 await exchange.run()
@@ -111,6 +114,7 @@ class _Caller:
     send: Send
     patience_s: float
     head: MutableMapping[str, Any]
+    begin: bytes
     answered: bool = False
 
     async def chunks(self, busy: Callable[[], bool]) -> AsyncIterator[bytes]:
@@ -156,6 +160,7 @@ class _Caller:
                 if not self.answered:
                     self.answered = True
                     await self.send(self.head)
+                    data = self.begin + data
                 await self.send({"type": "http.response.body", "body": data, "more_body": more})
         except TimeoutError as error:
             raise _Stalled from error

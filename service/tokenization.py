@@ -94,8 +94,22 @@ class Tokenization:
         Raises:
             ServiceError: They all fail.
         """
-        record = await self._records.of(request.namespace, tokenizer.manifest)
         items, failures = await _off_the_loop(_read, entries, tokenizer.reader)
+        self._metrics.items.labels(tokenizer.full_name, "failed").inc(len(failures))
+        answers, unplaced = await self.items(tokenizer, request, items)
+        return in_order(entries, answers, failures | unplaced)
+
+    async def items(
+        self, tokenizer: LoadedTokenizer, request: TokenizeOptions, items: Mapping[int, Item]
+    ) -> tuple[dict[int, Answer], dict[int, ItemError]]:
+        """The answer to each valid item, or its error, by its place.
+
+        Raises:
+            ServiceError: They all fail.
+        """
+        failures: dict[int, ItemError] = {**_conflicting(items)}
+        items = {i: item for i, item in items.items() if i not in failures}
+        record = await self._records.of(request.namespace, tokenizer.manifest)
         found = await self._recall(record, items)
         known = {i: assignment for i, assignment in found.items() if assignment.live}
         # Content that changed is encoded again where its own codes are asked for: to be reassigned, or in a dry run.
@@ -113,7 +127,7 @@ class Tokenization:
         else:
             answers = await self._dry_run(record, items, known, encoded)
         self._count(tokenizer.full_name, answers, failures, encoded, dry_run=not request.assign)
-        return in_order(entries, answers, failures)
+        return answers, failures
 
     def tokenizer(self, name: str | None) -> LoadedTokenizer:
         """The one that a request names, to its end.
@@ -300,19 +314,27 @@ async def _off_the_loop(
 
 
 def _read(entries: Sequence[object], reader: ItemReader) -> tuple[dict[int, Item], dict[int, ItemError]]:
-    """Valid items and failures by their place; an item id with two contents fails at each of its places."""
+    """Valid items and failures by their place."""
     items: dict[int, Item] = {}
     failures: dict[int, ItemError] = {}
-    digests: dict[str, set[bytes]] = {}
     for i, entry in enumerate(entries):
         try:
-            items[i] = item = reader.read(entry)
-            digests.setdefault(item.item_id, set()).add(item.digest)
+            items[i] = reader.read(entry)
         except ItemError as error:
             failures[i] = error
-    for i in [i for i, item in items.items() if len(digests[item.item_id]) > 1]:
-        failures[i] = ConflictingDuplicate(f"{len(digests[items.pop(i).item_id])} contents are given for it")
     return items, failures
+
+
+def _conflicting(items: Mapping[int, Item]) -> dict[int, ConflictingDuplicate]:
+    """An item id with two contents fails at each of its places."""
+    digests: dict[str, set[bytes]] = {}
+    for item in items.values():
+        digests.setdefault(item.item_id, set()).add(item.digest)
+    return {
+        i: ConflictingDuplicate(f"{len(digests[item.item_id])} contents are given for it")
+        for i, item in items.items()
+        if len(digests[item.item_id]) > 1
+    }
 
 
 async def _encode(

@@ -11,7 +11,7 @@ from fastapi import Path, Query, Request, Response
 from pydantic import BaseModel, ValidationError
 from starlette.convertors import PathConvertor, register_url_convertor
 
-from service import ndjson
+from service import arrow, ndjson
 from service.bodies import BodyGate, parse_json, require_json, unless_disconnected
 from service.content import MAX_ITEM_ID_BYTES
 from service.errors import PROBLEM_JSON, MalformedRequest, UnsupportedMediaType
@@ -33,6 +33,9 @@ _LINES_EXAMPLE = [
     {"item_id": "kettle-1", "text": "Cordless electric kettle, stainless steel, 1.7 l"},
     {"item_id": "lamp-1", "fields": {"title": "Desk lamp", "categories": ["Home", "Lighting"]}},
 ]
+_BINARY = {"type": "string", "format": "binary"}
+_ARROW_ITEMS = "Columns item_id, and text or embedding, a fixed-size list of float32."
+_ARROW_ANSWERS = f"A row an item, in order; columns {', '.join(arrow.answer_schema(1, {}).names)}."
 _ENTRY = {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("TokenizedItem", "FailedItem")]}
 _TITLES = {
     400: "The body is not JSON",
@@ -87,6 +90,7 @@ def bulk_bodies(model: type[BaseModel]) -> dict[str, Any]:
             "schema": {"type": "array", "items": ITEM_SCHEMA, "description": "An item a line, of any number."},
             "example": _LINES_EXAMPLE,
         },
+        arrow.MEDIA_TYPE: {"schema": {**_BINARY, "description": _ARROW_ITEMS}},
     }
     return documented
 
@@ -94,7 +98,10 @@ def bulk_bodies(model: type[BaseModel]) -> dict[str, Any]:
 def bulk_answers() -> dict[int | str, dict[str, Any]]:
     """The documented answers to streams, beside the JSON one."""
     entries = {"type": "array", "items": _ENTRY, "description": "An entry a line, in order."}
-    content = {ndjson.MEDIA_TYPE: {"schema": entries}}
+    content = {
+        ndjson.MEDIA_TYPE: {"schema": entries},
+        arrow.MEDIA_TYPE: {"schema": {**_BINARY, "description": _ARROW_ANSWERS}},
+    }
     headers = {
         f"Semid-{name.title()}": {"description": f"Of streams: the {name}.", "schema": {"type": "string"}}
         for name in ("tokenizer", "namespace")

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from service.errors import RegistryOlder
 from service.registry.assignment import (
     Assignment,
@@ -25,6 +27,7 @@ from service.registry.assignment import (
 from service.registry.atomic import AtomicRecord
 from service.registry.changes import ChangeLog
 from service.registry.cluster import Cluster, Server
+from service.registry.columns import Held, read_held, write_claims
 from service.registry.contents import Contents
 from service.registry.history import RecordFacts
 from service.registry.mending import Mended, Mending
@@ -35,6 +38,8 @@ from service.registry.tree import LiveTree
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
 
     from service.errors import SuffixExhausted
     from service.registry.history import History
@@ -83,6 +88,37 @@ class Record:
         """
         replies = await self._submit((claim.item_id, claim.request(self.layout)) for claim in claims)
         return [claimed(claim, reply, self.layout) for claim, reply in zip(claims, replies, strict=True)]
+
+    async def held(self, item_ids: Sequence[bytes]) -> Held:
+        """What these items hold, in order, as columns.
+
+        Raises:
+            RegistryUnavailable: As in `by_item_ids`.
+        """
+        return read_held([value for value, _ in await self._items.held(item_ids)], self.layout)
+
+    async def claim_columns(
+        self,
+        item_ids: Sequence[bytes],
+        digests: NDArray[np.uint64],
+        codes: NDArray[np.int32],
+        *,
+        reassign: bool = False,
+    ) -> NDArray[np.int64]:
+        """Gives each item that is new its ID, like `claim`.
+
+        Returns:
+            The suffix (B,) of each ID that was issued now; -1 where the item had one already, or its codes have none
+            left: claim those by themselves, which says what they hold.
+
+        Raises:
+            ValueError: Codes that the tokenizer does not have.
+            RegistryUnavailable: As in `claim`.
+        """
+        requests = write_claims(digests, codes, self.layout, reassign=reassign)
+        replies = await self._items.submit(list(map(Request, item_ids, requests))) if requests else []
+        issued = (reply.value if isinstance(reply.value, int) else -1 for reply in replies)
+        return np.fromiter(issued, np.int64, len(replies))
 
     async def retire(self, item_ids: Sequence[str]) -> list[Assignment | None]:
         """Takes these items out of every listing; their IDs stay theirs and are never issued again.

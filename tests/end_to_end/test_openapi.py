@@ -56,6 +56,7 @@ def test_every_request_that_fits_the_schema_is_taken(running: Any, tmp_path: Pat
         if member == "items":
             bodies = document["paths"]["/tokenize"]["post"]["requestBody"]["content"]
             bodies["application/x-ndjson"]["schema"] = schemas[envelope]["properties"][member]
+            del bodies["application/vnd.apache.arrow.stream"]
         schemas[envelope]["properties"]["tokenizer"] = {"const": running.http.get("/tokenizers").json()["default"]}
     for parameter in document["paths"]["/tokenize"]["post"]["parameters"]:
         if parameter["name"] == "tokenizer":
