@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from service.batcher import Content
 from service.bodies import Room
 from service.columns import AnswerColumns, ItemColumns, Places
 from service.content import MAX_ITEM_ID_BYTES, ItemReader, digest_of
 from service.errors import BodyTooLarge, BrokenStream, InvalidItemId, ItemError, MalformedRequest, SemidError
+from service.jobs import Content
 
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 ROWS_PER_GROUP = 1024

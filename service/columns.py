@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.answers import Answer
-from service.batcher import Content, EncodedRow
 from service.content import Item
 from service.errors import ItemError
+from service.jobs import Content, EncodedRow
 from service.metrics import Metrics
 from service.records import Records
 from service.schemas import TokenizeOptions
