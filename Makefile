@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PEERS  := .bench-venv
 
-BENCHES := texts known embeddings one_embedding argmin flips
+BENCHES := texts known embeddings one_embedding fairness argmin flips
 
 .PHONY: serve test check bench churn chaos clean
 

@@ -23,6 +23,7 @@ HEADINGS = {
     "known": "Known items",
     "embeddings": "Embeddings",
     "one_embedding": "One embedding a request",
+    "fairness": "Single listings beside bulk, and overload",
     "argmin": "Residual quantization alone",
     "registry": "The registry",
     "flips": "Codes that change",
@@ -71,7 +72,7 @@ def table(comparison: Mapping[str, Any]) -> str:
 def checks(found: Sequence[Mapping[str, Any]]) -> str:
     """What was counted, as a table."""
     lines = [f"| {check['title']} | {check['items']:,} | {check['differ']:,} |" for check in found]
-    return "\n".join(["| Codes compared | items | differ |", "| --- | ---: | ---: |", *lines])
+    return "\n".join(["| Checked | items | differ |", "| --- | ---: | ---: |", *lines])
 
 
 def section(result: Mapping[str, Any]) -> str:
