@@ -30,9 +30,9 @@ from service.metrics import ModelMetrics
 
 log = logging.getLogger(__name__)
 
-# Smaller batches waste the machine. On two cores six texts together go nearly as fast as a hundred, four of them 6%
-# slower, one alone at half the pace: so nothing is gained by larger batches there.
-MIN_BATCH_TOKENS = 256
+# Smaller batches waste the machine. On two cores four texts together go about as fast as a hundred, one alone at half
+# that pace: nothing is gained by larger batches there.
+MIN_BATCH_TOKENS = 192
 
 # Word pieces are split on a thread for each lane: of bulk, so many texts at a time.
 SPLIT_TEXTS = 64
