@@ -1,9 +1,10 @@
 """models/ speaks tensors: content in, codes out. What the service needs of it is named here."""
 
-from models.checkpoint import DEFAULT_CHECKPOINT, Manifest, load, read_manifest
+from models.checkpoint import DEFAULT_CHECKPOINT, Manifest, TextPrecision, load, read_manifest
 from models.errors import CheckpointError
+from models.ladder import Encoding, Precision
 from models.template import TextTemplate
-from models.tokenizer import Encoding, Tokenizer
+from models.tokenizer import Tokenizer
 from models.trie import DeadPrefix, Trie
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "DeadPrefix",
     "Encoding",
     "Manifest",
+    "Precision",
+    "TextPrecision",
     "TextTemplate",
     "Tokenizer",
     "Trie",

@@ -10,9 +10,9 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -20,15 +20,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from models.errors import CheckpointError
+from models.exactness import PAYING_SHARE, self_test
+from models.ladder import ErrorBounds
 from models.network import DecoderNetwork, EncoderNetwork, NetworkConfig
 from models.template import TextTemplate
 from models.text_encoder import CANARY_TEXTS, TextEncoder, TextEncoderConfig
-from models.tokenizer import FAMILIES, PREFIX_IS_NOT_COARSER, ErrorBounds, Tokenizer, TokenizerParts
+from models.tokenizer import FAMILIES, PREFIX_IS_NOT_COARSER, Tokenizer, TokenizerParts
 from models.whole_files import whole_directory
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
+TextPrecision = Literal["auto", "float32", "bfloat16"]
 DEFAULT_CHECKPOINT = Path(__file__).parent / "checkpoints" / "broad-4x256"
 
 
@@ -97,7 +100,7 @@ def freeze(name: str, parts: TokenizerParts, bounds: ErrorBounds, **notes: Any) 
         template=asdict(parts.template),
         text_encoder=asdict(parts.text_encoder.config) if parts.text_encoder else None,
         components=components,
-        bounds=asdict(bounds),
+        bounds={name: bound for name, bound in asdict(bounds).items() if bound is not None},
         canary=_canary(parts),
         prefix_is_coarse_to_fine=parts.family not in PREFIX_IS_NOT_COARSER,
         **notes,
@@ -168,13 +171,24 @@ def read_manifest(directory: Path) -> Manifest:
     return manifest
 
 
-def load(directory: Path, device: torch.device | str = "cpu", text_encoder: str | None = None) -> Tokenizer:
+def load(
+    directory: Path,
+    device: torch.device | str = "cpu",
+    text_encoder: str | None = None,
+    *,
+    text_precision: TextPrecision = "float32",
+    tests_itself: bool = False,
+) -> Tokenizer:
     """A frozen tokenizer, its fingerprint recomputed.
 
     Args:
         directory: The checkpoint.
-        device: Where the fast path runs.
+        device: Where the fast paths run.
         text_encoder: Where the text encoder's files lie, if not where the manifest says.
+        text_precision: The first path that texts take. `auto`: bfloat16 where the manifest says that few enough rows
+            would be computed again, and the processor multiplies it fast.
+        tests_itself: Measure the fast paths on this machine, and take the larger of each bound found and frozen; half
+            a second more, in which the process's number of threads changes. bfloat16 is always tested.
 
     Raises:
         CheckpointError: Anything is missing, malformed, or differs from what the fingerprint covers.
@@ -184,7 +198,21 @@ def load(directory: Path, device: torch.device | str = "cpu", text_encoder: str 
     _verify(directory, manifest, _components(parts))
     tokenizer = Tokenizer(manifest.full_name, parts, _bounds(directory, manifest), device)
     _check_canary(directory, manifest, tokenizer)
+    bfloat16 = tokenizer.takes_text and _takes_bfloat16(manifest, tokenizer.device, text_precision)
+    if tests_itself or bfloat16:
+        tokenizer.bounds = self_test(tokenizer, bfloat16=bfloat16)
+    else:
+        tokenizer.bounds = replace(tokenizer.bounds, text_bfloat16=None)
     return tokenizer
+
+
+def _takes_bfloat16(manifest: Manifest, device: torch.device, text_precision: TextPrecision) -> bool:
+    """Whether texts are tried in bfloat16 first."""
+    if text_precision != "auto":
+        return text_precision == "bfloat16"
+    share = manifest.calibration.get("recomputed_share", {}).get("text_bfloat16", 1.0)
+    fast = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001
+    return bool(fast and share <= PAYING_SHARE)
 
 
 def load_parts(
@@ -225,8 +253,10 @@ def _check_max_suffix(path: Path, manifest: Manifest) -> None:
 def _bounds(directory: Path, manifest: Manifest) -> ErrorBounds:
     """The error bounds; what is no bound would switch the canonical path off."""
     names = {field.name for field in fields(ErrorBounds)}
+    needed = {"text", "embedding"}
     bounds = manifest.bounds
-    if not isinstance(bounds, Mapping) or set(bounds) != names or not all(map(_is_bound, bounds.values())):
+    fits = isinstance(bounds, Mapping) and needed <= set(bounds) <= names and all(map(_is_bound, bounds.values()))
+    if not fits:
         msg = f"the bounds of the checkpoint at {directory} are {bounds!r}; expected {sorted(names)}, finite, above 0"
         raise CheckpointError(msg)
     return ErrorBounds(**bounds)
@@ -251,7 +281,7 @@ def _check_canary(directory: Path, manifest: Manifest, tokenizer: Tokenizer) -> 
         msg = f"the manifest at {directory} does not hold the latents of the known texts: {error!r}"
         raise CheckpointError(msg) from error
     drift = float((canonical - frozen).norm(dim=1).max())
-    miss = float(tokenizer.latent_error(pieces).max())
+    miss = float((tokenizer.text_latents(pieces) - canonical).norm(dim=1).max())
     for found, what in ((drift, "were frozen (another library release?)"), (miss, "on the canonical path")):
         if not found <= tokenizer.bounds.text:
             msg = (

@@ -1,29 +1,62 @@
-"""Calibration of the fast paths: by how much their latents differ from the canonical ones, and the bound drawn from it.
+"""Calibration of the fast paths: by how much their latents differ from canonical ones, and the bounds drawn from it.
 
-A row whose margin is within the bound is computed again (P4). The bound is the largest error seen, times a safety
-factor that leaves room for other processors, batch shapes and texts.
+A row whose margin is within a path's bound goes on to a more exact one (P4). Two kinds of bound:
+
+- float32 and float64 err so little that a bound far on the safe side costs nothing: the largest norm of an error that
+  was seen, times a safety factor that leaves room for other processors, batch shapes and texts. A latent error cannot
+  change a code while its norm is below the margin, whatever its direction.
+- bfloat16 errs ten thousand times as much, and a bound by the norm would leave most rows in doubt. But an error moves a
+  margin only by its part along the one direction to the plane, about the norm over the root of d. That part is what is
+  measured: by how much each level's margin differs between the paths. The bound is six times its root mean square, or
+  twice the largest seen, whichever is more. What was seen is many thousand roundings added up, so nearly normal.
+
+Manifests hold the bounds of the machine that froze; `self_test` measures on the machine that serves.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from models.tokenizer import ErrorBounds, Tokenizer, TokenizerParts
+from models.ladder import ErrorBounds
+from models.text_encoder import CANARY_TEXTS, WordPieces
+from models.tokenizer import Tokenizer, TokenizerParts
 
 SAFETY_FACTOR = 32.0
 SAMPLE_TEXTS = 96
 
-# Batch size and order of the texts: mixed lengths pad much, sorted ones little.
+# Of the part of bfloat16's error that moves a margin: standard deviations, and the share of the largest one seen.
+DEVIATIONS = 6.0
+LARGEST = 2.0
+
+# Batch size and order of the texts: mixed lengths differ much, sorted ones little.
 PASSES = ((1, "mixed"), (3, "mixed"), (7, "sorted"), (32, "mixed"), (96, "mixed"), (96, "sorted"))
 
 # No bound falls below this share of the latents' root mean square, whatever was seen here.
 TEXT_FLOOR = 1e-5
 EMBEDDING_FLOOR = 1e-10
+EMBEDDING_FLOAT32_FLOOR = 1e-6
+
+# bfloat16 costs about two thirds of float32: with more rows to compute again than this it saves too little.
+PAYING_SHARE = 0.25
+
+# Of the self-test: lengths of its texts in words (float64 alone is slow), and how many it has where bfloat16 is tested.
+TEST_LENGTHS = (1, 3, 6, 10, 16, 25, 40, 80)
+TEST_PASSES = ((1, "mixed"), (3, "sorted"), (10, "mixed"))
+BFLOAT16_TEST_TEXTS = 64
+TEST_EMBEDDINGS = 32
+_WORDS = """
+stainless steel kettle cordless 1.7 l kitchen > appliances wireless mouse 2.4 GHz black anti-dandruff shampoo with tea
+tree oil, 12 oz (pack of 2) men's running shoes size 10.5 red vintage nitrile gloves powder-free medium 100/box
+Crème brûlée torch USB-C cable for iPhone garden hose 50 ft. paperback the history of jazz ceramic mug dishwasher safe
+""".split()  # noqa: SIM905 - so that it reads
 
 
 class Calibration(NamedTuple):
@@ -33,38 +66,108 @@ class Calibration(NamedTuple):
     notes: dict[str, Any]
 
 
+class MovedMargins(NamedTuple):
+    """By how much bfloat16 moves the margins of texts.
+
+    Attributes:
+        root_mean_square: Over texts and levels.
+        largest: Of any text at any level.
+        margins: (B,) float64, each text's smallest margin in float32.
+    """
+
+    root_mean_square: float
+    largest: float
+    margins: Tensor
+
+    @property
+    def bound(self) -> float:
+        """What bfloat16 may move a margin by."""
+        return max(DEVIATIONS * self.root_mean_square, LARGEST * self.largest)
+
+
 def calibrate(parts: TokenizerParts, embeddings: Tensor, texts: Sequence[str]) -> Calibration:
-    """Measure the fast paths of a tokenizer.
+    """Measure the fast paths of a tokenizer that is to be frozen.
 
     Args:
         parts: What is to be frozen.
         embeddings: (N, D) float32, a sample of the catalogue.
         texts: A sample of the catalogue's texts; empty where the tokenizer takes embeddings only.
     """
-    # Unbounded, so that the fast paths answer alone.
-    tokenizer = Tokenizer("calibration", parts, ErrorBounds(text=-1.0, embedding=-1.0))
-    scale = _latent_scale(parts, embeddings)
-    embedding_error = _embedding_error(parts, embeddings)
-    embedding_bound = max(SAFETY_FACTOR * embedding_error, EMBEDDING_FLOOR * scale)
-    text_errors = _text_errors(parts, texts)
-    text_error = max(text_errors.values(), default=0.0)
-    text_bound = max(SAFETY_FACTOR * text_error, TEXT_FLOOR * scale)
-    margins = tokenizer.encode(embeddings).margin
-    notes = {
+    tokenizer = Tokenizer("calibration", parts, ErrorBounds())
+    scale = _latent_scale(tokenizer, embeddings)
+    single_error, double_error = _embedding_errors(tokenizer, embeddings[:1024])
+    notes: dict[str, Any] = {
         "safety_factor": SAFETY_FACTOR,
         "latent_root_mean_square": scale,
-        "largest_error": {"text": text_error, "embedding": embedding_error},
+        "largest_error": {"text": 0.0, "embedding": double_error, "embedding_float32": single_error},
         "texts": len(texts[:SAMPLE_TEXTS]),
-        "text_errors_by_batch": text_errors,
         "embeddings": len(embeddings),
-        "recomputed_share": {
-            "text": float((margins <= text_bound).double().mean()),
-            "embedding": float((margins <= embedding_bound).double().mean()),
-        },
         "canonical_below_float64": _below_float64(parts, texts),
         "torch": torch.__version__,
     }
-    return Calibration(ErrorBounds(text=text_bound, embedding=embedding_bound), notes)
+    bounds = ErrorBounds(
+        text=TEXT_FLOOR * scale,
+        embedding=max(SAFETY_FACTOR * double_error, EMBEDDING_FLOOR * scale),
+        embedding_float32=max(SAFETY_FACTOR * single_error, EMBEDDING_FLOAT32_FLOOR * scale),
+    )
+    margins, sizes = tokenizer.encode(embeddings).margin, tokenizer.sizes(embeddings)
+    shares = {
+        "embedding": _share(margins, bounds.embedding * sizes),
+        "embedding_float32": _share(margins, (bounds.embedding_float32 or 0.0) * sizes),
+    }
+    if parts.text_encoder is not None and texts:
+        pieces = parts.text_encoder.split(texts[:SAMPLE_TEXTS])
+        # Once for all passes: the canonical path is slow.
+        errors = _text_errors(tokenizer, pieces, tokenizer.canonical_latents(pieces), PASSES)
+        moved = _moved_margins(tokenizer, pieces)
+        bounds = replace(bounds, text=max(SAFETY_FACTOR * max(errors.values()), bounds.text), text_bfloat16=moved.bound)
+        shares["text_bfloat16"] = _share(margins, moved.bound)
+        notes["largest_error"]["text"] = max(errors.values())
+        notes["text_errors_by_batch"] = errors
+        notes["bfloat16_moves_margins_by"] = {"root_mean_square": moved.root_mean_square, "largest": moved.largest}
+    shares["text"] = _share(margins, bounds.text)
+    return Calibration(bounds, {**notes, "recomputed_share": shares})
+
+
+def self_test(tokenizer: Tokenizer, *, bfloat16: bool = False) -> ErrorBounds:
+    """The bounds that the fast paths need on this machine, with these libraries and this number of threads.
+
+    Made-up texts of many lengths run alone and in batches, with one thread and with all.
+
+    Args:
+        tokenizer: On the device it is to work on.
+        bfloat16: Whether that path is tested too.
+
+    Returns:
+        At least the tokenizer's own bounds; a path that these do not have is bounded by what was seen.
+    """
+    bounds = tokenizer.bounds
+    floor = EMBEDDING_FLOAT32_FLOOR * tokenizer.scale
+    single_error, double_error = _embedding_errors(tokenizer, _test_embeddings(tokenizer))
+    widened = replace(
+        bounds,
+        embedding=max(bounds.embedding, SAFETY_FACTOR * double_error),
+        embedding_float32=max(bounds.embedding_float32 or floor, SAFETY_FACTOR * single_error),
+        text_bfloat16=None,
+    )
+    if not tokenizer.takes_text:
+        return widened
+    pieces = tokenizer.split([*CANARY_TEXTS, *_test_texts(TEST_LENGTHS)])
+    with _threads(1):
+        canonical = tokenizer.canonical_latents(pieces)
+        errors = [*_text_errors(tokenizer, pieces, canonical, TEST_PASSES).values()]
+    if torch.get_num_threads() > 1:
+        errors += _text_errors(tokenizer, pieces, canonical, TEST_PASSES).values()
+    widened = replace(widened, text=max(bounds.text, SAFETY_FACTOR * max(errors)))
+    if not bfloat16:
+        return widened
+    moved = _moved_margins(tokenizer, tokenizer.split(_test_texts(TEST_LENGTHS * (BFLOAT16_TEST_TEXTS // 8))))
+    return replace(widened, text_bfloat16=max(bounds.text_bfloat16 or 0.0, moved.bound))
+
+
+def _share(margins: Tensor, bound: Tensor | float) -> float:
+    """The share of rows with a margin within a bound."""
+    return float((margins <= bound).double().mean())
 
 
 def _below_float64(parts: TokenizerParts, texts: Sequence[str]) -> list[str]:
@@ -75,37 +178,74 @@ def _below_float64(parts: TokenizerParts, texts: Sequence[str]) -> list[str]:
     return parts.text_encoder.operations_below_float64(pieces)
 
 
-@torch.inference_mode()
-def _text_errors(parts: TokenizerParts, texts: Sequence[str]) -> dict[str, float]:
-    """Largest latent error of each pass over the sample."""
-    if parts.text_encoder is None or not texts:
-        return {}
-    network = copy.deepcopy(parts.network).double()
-    mixed = parts.text_encoder.split(texts[:SAMPLE_TEXTS])
-    # Once for all passes: the canonical path is slow.
-    canonical = torch.cat([network(parts.text_encoder.embed_exactly(pieces)) for pieces in mixed])
+def _text_errors(
+    tokenizer: Tokenizer, mixed: Sequence[WordPieces], canonical: Tensor, passes: Sequence[tuple[int, str]]
+) -> dict[str, float]:
+    """Largest latent error in float32 of each pass over texts, a batch size and an order."""
     orders = {"mixed": list(range(len(mixed))), "sorted": sorted(range(len(mixed)), key=lambda row: len(mixed[row]))}
     errors: dict[str, float] = {}
-    for size, order in PASSES:
+    for size, order in passes:
         largest = 0.0
         for start in range(0, len(mixed), size):
             rows = orders[order][start : start + size]
-            latents = network(parts.text_encoder.embed([mixed[row] for row in rows]).cpu().double())
+            latents = tokenizer.text_latents([mixed[row] for row in rows])
             largest = max(largest, float((latents - canonical[rows]).norm(dim=1).max()))
         errors[f"{size} {order}"] = largest
     return errors
 
 
-@torch.inference_mode()
-def _embedding_error(parts: TokenizerParts, embeddings: Tensor) -> float:
-    """Largest difference of the float64 latents in one batch from those alone."""
-    network = copy.deepcopy(parts.network).double()
-    rows = embeddings[:1024].double()
-    batch = network(rows)
-    return max(float((network(row[None])[0] - latent).norm()) for row, latent in zip(rows, batch, strict=True))
+def _moved_margins(tokenizer: Tokenizer, pieces: Sequence[WordPieces], size: int = 32) -> MovedMargins:
+    """What bfloat16 does to the margins of texts, held against float32, whose own error is nothing beside it."""
+    moved, margins = [], []
+    for start in range(0, len(pieces), size):
+        batch = pieces[start : start + size]
+        exact = tokenizer.quantize(tokenizer.text_latents(batch))
+        fast = tokenizer.quantize(tokenizer.text_latents(batch, torch.bfloat16))
+        stays = (exact.codes == fast.codes).cumprod(dim=1).bool()
+        # Where a code flips the latent passed the plane: both distances count. Levels behind it see other residuals.
+        first_flip = ~stays & (~stays).cumsum(dim=1).eq(1)
+        moved.append((exact.margins - fast.margins).abs()[stays & fast.margins.isfinite()])
+        moved.append((exact.margins + fast.margins)[first_flip])
+        margins.append(exact.margins.amin(dim=1))
+    parts = torch.cat(moved)
+    return MovedMargins(float(parts.square().mean().sqrt()), float(parts.max()), torch.cat(margins))
 
 
-@torch.inference_mode()
-def _latent_scale(parts: TokenizerParts, embeddings: Tensor) -> float:
-    latents = parts.network(embeddings)
+def _embedding_errors(tokenizer: Tokenizer, embeddings: Tensor) -> tuple[float, float]:
+    """Largest latent errors against float64 alone: in float32 as a share of an embedding's size, in a float64 batch."""
+    canonical = torch.cat([tokenizer.latents(row[None], exact=True) for row in embeddings])
+    double = (tokenizer.latents(embeddings) - canonical).norm(dim=1)
+    sizes = tokenizer.sizes(embeddings)
+    some = embeddings[:TEST_EMBEDDINGS].split(1)
+    alone = torch.cat([tokenizer.fast_latents(row) for row in some])
+    single = torch.cat([tokenizer.fast_latents(embeddings) - canonical, alone - canonical[: len(some)]]).norm(dim=1)
+    return float((single / torch.cat([sizes, sizes[: len(some)]])).max()), float(double.max())
+
+
+def _latent_scale(tokenizer: Tokenizer, embeddings: Tensor) -> float:
+    latents = tokenizer.latents(embeddings)
     return float((latents - latents.mean(dim=0)).square().sum(dim=1).mean().sqrt())
+
+
+def _test_texts(lengths: Sequence[int]) -> list[str]:
+    """Made-up texts of so many words, always the same."""
+    draw = random.Random(1)  # noqa: S311 - no secret
+    return [" ".join(draw.choices(_WORDS, k=length)) for length in lengths]
+
+
+def _test_embeddings(tokenizer: Tokenizer) -> Tensor:
+    """Embeddings (N, D) float32 around the network's centre, at two distances from it."""
+    source = torch.Generator().manual_seed(1)
+    directions = functional.normalize(torch.randn(TEST_EMBEDDINGS, tokenizer.dimension, generator=source))
+    directions[::2] *= 8
+    return tokenizer.centre.float() + directions
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -2,8 +2,7 @@
 
 BERT (Devlin et al., NAACL 2019) as sentence-transformers runs it, for texts on the CPU. What makes it fast there: the
 word pieces of a batch stand one after the other, so that nothing is computed for padding; texts of equal length share
-one call of attention, which needs no mask; and oneDNN keeps each weight in the blocked layout that its product wants
-(float32 about twice as fast as through the BLAS of some processors), with the GELU behind the product in the same pass.
+one call of attention, which needs no mask; and weights are packed, see `models.packed_linear`.
 
 In bfloat16 the products' factors are bfloat16 and their sums float32; layer norms, the residual stream, attention and
 pooling stay float32: less error leaves fewer rows near a tie.
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from models.packed_linear import PackedLinear, can_pack
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -38,30 +39,6 @@ class Norm(NamedTuple):
     def __call__(self, rows: Tensor) -> Tensor:
         """Normalise rows (T, D)."""
         return functional.layer_norm(rows, self.weight.shape, self.weight, self.bias, self.epsilon)
-
-
-class PackedLinear:
-    """A linear map with its weight in oneDNN's layout, and a GELU behind it where asked for.
-
-    Args:
-        weight: (out, in) float32.
-        bias: (out,) float32.
-        dtype: Of the product's factors and its result; sums are float32.
-        gelu: Whether a GELU follows (the exact one, by the error function).
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, *, gelu: bool = False) -> None:
-        self._dtype = dtype
-        self._bias = bias.to(dtype)
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous())  # noqa: SLF001
-        self._activation: tuple[str, list[float], str] = ("gelu", [], "none") if gelu else ("none", [], "")
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        """(T, in) -> (T, out) of this map's dtype."""
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(  # noqa: SLF001
-            rows.to(self._dtype), self._weight, self._bias, *self._activation
-        )
-        return product
 
 
 class Layer(NamedTuple):
@@ -142,7 +119,7 @@ class PackedBert:
 
 def is_packable(model: SentenceTransformer) -> bool:
     """Whether `PackedBert` computes what this model does, on this processor."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+    if not can_pack(model.device):
         return False
     classes = [type(module).__name__ for module in model]
     network = _network(model)
@@ -170,21 +147,17 @@ def _pooling_mode(model: SentenceTransformer) -> str | None:
 def _layer(layer: Any, dtype: torch.dtype) -> Layer:
     attention = layer.attention.self
     parts = (attention.query, attention.key, attention.value)
-    together = nn.Linear(1, 1)
+    together = nn.Linear(parts[0].in_features, 3 * parts[0].out_features)
     together.weight = nn.Parameter(torch.cat([part.weight for part in parts]))
     together.bias = nn.Parameter(torch.cat([part.bias for part in parts]))
     return Layer(
-        _linear(together, dtype),
-        _linear(layer.attention.output.dense, dtype),
+        PackedLinear(together, dtype),
+        PackedLinear(layer.attention.output.dense, dtype),
         _norm(layer.attention.output.LayerNorm),
-        _linear(layer.intermediate.dense, dtype, gelu=True),
-        _linear(layer.output.dense, dtype),
+        PackedLinear(layer.intermediate.dense, dtype, "gelu"),
+        PackedLinear(layer.output.dense, dtype),
         _norm(layer.output.LayerNorm),
     )
-
-
-def _linear(linear: nn.Linear, dtype: torch.dtype, *, gelu: bool = False) -> PackedLinear:
-    return PackedLinear(linear.weight.detach(), linear.bias.detach(), dtype, gelu=gelu)
 
 
 def _norm(norm: nn.LayerNorm) -> Norm:

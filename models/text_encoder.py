@@ -163,7 +163,7 @@ class TextEncoder:
     @cached_property
     def _packed(self) -> PackedBert | None:
         """The packed forward pass in float32, where it gives known texts the embeddings they have without it."""
-        if self.device.type != "cpu" or not is_packable(self._model):
+        if not is_packable(self._model):
             return None
         packed = PackedBert(self._model, torch.float32)
         pieces = self.split(CANARY_TEXTS)

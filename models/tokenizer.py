@@ -1,23 +1,24 @@
 """Tokenizer = text encoder . encoder network . quantizer: content in, codes out, frozen.
 
-Codes are a function of the content and the tokenizer alone (P4). The fast path computes a batch at once and yields
-each row's margin: how far its latent would have to move before any code changed. A row whose margin is within the
-path's error bound is computed again on the canonical path: alone, in float64, on the CPU.
+Codes are a function of the content and the tokenizer alone (P4). A batch is computed at once on a fast path, and rows
+near a tie again on more exact ones, down to the canonical one: alone, in float64, on the CPU; see `models.ladder`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from models.ladder import Encoding, ErrorBounds, Precision, Rung, climb
 from models.network import DecoderNetwork, EncoderNetwork
+from models.packed_linear import FastNetwork
 from models.product import ProductQuantizer
-from models.quantizer import Quantizer, Ranking
+from models.quantizer import Quantization, Quantizer, Ranking
 from models.residual import ResidualQuantizer
 from models.template import TextTemplate
 from models.text_encoder import TextEncoder, WordPieces
@@ -36,41 +37,11 @@ FAMILIES: Mapping[str, Callable[[Sequence[int], int], Quantizer]] = {
     "opq": ProductQuantizer,
 }
 
+# Embeddings whose distances to a level's codewords fit into the processor's cache.
+EMBEDDINGS_AT_ONCE = 512
+
 # Families in which a shorter prefix is no coarser description of an item.
 PREFIX_IS_NOT_COARSER = frozenset({"pq", "opq"})
-
-
-class Encoding(NamedTuple):
-    """What a tokenizer makes of B contents.
-
-    Attributes:
-        codes: (B, L) int64.
-        margin: (B,) float64, the smallest margin over the levels, in units of the latent.
-        quantization_error: (B,) float64, squared norm of the residual that no level took.
-        recomputed: (B,) bool, rows that were near a tie and went to the canonical path.
-        alternatives: (B, n) int64, codes of the last level by their distance, the chosen one first; n is 0 where none
-            were asked for.
-    """
-
-    codes: Tensor
-    margin: Tensor
-    quantization_error: Tensor
-    recomputed: Tensor
-    alternatives: Tensor
-
-
-@dataclass(frozen=True)
-class ErrorBounds:
-    """Latent errors (norms) of the fast paths against the canonical one, on the safe side.
-
-    Attributes:
-        text: Of texts embedded in a float32 batch.
-        embedding: Of embeddings encoded in a float64 batch, of usual size: rounding is relative, so the bound grows
-            with a larger embedding.
-    """
-
-    text: float = 1e-4
-    embedding: float = 1e-9
 
 
 @dataclass(frozen=True)
@@ -114,6 +85,7 @@ class Tokenizer:
         self._quantizer = _frozen(parts.quantizer, self.device)
         self._decoder = _frozen(parts.decoder, self.device)
         self._quantizer.prepare()
+        self._fast_network = FastNetwork(parts.network, self.device)
         self._latents_per_norm = self._network.gain() / max(self._quantizer.scale, 1e-12)
         on_cpu = self.device.type == "cpu"
         self._exact_network = self._network if on_cpu else _frozen(parts.network, torch.device("cpu"))
@@ -161,15 +133,25 @@ class Tokenizer:
             ValueError: The shape is wrong, or a number is not finite or too large to have a finite latent.
         """
         self._check_embeddings(embeddings)
-        embeddings = embeddings.to(torch.float64)
-        encoding, certain = self._encode_batch(embeddings.to(self.device), alternatives)
-        size = (embeddings.cpu() - self._exact_network.centre).norm(dim=1) * self._latents_per_norm
-        near = ~(certain > self.bounds.embedding * size.clamp_min(1))
-        return self._recompute(
-            encoding,
-            near,
-            lambda row: embeddings[row : row + 1].cpu(),
-            lambda row: embeddings[row].cpu().numpy().tobytes(),
+        double = embeddings.to("cpu", torch.float64)
+        sizes = self.sizes(double)
+
+        def encode_fast(rows: Tensor) -> tuple[Encoding, Tensor]:
+            single = embeddings[rows].to(self.device, torch.float32)
+            return self._encode_latents(self._fast_network(single).to(torch.float64), alternatives)
+
+        def encode(rows: Tensor) -> tuple[Encoding, Tensor]:
+            return self._encode_latents(self._network(double[rows].to(self.device)), alternatives)
+
+        rungs = [Rung(Precision.FLOAT64, encode, self.bounds.embedding * sizes)]
+        # Numbers of more digits would lose some in float32 before anything is computed.
+        if self.bounds.embedding_float32 is not None and embeddings.dtype != torch.float64:
+            rungs.insert(0, Rung(Precision.FLOAT32, encode_fast, self.bounds.embedding_float32 * sizes))
+        return climb(
+            [rung._replace(encode=_in_parts(rung.encode)) for rung in rungs],
+            len(embeddings),
+            lambda row: self._canonical(double[row : row + 1], alternatives),
+            lambda row: double[row].numpy().tobytes(),
         )
 
     @torch.inference_mode()
@@ -187,9 +169,20 @@ class Tokenizer:
         places: dict[tuple[int, ...], int] = {}
         place = [places.setdefault(tuple(row), len(places)) for row in pieces]
         distinct = list(places)
-        encoding, certain = self._encode_batch(text_encoder.embed(distinct).to(torch.float64), alternatives)
-        near = ~(certain > self.bounds.text)
-        encoding = self._recompute(encoding, near, lambda row: text_encoder.embed_exactly(distinct[row]))
+
+        def rung(precision: Precision, dtype: torch.dtype, bound: float) -> Rung:
+            def encode(rows: Tensor) -> tuple[Encoding, Tensor]:
+                embeddings = text_encoder.embed([distinct[row] for row in rows.tolist()], dtype)
+                return self._encode_latents(self._network(embeddings.to(torch.float64)), alternatives)
+
+            return Rung(precision, encode, torch.full((len(distinct),), bound, dtype=torch.float64))
+
+        rungs = [rung(Precision.FLOAT32, torch.float32, self.bounds.text)]
+        if self.bounds.text_bfloat16 is not None:
+            rungs.insert(0, rung(Precision.BFLOAT16, torch.bfloat16, self.bounds.text_bfloat16))
+        encoding = climb(
+            rungs, len(distinct), lambda row: self._canonical(text_encoder.embed_exactly(distinct[row]), alternatives)
+        )
         return Encoding(*(tensor[place] for tensor in encoding))
 
     @torch.inference_mode()
@@ -208,11 +201,10 @@ class Tokenizer:
         return embeddings.cpu()
 
     @torch.inference_mode()
-    def latent_error(self, pieces: Sequence[WordPieces]) -> Tensor:
-        """Norm (B,) of what each text's latent in this batch differs by from its canonical latent."""
-        fast = self._network(self._require_text_encoder().embed(pieces).to(torch.float64)).cpu()
-        error: Tensor = (fast - self.canonical_latents(pieces)).norm(dim=1)
-        return error
+    def text_latents(self, pieces: Sequence[WordPieces], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Latents (B, d) float64 of texts, embedded together on a fast path, on the CPU."""
+        latents: Tensor = self._network(self._require_text_encoder().embed(pieces, dtype).to(torch.float64))
+        return latents.cpu()
 
     @torch.inference_mode()
     def canonical_latents(self, pieces: Sequence[WordPieces]) -> Tensor:
@@ -220,32 +212,45 @@ class Tokenizer:
         text_encoder = self._require_text_encoder()
         return torch.cat([self._exact_network(text_encoder.embed_exactly(row)) for row in pieces])
 
-    def _encode_batch(self, embeddings: Tensor, alternatives: int) -> tuple[Encoding, Tensor]:
-        """The encoding, and what (B,) each latent may be off by before its codes or its alternatives change."""
-        encoding, ranking = _encoding(self._quantizer, self._network(embeddings), alternatives)
-        return encoding, encoding.margin if ranking is None else encoding.margin.minimum(ranking.margin.cpu())
+    @torch.inference_mode()
+    def latents(self, embeddings: Tensor, *, exact: bool = False) -> Tensor:
+        """Latents (B, d) float64 of embeddings (B, D), encoded in a float64 batch; on the CPU throughout if exact."""
+        network, device = (self._exact_network, "cpu") if exact else (self._network, self.device)
+        latents: Tensor = network(embeddings.to(device, torch.float64))
+        return latents.cpu()
 
-    def _recompute(
-        self,
-        encoding: Encoding,
-        near: Tensor,
-        canonical_embedding: Callable[[int], Tensor],
-        key: Callable[[int], Hashable] = lambda row: row,
-    ) -> Encoding:
-        """The encoding with the rows near a tie replaced by their canonical one; rows of equal keys are computed once.
+    @torch.inference_mode()
+    def fast_latents(self, embeddings: Tensor) -> Tensor:
+        """Latents (B, d) float64 of embeddings (B, D), encoded in a float32 batch."""
+        return self._fast_network(embeddings.to(self.device, torch.float32)).to("cpu", torch.float64)
 
-        Raises:
-            ValueError: A canonical row is not finite.
+    @torch.inference_mode()
+    def quantize(self, latents: Tensor) -> Quantization:
+        """What the quantizer makes of latents (B, d) float64, on the CPU."""
+        return Quantization(*(tensor.cpu() for tensor in self._quantizer.quantize(latents.to(self.device))))
+
+    @property
+    def centre(self) -> Tensor:
+        """The embedding (D,) float64 that the network takes for the middle."""
+        return self._exact_network.centre
+
+    @property
+    def scale(self) -> float:
+        """The size of a usual latent."""
+        return self._quantizer.scale
+
+    def sizes(self, embeddings: Tensor) -> Tensor:
+        """How many times a usual latent those of embeddings (B, D) may be, (B,) float64 of 1 at least.
+
+        Rounding is relative, so the bounds of embeddings grow by it.
         """
-        codes, margin, error, _, alternatives = encoding
-        known: dict[Hashable, Encoding] = {}
-        for row in near.nonzero().flatten().tolist():
-            exact = known.get(key(row))
-            if exact is None:
-                exact = known[key(row)] = self._canonical(canonical_embedding(row), alternatives.shape[1])
-            codes[row], margin[row], error[row] = exact.codes[0], exact.margin[0], exact.quantization_error[0]
-            alternatives[row] = exact.alternatives[0]
-        return Encoding(codes, margin, error, near, alternatives)
+        distances: Tensor = (embeddings.to("cpu", torch.float64) - self.centre).norm(dim=1)
+        return (distances * self._latents_per_norm).clamp_min(1)
+
+    def _encode_latents(self, latents: Tensor, alternatives: int) -> tuple[Encoding, Tensor]:
+        """The encoding, and what (B,) each latent may be off by before its codes or its alternatives change."""
+        encoding, ranking = _encoding(self._quantizer, latents, alternatives)
+        return encoding, encoding.margin if ranking is None else encoding.margin.minimum(ranking.margin.cpu())
 
     def _canonical(self, embedding: Tensor, alternatives: int = 0) -> Encoding:
         """The encoding of one canonical embedding (1, D) float64."""
@@ -276,6 +281,19 @@ def _frozen(module: M, device: torch.device) -> M:
     return frozen
 
 
+def _in_parts(
+    encode: Callable[[Tensor], tuple[Encoding, Tensor]],
+) -> Callable[[Tensor], tuple[Encoding, Tensor]]:
+    """The same, of so many rows at a time that what is computed of them stays in the processor's cache."""
+
+    def encode_parts(rows: Tensor) -> tuple[Encoding, Tensor]:
+        parts = [encode(some) for some in rows.split(EMBEDDINGS_AT_ONCE)]
+        columns = zip(*(encoding for encoding, _ in parts), strict=True)
+        return Encoding(*map(torch.cat, columns)), torch.cat([certain for _, certain in parts])
+
+    return encode_parts
+
+
 def _encoding(
     quantizer: Quantizer, latents: Tensor, alternatives: int, *, exact: bool = False
 ) -> tuple[Encoding, Ranking | None]:
@@ -286,4 +304,4 @@ def _encoding(
     margin = margins.amin(dim=1)
     error = residuals[:, -1].square().sum(dim=1)
     ranked = codes[:, :0] if ranking is None else ranking.codes.cpu()
-    return Encoding(codes, margin, error, torch.zeros_like(margin, dtype=torch.bool), ranked), ranking
+    return Encoding(codes, margin, error, torch.full_like(codes[:, 0], Precision.CANONICAL), ranked), ranking

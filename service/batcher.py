@@ -271,9 +271,7 @@ class Batcher:
     def _measure(self, batch: list[Row], encoding: Encoding, elapsed_s: float) -> None:
         tokens = sum(row.tokens for row in batch)
         self._paces[batch[0].is_text].measure(tokens, elapsed_s)
-        self._metrics.batch(
-            rows=len(batch), tokens=tokens, seconds=elapsed_s, recomputed=int(encoding.recomputed.sum())
-        )
+        self._metrics.batch(rows=len(batch), tokens=tokens, seconds=elapsed_s, precision=encoding.precision)
 
     def _forward(self, batch: list[Row]) -> Encoding:
         is_text, alternatives = batch[0].kind

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,15 @@ class Loader:
             CheckpointError: It is not what was frozen.
         """
         settings = self._settings
-        tokenizer = await asyncio.to_thread(load, directory, _device(settings), settings.text_encoder)
+        tokenizer = await asyncio.to_thread(
+            load,
+            directory,
+            _device(settings),
+            settings.text_encoder,
+            text_precision=settings.text_precision,
+            tests_itself=True,
+        )
+        self._metrics.bounds_of_model(manifest.full_name, asdict(tokenizer.bounds))
         batcher = Batcher(
             tokenizer,
             batch_tokens=settings.batch_tokens,

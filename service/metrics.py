@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,7 +12,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
+from torch import Tensor
 
+from models import Precision
 from service.lanes import Lane
 
 SUMMED_OVER_WORKERS: Final = "livesum"
@@ -79,6 +81,19 @@ class Metrics:
             ["tokenizer"],
             registry=collectors,
         )
+        self._final = Counter(
+            "semid_rows_final",
+            "Rows by the path whose codes were final: bfloat16, float32, float64, canonical",
+            ["tokenizer", "path"],
+            registry=collectors,
+        )
+        self._error_bound = Gauge(
+            "semid_error_bound",
+            "What a path's latents may be off by: rows with a smaller margin go on to a more exact path",
+            ["tokenizer", "path"],
+            multiprocess_mode="livemax",
+            registry=collectors,
+        )
         self.registry_seconds = Histogram(
             "semid_registry_seconds", "Time of a registry call", ["call"], buckets=_SECONDS, registry=collectors
         )
@@ -92,7 +107,14 @@ class Metrics:
             batch_tokens=self._batch_tokens.labels(tokenizer),
             model_seconds=self._model_seconds.labels(tokenizer),
             recomputed=self._recomputed.labels(tokenizer),
+            final=[self._final.labels(tokenizer, path.name.lower()) for path in Precision],
         )
+
+    def bounds_of_model(self, tokenizer: str, bounds: Mapping[str, float | None]) -> None:
+        """Tell the error bounds that a tokenizer works with, by path; None: the path is not taken."""
+        for path, bound in bounds.items():
+            if bound is not None:
+                self._error_bound.labels(tokenizer, path).set(bound)
 
     def render(self) -> bytes:
         """The exposition in Prometheus' text format; of all workers together, whichever is asked."""
@@ -169,10 +191,21 @@ class ModelMetrics:
     batch_tokens: Histogram
     model_seconds: Histogram
     recomputed: Counter
+    final: Sequence[Counter]
 
-    def batch(self, *, rows: int, tokens: int, seconds: float, recomputed: int) -> None:
-        """Count one batch."""
+    def batch(self, *, rows: int, tokens: int, seconds: float, precision: Tensor) -> None:
+        """Count one batch.
+
+        Args:
+            rows: How many.
+            tokens: Of all rows.
+            seconds: How long the model took.
+            precision: (rows,) int64, of the path that each row was final on.
+        """
         self.batch_rows.observe(rows)
         self.batch_tokens.observe(tokens)
         self.model_seconds.observe(seconds)
-        self.recomputed.inc(recomputed)
+        counts = precision.bincount(minlength=len(Precision)).tolist()
+        for counter, count in zip(self.final, counts, strict=True):
+            counter.inc(count)
+        self.recomputed.inc(counts[Precision.CANONICAL])

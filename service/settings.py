@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from models import DEFAULT_CHECKPOINT
+from models import DEFAULT_CHECKPOINT, TextPrecision
 from service.overflow import ANY_OTHER, Overflow
 from service.registry import Durability
 
@@ -67,6 +67,11 @@ class Settings(BaseSettings):
         ge=0,
         description="CPU threads of the model, of each worker; 0: one for each core that the process may use, shared "
         "evenly among the workers.",
+    )
+    text_precision: TextPrecision = Field(
+        default="auto",
+        description="The first path of texts: `float32`, `bfloat16`, or `auto`: the one that is expected to be faster. "
+        "Codes are the same.",
     )
     batch_tokens: int = Field(default=4096, ge=1, description="Padded word pieces of one forward pass, at most.")
     batch_ms: float = Field(

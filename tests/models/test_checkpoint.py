@@ -207,6 +207,9 @@ def test_an_unknown_family_is_refused(frozen):
         {"text": 1e-4, "embedding": float("inf")},
         {"text": "1e-4", "embedding": 1e-9},
         {"text": True, "embedding": 1e-9},
+        {"text": 1e-4, "embedding": 1e-9, "embedding_float32": 0},
+        {"text": 1e-4, "embedding": 1e-9, "text_bfloat16": float("nan")},
+        {"text": 1e-4, "embedding": 1e-9, "text_float8": 1e-1},
     ],
 )
 def test_bounds_that_would_switch_the_canonical_path_off_are_refused(bounds, frozen):
@@ -276,7 +279,7 @@ def test_a_manifest_without_latents_of_known_texts_is_refused(canary, with_encod
 def test_a_device_whose_fast_path_errs_beyond_the_bound_is_refused(with_encoder, monkeypatch):
     directory, _ = with_encoder
     embed = TextEncoder.embed
-    monkeypatch.setattr(TextEncoder, "embed", lambda self, pieces: embed(self, pieces) + 1e-2)
+    monkeypatch.setattr(TextEncoder, "embed", lambda self, *rows: embed(self, *rows) + 1e-2)
     with pytest.raises(CheckpointError, match=r"known texts other latents on cpu.*canonical path"):
         load(directory)
 

@@ -142,7 +142,8 @@ def test_the_fast_path_gives_the_canonical_codes_of_thousands_of_rows(
     assert torch.equal(encoding.codes, canonical.codes)
     assert torch.equal(fast.codes, canonical.codes)
     assert torch.allclose(fast.margins, canonical.margins, rtol=1e-6, atol=1e-9)
-    assert torch.allclose(encoding.margin, canonical.margins.amin(dim=1), rtol=1e-6, atol=1e-9)
+    # its last digits are those of the path that the row was final on
+    assert torch.allclose(encoding.margin, canonical.margins.amin(dim=1), rtol=0, atol=1e-5 * quantizer.scale)
 
 
 def test_codes_in_float32_are_the_canonical_ones_wherever_their_margin_exceeds_their_error(

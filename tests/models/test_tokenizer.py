@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from dataclasses import replace
 
@@ -76,7 +77,7 @@ def test_rows_within_the_bound_are_computed_again_on_the_canonical_path(shipped,
     exactly = shipped._text_encoder.embed_exactly
     monkeypatch.setattr(shipped._text_encoder, "embed_exactly", lambda pieces: calls.append(1) or exactly(pieces))
     embed = shipped._text_encoder.embed
-    monkeypatch.setattr(shipped._text_encoder, "embed", lambda pieces: embed(pieces).roll(1, dims=1))
+    monkeypatch.setattr(shipped._text_encoder, "embed", lambda *rows: embed(*rows).roll(1, dims=1))
     # when
     encoding = shipped.encode_texts(shipped.split(texts))
     # then the codes are the canonical ones
@@ -126,8 +127,9 @@ def test_the_bound_of_embeddings_grows_with_them(exponent, make_parts, monkeypat
     tokenizer = Tokenizer("t", make_parts(), ErrorBounds(embedding=1e-10))
     embeddings = 10.0**exponent * torch.randn(2000, 12, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     expected = torch.cat([tokenizer._canonical(row[None]).codes for row in embeddings])
-    encode = tokenizer._encode_batch
-    monkeypatch.setattr(tokenizer, "_encode_batch", lambda rows, *rest: encode(rows * (1 + 1e-15), *rest))
+    network = tokenizer._network
+    monkeypatch.setattr(tokenizer, "_exact_network", copy.deepcopy(network))
+    monkeypatch.setattr(network, "forward", lambda rows: type(network).forward(network, rows * (1 + 1e-15)))
     # when, then
     assert torch.equal(tokenizer.encode(embeddings).codes, expected)
 
@@ -141,7 +143,7 @@ def test_an_embedding_too_large_for_a_latent_is_refused(make_parts):
 def test_a_margin_that_is_no_number_is_not_final(shipped, texts, alone, monkeypatch):
     # given a fast path that breaks down
     embed = shipped._text_encoder.embed
-    monkeypatch.setattr(shipped._text_encoder, "embed", lambda pieces: embed(pieces) * torch.nan)
+    monkeypatch.setattr(shipped._text_encoder, "embed", lambda *rows: embed(*rows) * torch.nan)
     # when
     encoding = shipped.encode_texts(shipped.split(texts))
     # then
@@ -150,7 +152,7 @@ def test_a_margin_that_is_no_number_is_not_final(shipped, texts, alone, monkeypa
 
 
 def test_a_canonical_embedding_that_is_not_finite_is_refused(shipped, monkeypatch):
-    monkeypatch.setattr(shipped._text_encoder, "embed", lambda pieces: torch.full((len(pieces), 384), torch.nan))
+    monkeypatch.setattr(shipped._text_encoder, "embed", lambda pieces, _: torch.full((len(pieces), 384), torch.nan))
     monkeypatch.setattr(shipped._text_encoder, "embed_exactly", lambda _: torch.full((1, 384), torch.nan).double())
     with pytest.raises(ValueError, match="not finite"):
         shipped.encode_texts(shipped.split(["red lipstick"]))

@@ -58,7 +58,7 @@ class LetterEncoder:
         rows = torch.tensor(codes[self.lost_rows :])
         measure = rows[:, 1].to(torch.float64)
         ranked = rows[:, 1:] + torch.arange(alternatives)
-        return Encoding(rows, measure, measure / 2, torch.zeros(len(rows), dtype=torch.bool), ranked)
+        return Encoding(rows, measure, measure / 2, torch.zeros(len(rows), dtype=torch.int64), ranked)
 
 
 def row_of(content: Content) -> EncodedRow:

@@ -1,0 +1,179 @@
+"""Codes are the canonical ones on whichever path they were final."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from models import Precision, Tokenizer, load
+from models.checkpoint import DEFAULT_CHECKPOINT, MANIFEST, freeze, save
+from models.exactness import BFLOAT16_TEST_TEXTS, _moved_margins, _test_texts, self_test
+from models.ladder import Encoding, ErrorBounds, Rung, climb
+from models.text_encoder import TextEncoder
+
+INFINITE = float("inf")
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Tokenizer:
+    return load(DEFAULT_CHECKPOINT)
+
+
+@pytest.fixture(scope="module")
+def pieces(shipped) -> list[list[int]]:
+    """Two hundred made-up texts of one to thirty words."""
+    draw = random.Random(5)
+    return shipped.split(_test_texts([draw.randint(1, 30) for _ in range(200)]))
+
+
+@pytest.fixture(scope="module")
+def embeddings(shipped, pieces) -> torch.Tensor:
+    """Near enough to each other for ties: (200, D) float32."""
+    return shipped.embed(pieces)
+
+
+@pytest.fixture(scope="module")
+def in_float32(shipped, pieces) -> torch.Tensor:
+    return shipped.encode_texts(pieces).codes
+
+
+def rows_of(*codes: int, margin: float) -> Encoding:
+    column = torch.tensor(codes)
+    distances = torch.full((len(codes),), margin, dtype=torch.float64)
+    return Encoding(column[:, None], distances, distances.clone(), column.clone(), column[:, None])
+
+
+def test_rows_go_on_together_and_each_is_final_on_the_first_path_without_doubt():
+    # given six rows, whose margins on the two fast paths differ
+    seen: list[list[int]] = []
+    margins = {
+        Precision.BFLOAT16: [9.0, 1.0, 1.0, 9.0, 1.0, torch.nan],
+        Precision.FLOAT32: [0.0, 9.0, 0.5, 0.0, 9.0, 0.5],
+    }
+
+    def rung(precision: Precision, bound: float) -> Rung:
+        def encode(rows: torch.Tensor) -> tuple[Encoding, torch.Tensor]:
+            seen.append(rows.tolist())
+            certain = torch.tensor(margins[precision], dtype=torch.float64)[rows]
+            return rows_of(*(10 * precision + rows).tolist(), margin=float(precision)), certain
+
+        return Rung(precision, encode, torch.full((6,), bound, dtype=torch.float64))
+
+    # when
+    alone: list[int] = []
+    encoding = climb(
+        [rung(Precision.BFLOAT16, 5.0), rung(Precision.FLOAT32, 0.5)],
+        6,
+        lambda row: alone.append(row) or rows_of(100 + row, margin=3.0),
+        lambda row: "equal" if row in {2, 5} else row,
+    )
+    # then
+    assert seen == [[0, 1, 2, 3, 4, 5], [1, 2, 4, 5]]
+    assert alone == [2]
+    assert encoding.codes.flatten().tolist() == [0, 11, 102, 3, 14, 102]
+    assert encoding.precision.tolist() == [0, 1, 3, 0, 1, 3]
+    assert encoding.recomputed.tolist() == [False, False, True, False, False, True]
+    assert encoding.margin.tolist() == [0, 1, 3, 0, 1, 3]
+
+
+def test_texts_tried_in_bfloat16_have_the_codes_of_float32(shipped, pieces, in_float32, monkeypatch):
+    # given the bound of this machine, or one of half of it, which is still beyond what flips
+    bound = self_test(shipped, bfloat16=True).text_bfloat16
+    wrong = shipped.quantize(shipped.text_latents(pieces, torch.bfloat16)).codes
+    monkeypatch.setattr(shipped, "bounds", replace(shipped.bounds, text_bfloat16=bound / 2))
+    # when
+    encoding = shipped.encode_texts(pieces)
+    # then bfloat16 alone would have changed codes, and was final on some rows
+    assert (wrong != in_float32).any()
+    assert torch.equal(encoding.codes, in_float32)
+    assert {Precision.BFLOAT16, Precision.FLOAT32} <= set(encoding.precision.tolist())
+
+
+def test_where_every_row_is_in_doubt_all_climb_to_the_canonical_path(shipped, pieces, in_float32, monkeypatch):
+    monkeypatch.setattr(shipped, "bounds", ErrorBounds(INFINITE, INFINITE, INFINITE, INFINITE))
+    encoding = shipped.encode_texts(pieces[:5])
+    assert encoding.precision.tolist() == [Precision.CANONICAL] * 5
+    assert torch.equal(encoding.codes, in_float32[:5])
+
+
+def test_embeddings_are_final_in_float32_where_that_leaves_no_doubt(shipped, embeddings, monkeypatch):
+    # given
+    before = shipped.encode(embeddings)
+    bounds = self_test(shipped)
+    monkeypatch.setattr(shipped, "bounds", replace(bounds, embedding_float32=100 * bounds.embedding_float32))
+    # when
+    encoding = shipped.encode(embeddings)
+    # then
+    assert {Precision.FLOAT32, Precision.FLOAT64} == set(encoding.precision.tolist())
+    assert torch.equal(encoding.codes, before.codes)
+    assert torch.allclose(encoding.margin, before.margin, rtol=0, atol=1e-5)
+    # and numbers of more digits than float32 has do not go through it
+    assert (shipped.encode(embeddings.double()).precision != Precision.FLOAT32).all()
+
+
+def test_the_self_test_takes_no_bound_below_the_frozen_one(shipped, monkeypatch):
+    high = ErrorBounds(text=0.5, embedding=0.25, embedding_float32=0.125, text_bfloat16=0.75)
+    monkeypatch.setattr(shipped, "bounds", high)
+    assert self_test(shipped, bfloat16=True) == high
+    assert self_test(shipped).text_bfloat16 is None
+
+
+def test_the_self_test_raises_the_bounds_of_a_machine_that_errs_more(shipped, monkeypatch):
+    # given float32 that is a thousand times off
+    before = self_test(shipped)
+    embed = TextEncoder.embed
+    monkeypatch.setattr(TextEncoder, "embed", lambda self, *rest: embed(self, *rest) * (1 + 1e-4))
+    network = shipped._fast_network
+    monkeypatch.setattr(shipped, "_fast_network", lambda rows: network(rows) * (1 + 1e-4))
+    # when
+    raised = self_test(shipped)
+    # then
+    assert raised.text > 10 * before.text
+    assert raised.embedding_float32 > 10 * before.embedding_float32
+
+
+def test_the_self_test_leaves_the_number_of_threads(shipped):
+    before = torch.get_num_threads()
+    self_test(shipped)
+    assert torch.get_num_threads() == before
+
+
+def test_the_bound_of_bfloat16_covers_what_it_does_to_other_texts(shipped, pieces):
+    # given what was seen of made-up texts
+    seen = _moved_margins(shipped, shipped.split(_test_texts([8] * BFLOAT16_TEST_TEXTS)))
+    # when
+    others = _moved_margins(shipped, pieces)
+    # then
+    assert 0 < seen.root_mean_square < seen.largest < seen.bound
+    assert others.largest < 0.8 * seen.bound
+
+
+@pytest.mark.parametrize(
+    ("precision", "share", "bound", "taken"),
+    [
+        ("float32", 0.0, 1e-2, False),
+        ("bfloat16", 0.9, 1e-2, True),
+        ("bfloat16", 0.9, None, True),
+        ("auto", 0.9, 1e-2, False),
+        ("auto", None, None, False),
+        ("auto", 0.1, 1e-2, True),
+    ],
+)
+def test_bfloat16_is_taken_where_it_is_asked_for_or_pays(
+    precision, share, bound, taken, make_parts, text_encoder, tmp_path, monkeypatch
+):
+    # given
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True)
+    parts = make_parts((384, 8), text_encoder)
+    notes = {} if share is None else {"recomputed_share": {"text_bfloat16": share}}
+    save(tmp_path / "t", parts, freeze("t", parts, ErrorBounds(text_bfloat16=bound), calibration=notes))
+    assert set(json.loads((tmp_path / "t" / MANIFEST).read_text())["bounds"]) >= {"text", "embedding"}
+    # when
+    tokenizer = load(tmp_path / "t", text_precision=precision)
+    # then
+    assert (tokenizer.bounds.text_bfloat16 is not None) is taken
+    assert tokenizer.bounds.text_bfloat16 is None or tokenizer.bounds.text_bfloat16 >= (bound or 0)
