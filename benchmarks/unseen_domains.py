@@ -1,11 +1,12 @@
-"""Raw collisions on domains a tokenizer was not trained on: the default checkpoint's recipe, whole domains left out.
+"""Collisions and neighbours on domains a tokenizer was not trained on: a checkpoint's recipe, whole domains left out.
 
     python -P benchmarks/unseen_domains.py ../shared/data --embedding-cache CACHE
 
-Two folds; each leaves out four domains at once, trains on the rest with the default checkpoint's hyper-parameters and
-measures on up to 12,101 items of each domain left out. Left out are a domain's own sources, every source that mixes
-domains (marketplaces, supermarkets, vocabularies of goods), and of what remains every item whose category or title has
-one of the domain's words; how many those are is printed.
+Two folds; each leaves out four domains at once, trains on the rest with the checkpoint's hyper-parameters (the default
+one's, or `--checkpoint`'s) and measures on up to 12,101 items of each domain left out. Left out are a domain's own
+sources, every source that mixes domains (marketplaces, supermarkets, vocabularies of goods), and of what remains every
+item whose category or title has one of the domain's words; how many those are is printed. Neighbours: of an item's ten
+nearest embeddings in its domain, how many are among the hundred items that share the longest prefix with it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from __future__ import annotations
 import argparse
 import re
 from collections import Counter
+from dataclasses import is_dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,15 +24,16 @@ from models import DEFAULT_CHECKPOINT, TextTemplate, read_manifest
 from models.catalogue import read_items
 from models.embedding_cache import embed_texts
 from models.evaluation.measures import collisions, evaluate, purity, usage
+from models.evaluation.neighbours import nearest, neighbours_kept
+from models.evaluation.prefixes import PrefixGroups
 from models.text_encoder import TextEncoder, TextEncoderConfig
 from models.training.data import balanced_weights
-from models.training.fit import fit
-from models.training.fit_config import FitConfig
-from models.training.kmeans import KMeansConfig
-from models.training.projection import ProjectionConfig
-from models.training.rqvae import LossConfig
+from models.training.train import TrainConfig, config_of, fit_family
 
 ITEMS = 12_101
+QUERIES = 1000
+C = TypeVar("C")
+
 BEAUTY, INDUSTRIAL = "amazon_beauty_2014", "amazon_industrial_2018"
 
 # Departments of all kinds stand side by side here; no fold is trained on them.
@@ -106,19 +110,20 @@ def main() -> None:
     """Print a table, a row a domain."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
+    parser.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, help="whose recipe is followed")
     parser.add_argument("--embedding-cache", type=Path)
     parser.add_argument("--fold", type=int, choices=range(len(FOLDS)))
     options = parser.parse_args()
-    training = read_manifest(DEFAULT_CHECKPOINT).training
-    config = fit_config(training["config"]["fit"])
+    recipe = recipe_of(read_manifest(options.checkpoint).training["config"])
     texts, sources, categories, labels = read(options.data)
     embeddings = embed_texts(TextEncoder(TextEncoderConfig()), texts, options.embedding_cache)
-    print("| domain left out | items | raw collisions | equal embeddings | largest group | perplexity by level |")
-    print("| --- | --- | --- | --- | --- | --- |")
     for number in range(len(FOLDS)) if options.fold is None else [options.fold]:
         kept = trained_on(FOLDS[number], sources, labels)
-        balance = training["config"]["balance"]
-        run_fold(FOLDS[number], embeddings, sources, categories, kept, config=config, balance=balance)
+        weights = balanced_weights([sources[row] for row in kept], recipe.balance)
+        model = fit_family(embeddings[kept], recipe, weights).model
+        report = evaluate(embeddings[kept], model.network, model.quantizer, model.decoder, weights)
+        print_domains(FOLDS[number], embeddings, sources, categories, model)
+        print(f"\ntrained without {', '.join(FOLDS[number])}:\n{report}\n", flush=True)
 
 
 def trained_on(fold: tuple[str, ...], sources: list[str], labels: list[str]) -> list[int]:
@@ -138,44 +143,40 @@ def trained_on(fold: tuple[str, ...], sources: list[str], labels: list[str]) -> 
     return kept
 
 
-def run_fold(
-    fold: tuple[str, ...],
-    embeddings: torch.Tensor,
-    sources: list[str],
-    categories: list[str],
-    kept: list[int],
-    *,
-    config: FitConfig,
-    balance: float,
+def print_domains(
+    fold: tuple[str, ...], embeddings: torch.Tensor, sources: list[str], categories: list[str], model: Any
 ) -> None:
-    """Train on the rows kept and print a row for each of the fold's domains."""
-    weights = balanced_weights([sources[row] for row in kept], balance)
-    trained = embeddings[kept]
-    model = fit(trained, config, weights).model
+    """A row for each of the fold's domains, and beauty's purity."""
+    told = ""
+    columns = "domain left out,items,raw collisions,equal embeddings,largest group,perplexity by level,neighbours"
+    print(f"| {columns.replace(',', ' | ')} |\n{'| --- ' * 7}|")
     for domain in fold:
         rows = torch.tensor([row for row, source in enumerate(sources) if source in DOMAINS[domain][0]])
         rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:ITEMS]]
         with torch.no_grad():
             codes = model.quantizer.quantize(model.network(embeddings[rows])).codes
         found = collisions(codes, embeddings[rows])
-        perplexities = "/".join(f"{level.perplexity:.0f}" for level in usage(codes, config.codebook_sizes))
+        perplexities = "/".join(f"{level.perplexity:.0f}" for level in usage(codes, model.quantizer.codebook_sizes))
+        queries = torch.arange(min(QUERIES, len(rows)))  # the rows are in an order by lot
+        neighbours = neighbours_kept(PrefixGroups(codes), queries, nearest(embeddings[rows], queries))
         print(
             f"| {domain} | {len(rows):,} | {found.rate:.2%} | {found.duplicates:.2%} | {found.largest_group} "
-            f"| {perplexities} |",
+            f"| {perplexities} | {neighbours.of_nearest_by_prefix:.1%} |",
             flush=True,
         )
         if domain == "beauty":
-            print_purity(codes, [categories[row] for row in rows.tolist()])
-    report = evaluate(trained, model.network, model.quantizer, model.decoder, weights)
-    print(f"\ntrained without {', '.join(fold)}:\n{report}\n", flush=True)
+            told = f"\nbeauty: {purity_words(codes, [categories[row] for row in rows.tolist()])}"
+    print(told)
 
 
-def print_purity(codes: torch.Tensor, categories: list[str]) -> None:
+def purity_words(codes: torch.Tensor, categories: list[str]) -> str:
     """Category purity of prefixes, beside the same with the categories shuffled."""
     order = torch.randperm(len(categories), generator=torch.Generator().manual_seed(0)).tolist()
     shuffled = [categories[row] for row in order]
-    for depth in (1, 2):
-        print(f"purity at depth {depth}: {purity(codes, categories, depth):.1%} ({purity(codes, shuffled, depth):.1%})")
+    return ", ".join(
+        f"purity at depth {depth} {purity(codes, categories, depth):.1%} ({purity(codes, shuffled, depth):.1%})"
+        for depth in (1, 2)
+    )
 
 
 def read(data: Path) -> tuple[list[str], list[str], list[str], list[str]]:
@@ -191,15 +192,22 @@ def read(data: Path) -> tuple[list[str], list[str], list[str], list[str]]:
     return texts, sources, categories, labels
 
 
-def fit_config(stored: dict) -> FitConfig:  # type: ignore[type-arg]
-    """The hyper-parameters a manifest holds."""
-    nested = {
-        "loss": LossConfig(**stored["loss"]),
-        "projection": ProjectionConfig(**stored["projection"]),
-        "kmeans": KMeansConfig(**stored["kmeans"]),
-    }
-    plain = {name: tuple(v) if isinstance(v, list) else v for name, v in stored.items() if name not in nested}
-    return FitConfig(**plain, **nested)
+def recipe_of(stored: dict[str, Any]) -> TrainConfig:
+    """The hyper-parameters that a manifest holds."""
+    fit = rebuilt(config_of(stored["family"]), stored["fit"])
+    return TrainConfig(family=stored["family"], fit=fit, balance=stored["balance"])
+
+
+def rebuilt(default: C, stored: dict[str, Any]) -> C:
+    """A frozen config with the values stored of it; nested ones too."""
+    values: dict[str, Any] = {}
+    for name, value in stored.items():
+        present = getattr(default, name)
+        if is_dataclass(present):
+            values[name] = rebuilt(present, value)
+        else:
+            values[name] = tuple(value) if isinstance(value, list) else value
+    return replace(default, **values)  # type: ignore[type-var]
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
 TextPrecision = Literal["auto", "float32", "bfloat16"]
-DEFAULT_CHECKPOINT = Path(__file__).parent / "checkpoints" / "broad-4x256"
+DEFAULT_CHECKPOINT = Path(__file__).parent / "checkpoints" / "broad-6x256"
 
 
 @dataclass(frozen=True)

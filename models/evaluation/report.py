@@ -88,8 +88,8 @@ def _summary(comparison: Comparison) -> list[str]:
     if any(ON_FEW in cell.text for cells in summary for cell in cells):
         lines.append(
             page.paragraph(
-                f"{ON_FEW} of fewer than {FEW:,} items, or pairs of items: which tokenizer is best there may be chance, "
-                "so no star is given."
+                f"{ON_FEW} of fewer than {FEW:,} items, or pairs of items: which is best there may be chance, so no "
+                "star is given."
             )
         )
     return [*lines, page.definitions((column.title, column.words) for column in COLUMNS)]
