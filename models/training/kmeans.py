@@ -13,6 +13,9 @@ from models.chunks import is_finite, slices, weighted_sum
 # Rows measured at once: N x K scores of a large catalogue would not fit into memory, nor those of a chunk into cache.
 CHUNK_ROWS = 8192
 
+# Bytes of points that are summed at once: their copies in float64 take four times as many.
+SUMMED_BYTES = 2**22
+
 # Distances of points to codewords that a balanced assignment holds at once.
 WISHES = 2**24
 
@@ -92,6 +95,7 @@ def _from(codebook: Tensor, points: Tensor, centre: Tensor, weights: Tensor, con
         codes, distances = (assign_balanced if config.balanced else assign)(points, codebook, centre)
         inertia = float((distances * weights).sum() / weights.sum())
         codebook = _means(points, codes, distances, weights, codebook=codebook, centre=centre)
+        del codes, distances  # room for the next ones, where there are many rows
         if previous - inertia <= config.tolerance * inertia:
             break
         previous = inertia
@@ -214,7 +218,7 @@ def _means(
     mass = torch.zeros(codebook.shape[0], dtype=torch.float64, device=points.device)
     sums = torch.zeros(codebook.shape, dtype=torch.float64, device=points.device)
     # In float64: the mean of equal points is that point, and repeats of a codeword stay its equals.
-    for rows in slices(points):
+    for rows in slices(points, SUMMED_BYTES):
         mass.index_add_(0, codes[rows], weights[rows].double())
         sums.index_add_(0, codes[rows], (points[rows] - centre).double() * weights[rows].double()[:, None])
     empty = (mass <= 0).nonzero().flatten()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -287,6 +288,23 @@ def test_a_figure_of_few_items_has_a_mark_and_no_star(world):
     assert "‡ of fewer than 200 items, or pairs of items" in report_page(found)
     enough = replace(fine.on_unseen, neighbours=replace(fine.on_unseen.neighbours, queries=FEW))
     assert "‡" not in report_page(replace(found, results=(replace(fine, on_unseen=enough),) * 2))
+
+
+def test_a_report_that_cannot_be_written_is_the_one_before(comparison, tmp_path):
+    # given
+    write_report(comparison, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(before) == {"report.json", "report.html"}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # when no file may be as large as another one
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_report(replace(comparison, results=comparison.results[:1]), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    # then
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_catalogue_of_few_items_has_no_stars_at_all(world):
