@@ -19,6 +19,9 @@ TIE_TOLERANCE = 1e-12
 # Numbers that a measurement of all codewords by differences holds at once.
 DIFFERENCES = 2**24
 
+# Bytes of scores that a processor searches at once: every pass over them after the first finds them in its cache.
+CACHED_BYTES = 2**19
+
 
 class NearestCodeword(NamedTuple):
     """The nearest codeword of each residual.
@@ -59,14 +62,17 @@ class SearchTable(NamedTuple):
         codewords: (K, d), less the centre.
         norms: (K,), squared; infinite for a codeword that equals one before it, so that it is never chosen.
         radius: (), the largest norm.
-        spans: (K, K), twice the distance of each two codewords.
+        inverse_spans: (K, K), of each two codewords the inverse of twice their distance; minus infinity on the
+            diagonal, which leaves the chosen codeword out of its own margin.
+        places: (K,) int32, 0 to K - 1.
     """
 
     centre: Tensor
     codewords: Tensor
     norms: Tensor
     radius: Tensor
-    spans: Tensor
+    inverse_spans: Tensor
+    places: Tensor
 
 
 class Quantization(NamedTuple):
@@ -158,8 +164,11 @@ def search_table(codebook: Tensor) -> SearchTable:
     codewords = codebook - centre
     norms = codewords.square().sum(dim=1)
     spans = 2 * torch.cdist(codebook, codebook, compute_mode="donot_use_mm_for_euclid_dist")
-    repeats = (spans == 0).int().argmax(dim=1) < torch.arange(len(codebook), device=codebook.device)
-    return SearchTable(centre, codewords, norms.masked_fill(repeats, torch.inf), norms.amax().sqrt(), spans)
+    places = torch.arange(len(codebook), device=codebook.device, dtype=torch.int32)
+    repeats = (spans == 0).int().argmax(dim=1) < places
+    inverse_spans = spans.reciprocal().fill_diagonal_(-torch.inf)
+    searched = norms.masked_fill(repeats, torch.inf)
+    return SearchTable(centre, codewords, searched, norms.amax().sqrt(), inverse_spans, places)
 
 
 def nearest_codeword(
@@ -185,7 +194,7 @@ def nearest_codeword(
         raise ValueError(msg)
     if exact:
         return _by_differences(residuals, codebook)
-    code, margin = _by_expansion(residuals, table or search_table(codebook))
+    code, margin = _by_expansion_in_parts(residuals, table or search_table(codebook))
     doubtful = (~(margin > 0)).nonzero().flatten()
     if len(doubtful):
         code[doubtful], margin[doubtful] = _by_differences(residuals[doubtful], codebook)
@@ -262,17 +271,30 @@ def _order_margin(residuals: Tensor, codebook: Tensor, codes: Tensor) -> Tensor:
     return torch.cat([following, left_out], dim=1).amin(dim=1).clamp_min(0)
 
 
+def _by_expansion_in_parts(residuals: Tensor, table: SearchTable) -> NearestCodeword:
+    """`_by_expansion`, on a processor in parts that its cache holds."""
+    rows = max(1, CACHED_BYTES // (len(table.codewords) * residuals.element_size()))
+    if residuals.device.type != "cpu" or len(residuals) <= rows:
+        return _by_expansion(residuals, table)
+    parts = [_by_expansion(part, table) for part in residuals.split(rows)]
+    return NearestCodeword(torch.cat([part.code for part in parts]), torch.cat([part.margin for part in parts]))
+
+
 def _by_expansion(residuals: Tensor, table: SearchTable) -> NearestCodeword:
     """The nearest codeword by the expanded square; a margin of 0 or less says that rounding leaves it in doubt."""
     points = residuals - table.centre
     # Squared distances less the term every codeword shares.
     scores = torch.addmm(table.norms, points, table.codewords.T, alpha=-2)
-    smallest, first = scores.min(dim=1, keepdim=True)
+    gaps = scores.sub_(scores.amin(dim=1, keepdim=True))
+    # The place of the smallest, several times as fast as argmin: the bits of 0.0 are 0, those of any gap that could
+    # matter a large integer. What is no number at all is in doubt by its margin.
+    keys = gaps.float().view(torch.int32) | table.places
+    code = keys.amin(dim=1).clamp_(0, len(table.places) - 1).long()
     # Rounding of two scores: each is a sum of d products and of what surrounds it.
     reach = points.norm(dim=1, keepdim=True) + table.radius
     slack = 2 * (points.shape[1] + 8) * torch.finfo(scores.dtype).eps * reach.square()
-    scores.sub_(smallest + slack).scatter_(1, first, torch.inf)
-    return NearestCodeword(first[:, 0], scores.div_(table.spans[first[:, 0]]).amin(dim=1))
+    margins = gaps.sub_(slack).mul_(table.inverse_spans.index_select(0, code))
+    return NearestCodeword(code, margins.amin(dim=1))
 
 
 def _by_differences(residuals: Tensor, codebook: Tensor) -> NearestCodeword:

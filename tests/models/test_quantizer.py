@@ -111,6 +111,27 @@ def test_a_crowd_of_codewords_that_rounding_cannot_part_is_measured_by_differenc
     assert (fast.margin[1:] < 1e-13).all()
 
 
+@pytest.mark.parametrize("scale", [1e-60, 1e-30, 1e25])
+def test_gaps_that_float32_cannot_hold_are_searched_as_the_exact_form_does(scale, generator):
+    # given squared distances below and above every float32
+    codebook = scale * torch.randn(300, 4, generator=generator, dtype=torch.float64)
+    residuals = scale * torch.randn(100, 4, generator=generator, dtype=torch.float64)
+    # when
+    fast, exact = (nearest_codeword(residuals, codebook, exact=exact) for exact in (False, True))
+    # then
+    assert torch.equal(fast.code, exact.code)
+    assert torch.allclose(fast.margin, exact.margin, rtol=1e-6, atol=0)
+
+
+def test_codes_and_margins_of_many_rows_searched_in_parts_are_those_of_each_part(generator):
+    codebook = torch.randn(256, 8, generator=generator)
+    residuals = torch.randn(1_500, 8, generator=generator)
+    whole = nearest_codeword(residuals, codebook)
+    parts = [nearest_codeword(rows, codebook) for rows in residuals.split(100)]
+    assert torch.equal(whole.code, torch.cat([part.code for part in parts]))
+    assert torch.allclose(whole.margin, torch.cat([part.margin for part in parts]), atol=1e-6)
+
+
 def test_an_error_below_the_margin_changes_no_code(make_quantizer, generator):
     # given
     quantizer = make_quantizer()
