@@ -1,32 +1,38 @@
-"""Claims a second and bytes an item of the registry.
+"""Claims a second and bytes an item of the registry, beside redis-benchmark and a plain layout on the same server.
 
-`python benchmarks/registry.py [ITEMS] [CLAIMS PER CALL] [cluster]`
+    python -P benchmarks/registry.py [--items 50000] [--per-call 256] [--layout cluster]
 
 Item ids of 12 bytes, 4 codebooks of 256. The codes are drawn evenly, the worst case for memory: nearly every item is
-alone under its prefix. Measured on a server of its own, beside the plain layout: two string keys an item, and a
-counter for each group.
+alone under its prefix. A claim reads what the item and its codes hold, writes both and a change, and is synced to disk
+when it is acknowledged; redis-benchmark sets one key of the same size in pipelines as long. The plain layout is two
+string keys an item, and a counter for each group.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import re
+import shutil
+import subprocess
 import sys
 import tempfile
-import time
+from argparse import Namespace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from redis import Redis
 
+sys.path.append(str(Path(__file__).parents[1]))
+from benchmarks.harness import Comparison, Result, keep, parser_of, rate, rounds_of, seconds
 from service.registry import Claim, Registry
 from service.registry.embedded import EmbeddedValkey
-
-sys.path.append(str(Path(__file__).parents[1]))  # the cluster that the tests start
-from tests.valkey_cluster import ValkeyCluster
+from tests.valkey_cluster import ValkeyCluster  # the cluster that the tests start
 
 SIZES = (256, 256, 256, 256)
 CALLERS = 2
 COMPACT = {"hash_max_listpack_entries": "512", "hash_max_listpack_value": "320"}  # as the embedded server has it
+NEW, KNOWN, PLAIN, SET = "new claims", "known claims", "plain layout, not idempotent", "redis-benchmark, SET"
 
 
 def claims_of(items: int) -> list[Claim]:
@@ -37,8 +43,8 @@ def claims_of(items: int) -> list[Claim]:
     ]
 
 
-async def claim_all(url: str, claims: list[Claim], per_call: int) -> float:
-    """The seconds that claiming takes, a few callers at once."""
+async def claim_all(url: str, claims: Sequence[Claim], per_call: int) -> None:
+    """Claim all, a few callers at once."""
     registry = await Registry.connect(url)
     record = await registry.record("default", "0123456789abcdef", SIZES)
     batches = iter([claims[start : start + per_call] for start in range(0, len(claims), per_call)])
@@ -47,19 +53,16 @@ async def claim_all(url: str, claims: list[Claim], per_call: int) -> float:
         for batch in batches:
             await record.claim(batch)
 
-    started = time.perf_counter()
     await asyncio.gather(*[caller() for _ in range(CALLERS)])
-    seconds = time.perf_counter() - started
     await registry.close()
-    return seconds
 
 
-def plainly(client: Redis, claims: list[Claim]) -> None:
+def plainly(client: Redis, claims: Sequence[Claim], per_call: int) -> None:
     """Two string keys an item and a counter a group, as one would write it first."""
     prefix = "sid:default:0123456789abcdef"
-    for start in range(0, len(claims), 1024):
+    for start in range(0, len(claims), per_call):
         pipeline = client.pipeline(transaction=False)
-        for claim in claims[start : start + 1024]:
+        for claim in claims[start : start + per_call]:
             codes = "-".join(map(str, claim.codes))
             pipeline.set(f"{prefix}:item:{claim.item_id}", f"{codes}-0")
             pipeline.set(f"{prefix}:id:{codes}-0", claim.item_id)
@@ -67,49 +70,109 @@ def plainly(client: Redis, claims: list[Claim]) -> None:
         pipeline.execute()
 
 
-def kept_by(clients: list[Redis]) -> int:
+def redis_benchmark(socket: str, items: int, per_call: int) -> float:
+    """SETs a second by its own measure."""
+    options = f"-t set -n {items} -r {items} -d 12 -P {per_call} -c {CALLERS} --csv"
+    said = subprocess.check_output(["redis-benchmark", "-s", socket, *options.split()], text=True)
+    return float(re.findall(r'"SET","([\d.]+)"', said)[0])
+
+
+def kept_by(clients: Sequence[Redis]) -> int:
     """Bytes of memory that these servers have in use, but for what they keep for their replicas."""
     memory = [client.info("memory") for client in clients]
     return sum(int(one["used_memory"]) - int(one["mem_replication_backlog"]) for one in memory)
 
 
-def servers_s(clients: list[Redis]) -> float:
-    """Seconds of processor time that they have spent, on scripts almost alone; not on waiting for the disk."""
-    return sum(float(client.info("cpu")["used_cpu_user"]) for client in clients)
+class Measurement:
+    """What is timed on one server or cluster, each path on an empty one.
+
+    Args:
+        url: Of it.
+        clients: Of each of its servers.
+        arguments: The benchmark's.
+    """
+
+    def __init__(self, url: str, clients: Sequence[Redis], arguments: Namespace) -> None:
+        self._url = url
+        self._clients = clients
+        self._claims = claims_of(arguments.items)
+        self._per_call = arguments.per_call
+        self.bytes_an_item: dict[str, list[float]] = {}
+
+    def new(self, _: int) -> float:
+        """Claims a second of items that are new."""
+        return self._on_an_empty_server(NEW, self._claim)
+
+    def known(self, _: int) -> float:
+        """Claims a second of items that have their assignment."""
+        self._on_an_empty_server(NEW, self._claim)
+        return rate(len(self._claims), self._claim)
+
+    def plain(self, _: int) -> float:
+        """Items a second of the plain layout."""
+        return self._on_an_empty_server(PLAIN, lambda: plainly(self._clients[0], self._claims, self._per_call))
+
+    def _claim(self) -> None:
+        asyncio.run(claim_all(self._url, self._claims, self._per_call))
+
+    def _on_an_empty_server(self, name: str, work: Callable[[], object]) -> float:
+        for client in self._clients:
+            client.flushall()
+        empty = kept_by(self._clients)
+        elapsed = seconds(work)
+        kept = self.bytes_an_item.setdefault(name, [])
+        kept.append((kept_by(self._clients) - empty) / len(self._claims))
+        return len(self._claims) / elapsed
 
 
-async def measure(url: str, clients: list[Redis], claims: list[Claim], per_call: int) -> None:
-    """Prints the figures of one way to lay the servers out."""
-    items = len(claims)
-    empty, idle = kept_by(clients), servers_s(clients)
-    new = await claim_all(url, claims, per_call)
-    kept = kept_by(clients) - empty
-    print(f"{items:,} items, {per_call} a call: {items / new:,.0f} new claims/s, {kept / items:.1f} bytes an item")
-    print(f"of which the servers worked {1e6 * (servers_s(clients) - idle) / items:.1f} us a claim")
-    some = claims[: min(items, 50_000)]
-    known = await claim_all(url, some, per_call)
-    print(f"the same again: {len(some) / known:,.0f} known claims/s")
-
-
-async def main(items: int, per_call: int, layout: str = "single") -> None:
-    """Prints the figures."""
-    claims = claims_of(items)
+def run(arguments: Namespace) -> Result:
+    """Measure on one server, or on a cluster of three primaries."""
+    result = Result("registry")
     with tempfile.TemporaryDirectory(prefix="semid-") as directory:
-        if layout == "cluster":
+        if arguments.layout == "cluster":
             cluster = ValkeyCluster(Path(directory), **COMPACT)
-            await measure(cluster.url, [node.client() for node in cluster.primaries()], claims, per_call)
+            clients = [node.client() for node in cluster.primaries()]
+            found = Measurement(cluster.url, clients, arguments)
+            figures = rounds_of({NEW: found.new, KNOWN: found.known}, arguments.rounds, "items/s")
             cluster.stop()
-            return
-        server = await EmbeddedValkey(Path(directory)).start()
-        client = Redis.from_url(server.url)
-        await measure(server.url, [client], claims, per_call)
-        client.flushall()
-        empty = kept_by([client])
-        await asyncio.to_thread(plainly, client, claims)
-        print(f"the plain layout: {(kept_by([client]) - empty) / items:.1f} bytes an item")
-        await server.stop()
+            result.comparisons.append(Comparison("Claims on a cluster", "items/s", [NEW, KNOWN], NEW, figures))
+            return result
+        with asyncio.Runner() as runner:
+            server = runner.run(EmbeddedValkey(Path(directory)).start())
+            try:
+                measure_one(result, server.url, arguments)
+            finally:
+                runner.run(server.stop())
+    return result
+
+
+def measure_one(result: Result, url: str, arguments: Namespace) -> None:
+    """Measure on one server."""
+    with Redis.from_url(url) as client:
+        found = Measurement(url, [client], arguments)
+        paths = {NEW: found.new, KNOWN: found.known, PLAIN: found.plain}
+        if shutil.which("redis-benchmark"):
+            socket = url.removeprefix("unix://").partition("?")[0]
+            paths[SET] = lambda _: redis_benchmark(socket, arguments.items, arguments.per_call)
+        else:
+            result.skipped[SET] = "not installed; Debian has it in redis-tools"
+        figures = rounds_of(paths, arguments.rounds, "items/s")
+    against = SET if SET in paths else PLAIN
+    title = f"Claims, {arguments.per_call} a call"
+    result.comparisons.append(Comparison(title, "items/s", [NEW, KNOWN], against, figures))
+    kept = {NEW: found.bytes_an_item[NEW][: arguments.rounds], PLAIN: found.bytes_an_item[PLAIN]}
+    result.comparisons.append(Comparison("Memory of the server", "bytes an item", [NEW], PLAIN, kept))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the benchmark."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--items", type=int, default=50_000, help="items (default %(default)s)")
+    parser.add_argument("--per-call", type=int, default=256, help="claims of one call (default %(default)s)")
+    parser.add_argument("--layout", choices=["single", "cluster"], default="single", help="(default %(default)s)")
+    arguments = parser.parse_args(argv)
+    keep(run(arguments), arguments)
 
 
 if __name__ == "__main__":
-    numbers, layouts = sys.argv[1:3], sys.argv[3:]
-    asyncio.run(main(*map(int, [*numbers, *("200000", "256")[len(numbers) :]]), *layouts))
+    main()
