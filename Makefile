@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PEERS  := .bench-venv
 
-BENCHES := texts known embeddings one_embedding fairness argmin flips
+BENCHES := texts known embeddings one_embedding fairness argmin registry flips
 
 .PHONY: serve test check bench churn chaos clean
 
@@ -21,6 +21,7 @@ check: $(VENV)/.check         ## format, lint, types, import contracts
 	$(BIN)/lint-imports
 
 bench: $(BENCHES:%=bench-%)   ## every figure of docs/benchmarks.md, each beside its peers; then the page
+	$(PEERS)/bin/python -P benchmarks/report.py
 
 bench-%: $(PEERS)/.installed   ## one of them: make bench-texts ARGS='--rounds 3 --threads 1'
 	$(PEERS)/bin/python -P benchmarks/$*.py $(ARGS)

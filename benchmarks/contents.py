@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import random
-import secrets
-from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -92,26 +89,3 @@ class Embeddings:
     @staticmethod
     def _unit(rows: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         return np.float32(rows / np.linalg.norm(rows, axis=1, keepdims=True))
-
-
-def new_prefix() -> str:
-    """Of item ids that no service knows yet."""
-    return secrets.token_hex(4)
-
-
-def as_texts(prefix: str, texts: Sequence[str]) -> list[dict[str, Any]]:
-    """Items of a request."""
-    return [{"item_id": f"{prefix}-{number}", "text": text} for number, text in enumerate(texts)]
-
-
-def as_base64(prefix: str, embeddings: NDArray[np.float32]) -> list[dict[str, Any]]:
-    """Items of a request, the embeddings as base64 of little-endian float32."""
-    return [
-        {"item_id": f"{prefix}-{number}", "embedding": base64.b64encode(row.tobytes()).decode()}
-        for number, row in enumerate(embeddings)
-    ]
-
-
-def as_floats(prefix: str, embeddings: NDArray[np.float32]) -> list[dict[str, Any]]:
-    """Items of a request, the embeddings as lists of numbers."""
-    return [{"item_id": f"{prefix}-{number}", "embedding": row.tolist()} for number, row in enumerate(embeddings)]

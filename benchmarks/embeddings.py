@@ -16,12 +16,14 @@ from pathlib import Path
 import torch
 
 sys.path.append(str(Path(__file__).parents[1]))
-from benchmarks.contents import Embeddings, Texts, as_base64, as_floats, new_prefix
+from benchmarks.bodies import ARROW, NDJSON, arrow_body, as_base64, as_floats, json_bodies, ndjson_body, new_prefix
+from benchmarks.contents import Embeddings, Texts
 from benchmarks.harness import Comparison, Result, keep, limit_threads, parser_of, rate, rounds_of
 from benchmarks.reference import tokenizer
-from benchmarks.serving import Sender, fastapi_routes, json_bodies, service
+from benchmarks.serving import Sender, fastapi_routes, service
 
 AS_BASE64, AS_LISTS = "semid, HTTP JSON base64", "semid, HTTP JSON lists"
+AS_LINES, AS_ARROW = "semid, HTTP NDJSON base64", "semid, HTTP Arrow"
 ALONE = "encoder and argmin alone, one process"
 FASTAPI = "FastAPI and pydantic, lists, no model"
 
@@ -39,22 +41,28 @@ def run(arguments: Namespace) -> Result:
         service(arguments.url) as url,
         fastapi_routes() as plain,
         Sender(url) as ours,
+        Sender(url, media_type=NDJSON) as lines,
+        Sender(url, media_type=ARROW) as arrow,
         Sender(f"{plain}/embeddings") as peer,
     ):
+        few = count // 4  # lists are slow
 
-        def as_lists(sender: Sender) -> float:
-            few = count // 4  # they are slow
-            return sender.rate(few, json_bodies(as_floats(new_prefix(), embeddings.take(few)), batch))
+        def lists() -> list[bytes]:
+            return json_bodies(as_floats(new_prefix(), embeddings.take(few)), batch)
 
         def alone(_: int) -> float:
             parts = torch.from_numpy(embeddings.take(count)).split(1024)
             return rate(count, lambda: [model.encode(part) for part in parts])
 
         paths: dict[str, Callable[[int], float]] = {
-            AS_BASE64: lambda _: ours.rate(count, json_bodies(as_base64(new_prefix(), embeddings.take(count)), batch)),
-            AS_LISTS: lambda _: as_lists(ours),
+            AS_ARROW: lambda _: arrow.checked_rate(count, arrow_body(new_prefix(), embeddings.take(count))),
+            AS_BASE64: lambda _: ours.checked_rate(
+                count, json_bodies(as_base64(new_prefix(), embeddings.take(count)), batch)
+            ),
+            AS_LINES: lambda _: lines.checked_rate(count, ndjson_body(as_base64(new_prefix(), embeddings.take(count)))),
+            AS_LISTS: lambda _: ours.checked_rate(few, lists()),
             ALONE: alone,
-            FASTAPI: lambda _: as_lists(peer),
+            FASTAPI: lambda _: peer.rate(few, lists()),
         }
         for path in paths.values():
             path(-1)

@@ -20,10 +20,11 @@ from pathlib import Path
 import httpx
 
 sys.path.append(str(Path(__file__).parents[1]))
-from benchmarks.contents import Texts, as_texts, new_prefix
+from benchmarks.bodies import as_texts, json_bodies, new_prefix
+from benchmarks.contents import Texts
 from benchmarks.harness import Check, Comparison, Result, keep, limit_threads, parser_of
 from benchmarks.open_loop import Connections, Outcomes, closed, poisson, until
-from benchmarks.serving import json_bodies, service
+from benchmarks.serving import service
 
 IDLE, BESIDE_P50, BESIDE_P99 = "idle, one at a time: p50", "beside bulk: p50", "beside bulk: p99"
 ALONE, BESIDE, LISTINGS = "bulk alone", "bulk beside listings", "listings, 64 at a time"

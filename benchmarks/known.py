@@ -14,26 +14,35 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
-from benchmarks.contents import Texts, as_texts, new_prefix
+from benchmarks.bodies import ARROW, NDJSON, arrow_body, as_texts, json_bodies, ndjson_body, new_prefix
+from benchmarks.contents import Texts
 from benchmarks.harness import Comparison, Result, keep, limit_threads, parser_of, rate, rounds_of
-from benchmarks.serving import Sender, json_bodies, service
+from benchmarks.serving import Sender, service
 from benchmarks.text_peers import FLOAT32, sentence_transformer
 
-AS_JSON = "semid, HTTP JSON"
+AS_JSON, AS_LINES, AS_ARROW = "semid, HTTP JSON", "semid, HTTP NDJSON", "semid, HTTP Arrow"
 
 
 def run(arguments: Namespace) -> Result:
     """Make the items known, then measure."""
     peer = sentence_transformer()
     texts = Texts(arguments.catalogue).take(arguments.items)
-    items = as_texts(new_prefix(), texts)
+    count, prefix = arguments.items, new_prefix()
+    items = as_texts(prefix, texts)
+    bodies, lines, arrow = json_bodies(items, arguments.batch), ndjson_body(items), arrow_body(prefix, texts)
     peer(texts[:32])
-    with service(arguments.url) as url, Sender(url) as sender:
-        bodies = json_bodies(items, arguments.batch)
-        sender.send(bodies)
+    with (
+        service(arguments.url) as url,
+        Sender(url) as as_json,
+        Sender(url, media_type=NDJSON) as as_lines,
+        Sender(url, media_type=ARROW) as as_arrow,
+    ):
+        as_json.send(bodies)
         again: dict[str, Callable[[int], float]] = {
             FLOAT32: lambda _: rate(arguments.embedded, lambda: peer(texts[: arguments.embedded])),
-            AS_JSON: lambda _: sender.rate(len(items), bodies),
+            AS_ARROW: lambda _: as_arrow.checked_rate(count, arrow),
+            AS_JSON: lambda _: as_json.checked_rate(count, bodies),
+            AS_LINES: lambda _: as_lines.checked_rate(count, lines),
         }
         figures = rounds_of(again, arguments.rounds, "items/s")
     ours = [name for name in again if name != FLOAT32]

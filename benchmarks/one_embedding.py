@@ -15,9 +15,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 sys.path.append(str(Path(__file__).parents[1]))
-from benchmarks.contents import Embeddings, as_base64, new_prefix
+from benchmarks.bodies import JSON, as_base64, json_bodies, new_prefix
+from benchmarks.contents import Embeddings
 from benchmarks.harness import Comparison, Result, keep, limit_threads, parser_of, rate, rounds_of
-from benchmarks.serving import JSON, fastapi_routes, json_bodies, service
+from benchmarks.serving import fastapi_routes, service
 
 OURS, TRIVIAL = "semid, acknowledged after fsync", "trivial FastAPI route"
 

@@ -12,14 +12,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Self
 
 import httpx
-import orjson
 
+from benchmarks.bodies import JSON, check
 from benchmarks.harness import ROOT, rate
-
-JSON = "application/json"
 
 
 @contextmanager
@@ -36,7 +34,11 @@ def running(
         yield base
     finally:
         server.send_signal(signal.SIGTERM)
-        server.communicate(timeout=60)
+        try:
+            server.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.communicate()
 
 
 @contextmanager
@@ -74,7 +76,7 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def wait_until_ready(url: str, server: subprocess.Popen[bytes], limit_s: float = 180) -> None:
+def wait_until_ready(url: str, server: subprocess.Popen[bytes], limit_s: float = 600) -> None:
     """Returns when the address answers; raises RuntimeError when its server ended or took too long."""
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline and server.poll() is None:
@@ -88,16 +90,6 @@ def wait_until_ready(url: str, server: subprocess.Popen[bytes], limit_s: float =
     raise RuntimeError(f"{server.args!r} did not become ready: {said}")
 
 
-def batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    """The items in parts of a size."""
-    return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def json_bodies(items: Sequence[Mapping[str, Any]], size: int) -> list[bytes]:
-    """Bodies of `POST /tokenize`, so many items each."""
-    return [orjson.dumps({"items": part}) for part in batches(items, size)]
-
-
 class Sender:
     """Sends bodies to one address from some threads at once.
 
@@ -109,6 +101,7 @@ class Sender:
 
     def __init__(self, url: str, *, clients: int = 2, media_type: str = JSON) -> None:
         self._url = url
+        self._media_type = media_type
         self._http = httpx.Client(timeout=300, headers={"content-type": media_type, "accept": media_type})
         self._pool = ThreadPoolExecutor(clients)
 
@@ -125,19 +118,15 @@ class Sender:
         return [answer.raise_for_status().content for answer in answers]
 
     def rate(self, count: int, bodies: Sequence[bytes]) -> float:
-        """Items a second, of bodies that hold `count` items together; JSON answers are checked for errors."""
+        """Items a second, of bodies that hold `count` items together."""
+        return rate(count, lambda: self.send(bodies))
+
+    def checked_rate(self, count: int, body: bytes | Sequence[bytes]) -> float:
+        """The same of the service, whose answers are checked once the time is taken: a Semantic ID for every item."""
+        bodies = [body] if isinstance(body, bytes) else body
         answers: list[bytes] = []
         found = rate(count, lambda: answers.extend(self.send(bodies)))
-        for answer in answers:
-            if answer.startswith(b"{"):
-                entries_of(answer)
+        each = count // len(bodies)
+        for number, answer in enumerate(answers):
+            check(answer, self._media_type, each if number + 1 < len(bodies) else count - each * (len(bodies) - 1))
         return found
-
-
-def entries_of(answer: bytes) -> list[dict[str, Any]]:
-    """The entries of an answer of `POST /tokenize`; raises RuntimeError where an item failed."""
-    entries: list[dict[str, Any]] = orjson.loads(answer).get("items", [])
-    for entry in entries:
-        if "error" in entry:
-            raise RuntimeError(f"an item failed: {entry}")
-    return entries

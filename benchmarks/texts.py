@@ -16,10 +16,11 @@ from functools import partial
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
-from benchmarks.contents import Texts, as_texts, new_prefix
+from benchmarks.bodies import as_texts, entries_of, json_bodies, new_prefix
+from benchmarks.contents import Texts
 from benchmarks.harness import Check, Comparison, Result, keep, limit_threads, median_ms, parser_of, rate, rounds_of
 from benchmarks.reference import canonical_codes
-from benchmarks.serving import Sender, entries_of, json_bodies, service
+from benchmarks.serving import Sender, service
 from benchmarks.text_peers import FLOAT32, Embed, text_peers
 
 OURS = "semid, HTTP JSON"
