@@ -15,16 +15,16 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from models import Encoding
 from service.capacity import Capacity
 from service.errors import EncoderStopped, EncodingFailed
-from service.jobs import Content, EncodedRow, Job, Kind, Outcome, Row, distribute, settle
+from service.jobs import Content, EncodedRow, Job, Kind, Outcome, Prepared, Row, distribute, rows_of, settle
 from service.lanes import SMALL_ROWS, Lane, LaneQueue, lane_of
 from service.metrics import ModelMetrics
 
@@ -129,7 +129,7 @@ class Batcher:
         self._capacity.check_room(Lane.SMALL if len(contents) <= SMALL_ROWS else Lane.BULK)
         prepared = await self._prepare(contents)
         job = Job.of(len(contents))
-        self._enqueue([Row(job, i, content, alternatives) for i, content in enumerate(prepared)])
+        self._enqueue(rows_of(job, prepared, alternatives))
         try:
             return await job.future
         except asyncio.CancelledError:
@@ -167,7 +167,7 @@ class Batcher:
                 queue.forget_leavers()
                 self._count(lane)
 
-    async def _prepare(self, contents: Sequence[Content]) -> list[list[int] | NDArray[np.float32]]:
+    async def _prepare(self, contents: Sequence[Content]) -> list[Prepared]:
         """Texts to word pieces, off the event loop; embeddings as they are.
 
         What is long is split a piece at a time, on a thread of its own: neither a new listing nor the feed of another
@@ -270,7 +270,7 @@ class Batcher:
 
     def _measure(self, batch: list[Row], encoding: Encoding, elapsed_s: float) -> None:
         tokens = sum(row.tokens for row in batch)
-        self._paces[batch[0].is_text].measure(tokens, elapsed_s)
+        self._paces[batch[0].kind.is_text].measure(tokens, elapsed_s)
         self._metrics.batch(rows=len(batch), tokens=tokens, seconds=elapsed_s, precision=encoding.precision)
 
     def _forward(self, batch: list[Row]) -> Encoding:
@@ -283,9 +283,11 @@ class Batcher:
 
 def _outcomes(encoding: Encoding, rows: int) -> list[Outcome]:
     """An encoding row by row."""
-    codes, alternatives = (map(tuple, tensor.tolist()) for tensor in (encoding.codes, encoding.alternatives))
-    columns = (codes, encoding.margin.tolist(), encoding.quantization_error.tolist(), alternatives)
-    outcomes = list(map(EncodedRow, *columns))
+    numbers = (tensor.numpy().tolist() for tensor in (encoding.margin, encoding.quantization_error))  # torch's is slow
+    codes = map(tuple, encoding.codes.numpy().tolist())
+    alternatives = map(tuple, encoding.alternatives.numpy().tolist())
+    columns = zip(codes, *numbers, alternatives, strict=True)
+    outcomes: list[Outcome] = list(map(partial(tuple.__new__, EncodedRow), columns))  # a fifth of the class's own time
     if len(outcomes) != rows:
         raise RuntimeError(f"{len(outcomes)} rows came back of {rows}")
-    return [*outcomes]
+    return outcomes

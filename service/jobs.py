@@ -17,6 +17,10 @@ Content: TypeAlias = str | NDArray[np.float32]
 """What is tokenized: a text, or an embedding (D,) float32."""
 
 
+Prepared: TypeAlias = list[int] | NDArray[np.float32]
+"""The same as the model takes it: word pieces, or an embedding."""
+
+
 class EncodedRow(NamedTuple):
     """One content's codes, its smallest margin and its quantization error.
 
@@ -60,27 +64,32 @@ class Kind(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One content of a job, as the model takes it: word pieces, or an embedding (D,) float32."""
+    """One content of a job, as the model takes it.
+
+    Attributes:
+        job: Whose it is.
+        place: Which of the job's contents.
+        content: Word pieces, or an embedding (D,) float32.
+        kind: Whose batches it can be part of.
+        tokens: Its word pieces; 1 for an embedding.
+    """
 
     job: Job
     place: int
-    content: list[int] | NDArray[np.float32]
-    alternatives: int = 0
+    content: Prepared
+    kind: Kind
+    tokens: int
 
-    @property
-    def kind(self) -> Kind:
-        """Whose batches it can be part of."""
-        return Kind(self.is_text, self.alternatives)
 
-    @property
-    def is_text(self) -> bool:
-        """Whether it is word pieces."""
-        return isinstance(self.content, list)
-
-    @property
-    def tokens(self) -> int:
-        """Its word pieces; 1 for an embedding."""
-        return len(self.content) if self.is_text else 1
+def rows_of(job: Job, contents: Sequence[Prepared], alternatives: int = 0) -> list[Row]:
+    """The rows of a job; there may be a hundred thousand a second of them, so each costs as little as can be."""
+    text, embedding = Kind(True, alternatives), Kind(False, alternatives)
+    return [
+        Row(job, place, content, text, len(content))
+        if isinstance(content, list)
+        else Row(job, place, content, embedding, 1)
+        for place, content in enumerate(contents)
+    ]
 
 
 def distribute(batch: Sequence[Row], outcomes: Sequence[Outcome]) -> None:

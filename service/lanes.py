@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from operator import attrgetter
 
 from service.jobs import Job, Kind, Row
 
@@ -90,7 +91,7 @@ class LaneQueue:
         for row in rows:
             by_kind.setdefault(row.kind, []).append(row)
         for kind, of_kind in by_kind.items():
-            of_kind.sort(key=lambda row: row.tokens)
+            of_kind.sort(key=attrgetter("tokens"))
             part = _Part(of_kind[0].job, deque(of_kind), next(self._turns))
             self._parts.setdefault(kind, deque()).append(part)
             self._tokens[kind] = self._tokens.get(kind, 0) + part.tokens
@@ -140,11 +141,12 @@ class LaneQueue:
     def _move(self, part: _Part, batch: list[Row], budget: int) -> bool:
         """Rows of a part into a batch, as far as they fit; whether all did."""
         longest = max((row.tokens for row in batch), default=0)
-        while part.rows:
-            longest = max(longest, part.rows[0].tokens)
+        rows = part.rows
+        while rows:
+            longest = max(longest, rows[0].tokens)
             if batch and longest * (len(batch) + 1) > budget:
                 return False
-            batch.append(part.rows.popleft())
+            batch.append(rows.popleft())
         return True
 
     def _forget_if_empty(self, kind: Kind) -> None:

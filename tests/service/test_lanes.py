@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.jobs import Job, Kind, Row
+from service.jobs import Job, Kind, Row, rows_of
 from service.lanes import SMALL_ROWS, SMALL_TOKENS, Lane, LaneQueue, lane_of
 
 TEXT = Kind(is_text=True, alternatives=0)
@@ -25,17 +25,14 @@ def jobs() -> Iterator[Callable[..., list[Row]]]:
     def rows(*contents: int | None, alternatives: int = 0) -> list[Row]:
         job = Job(loop.create_future(), [None] * len(contents), len(contents))
         embedding = np.zeros(3, dtype=np.float32)
-        return [
-            Row(job, i, embedding if tokens is None else [0] * tokens, alternatives)
-            for i, tokens in enumerate(contents)
-        ]
+        return rows_of(job, [embedding if tokens is None else [0] * tokens for tokens in contents], alternatives)
 
     yield rows
     loop.close()
 
 
 @pytest.fixture
-def rows_of() -> Iterator[Callable[..., list[Row]]]:
+def make_rows() -> Iterator[Callable[..., list[Row]]]:
     with jobs() as make:
         yield make
 
@@ -48,17 +45,17 @@ def batches(queue: LaneQueue, budget: int) -> list[list[Row]]:
     return taken
 
 
-def test_a_request_is_small_by_rows_and_tokens_and_a_lone_text_always(rows_of: Callable[..., list[Row]]) -> None:
-    assert lane_of(rows_of(*[SMALL_TOKENS // SMALL_ROWS] * SMALL_ROWS)) is Lane.SMALL
-    assert lane_of(rows_of(10 * SMALL_TOKENS)) is Lane.SMALL
-    assert lane_of(rows_of(SMALL_TOKENS, 1)) is Lane.BULK
-    assert lane_of(rows_of(*[1] * (SMALL_ROWS + 1))) is Lane.BULK
-    assert lane_of(rows_of(*[None] * SMALL_ROWS)) is Lane.SMALL
+def test_a_request_is_small_by_rows_and_tokens_and_a_lone_text_always(make_rows: Callable[..., list[Row]]) -> None:
+    assert lane_of(make_rows(*[SMALL_TOKENS // SMALL_ROWS] * SMALL_ROWS)) is Lane.SMALL
+    assert lane_of(make_rows(10 * SMALL_TOKENS)) is Lane.SMALL
+    assert lane_of(make_rows(SMALL_TOKENS, 1)) is Lane.BULK
+    assert lane_of(make_rows(*[1] * (SMALL_ROWS + 1))) is Lane.BULK
+    assert lane_of(make_rows(*[None] * SMALL_ROWS)) is Lane.SMALL
 
 
-def test_jobs_in_turns_have_equal_shares_whatever_their_size(rows_of: Callable[..., list[Row]]) -> None:
+def test_jobs_in_turns_have_equal_shares_whatever_their_size(make_rows: Callable[..., list[Row]]) -> None:
     queue = LaneQueue(in_turns=True)
-    feed, page = rows_of(*[5] * 40), rows_of(*[5] * 6)
+    feed, page = make_rows(*[5] * 40), make_rows(*[5] * 6)
     queue.add(feed)
     queue.add(page)
 
@@ -68,27 +65,27 @@ def test_jobs_in_turns_have_equal_shares_whatever_their_size(rows_of: Callable[.
     assert order[6:] == ["feed"] * 17
 
 
-def test_without_turns_the_first_job_is_done_before_the_next(rows_of: Callable[..., list[Row]]) -> None:
+def test_without_turns_the_first_job_is_done_before_the_next(make_rows: Callable[..., list[Row]]) -> None:
     queue = LaneQueue(in_turns=False)
-    first, second = rows_of(*[5] * 4), rows_of(*[5] * 4)
+    first, second = make_rows(*[5] * 4), make_rows(*[5] * 4)
     queue.add(first)
     queue.add(second)
 
     assert batches(queue, budget=10) == [first[:2], first[2:], second[:2], second[2:]]
 
 
-def test_what_a_job_leaves_free_of_its_batch_goes_to_the_next(rows_of: Callable[..., list[Row]]) -> None:
+def test_what_a_job_leaves_free_of_its_batch_goes_to_the_next(make_rows: Callable[..., list[Row]]) -> None:
     queue = LaneQueue(in_turns=True)
-    few, many = rows_of(5), rows_of(*[5] * 5)
+    few, many = make_rows(5), make_rows(*[5] * 5)
     queue.add(few)
     queue.add(many)
 
     assert batches(queue, budget=20) == [few + many[:3], many[3:]]
 
 
-def test_a_job_that_filled_up_anothers_batch_keeps_its_own_turn(rows_of: Callable[..., list[Row]]) -> None:
+def test_a_job_that_filled_up_anothers_batch_keeps_its_own_turn(make_rows: Callable[..., list[Row]]) -> None:
     queue = LaneQueue(in_turns=True)
-    few, second, third = rows_of(5), rows_of(*[5] * 6), rows_of(*[5] * 4)
+    few, second, third = make_rows(5), make_rows(*[5] * 6), make_rows(*[5] * 4)
     for rows in (few, second, third):
         queue.add(rows)
 
@@ -96,12 +93,12 @@ def test_a_job_that_filled_up_anothers_batch_keeps_its_own_turn(rows_of: Callabl
 
 
 @pytest.mark.parametrize("in_turns", [True, False])
-def test_kinds_do_not_mix_and_none_is_passed_over(rows_of: Callable[..., list[Row]], in_turns: bool) -> None:  # noqa: FBT001
+def test_kinds_do_not_mix_and_none_is_passed_over(make_rows: Callable[..., list[Row]], in_turns: bool) -> None:  # noqa: FBT001
     queue = LaneQueue(in_turns=in_turns)
-    texts, embeddings, ranked = rows_of(2, 2, 2), rows_of(None, None), rows_of(2, alternatives=16)
+    texts, embeddings, ranked = make_rows(2, 2, 2), make_rows(None, None), make_rows(2, alternatives=16)
     for rows in (texts, embeddings, ranked):
         queue.add(rows)
-    later = rows_of(2)
+    later = make_rows(2)
     queue.add(later)
 
     taken = batches(queue, budget=6)
@@ -110,10 +107,10 @@ def test_kinds_do_not_mix_and_none_is_passed_over(rows_of: Callable[..., list[Ro
 
 
 def test_one_job_of_two_kinds_is_two_batches_and_the_shortest_rows_come_first(
-    rows_of: Callable[..., list[Row]],
+    make_rows: Callable[..., list[Row]],
 ) -> None:
     queue = LaneQueue(in_turns=True)
-    mixed = rows_of(4, None, 2, 3)
+    mixed = make_rows(4, None, 2, 3)
     queue.add(mixed)
 
     assert batches(queue, budget=100) == [[mixed[2], mixed[3], mixed[0]], [mixed[1]]]
@@ -156,9 +153,9 @@ def test_every_row_of_those_who_stay_is_taken_once_and_the_count_is_right(
             assert len(batch) <= 1 or len(batch) * max(row.tokens for row in batch) <= budget
 
 
-def test_rows_of_those_who_left_count_no_longer_once_searched_for(rows_of: Callable[..., list[Row]]) -> None:
+def test_rows_of_those_who_left_count_no_longer_once_searched_for(make_rows: Callable[..., list[Row]]) -> None:
     queue = LaneQueue(in_turns=True)
-    gone, here = rows_of(7, None), rows_of(3)
+    gone, here = make_rows(7, None), make_rows(3)
     queue.add(gone)
     queue.add(here)
     gone[0].job.future.cancel()

@@ -74,8 +74,13 @@ def test_concurrent_callers_share_a_batch(
 
 
 def test_a_single_listing_overtakes_the_requests_of_a_feed(
-    service: Any, namespace: str, held_model: HeldModel, callers: ThreadPoolExecutor
+    service: Any,
+    namespace: str,
+    held_model: HeldModel,
+    callers: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(service.batcher._capacity, "_clock", lambda: 0.0)  # being held is no time of the small lane's
     busy = callers.submit(service.tokenize, {"item_id": "busy", "text": "kettle"}, namespace=namespace)
     assert held_model.working.acquire(timeout=30)
     feed = [[{"item_id": f"{part}-{i}", "text": f"kettle {i} " * 9} for i in range(64)] for part in range(3)]
