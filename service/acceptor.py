@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 STEP_BACK_S = 0.005  # an idle worker wakes in much less; a busy one should not be waited for
 PAUSE_S = 1.0  # where the process has no file descriptor left
+LOOKS_OF_PATIENCE = 5
 ABSENT = -1
 BYTES = 4
 
@@ -85,6 +86,7 @@ class Acceptor:
         self._connections = connections
         self._opening: set[asyncio.Task[object]] = set()
         self._taking = False
+        self._looks = 0  # one after another at which it had far more than its share
 
     def start(self, backlog: int) -> None:
         """Listen; so many connections may wait to be taken."""
@@ -109,11 +111,15 @@ class Acceptor:
             self._counts.put(self._place, count)
         return count
 
-    @property
-    def has_too_many(self) -> bool:
-        """Whether this worker has far more than its share, as after another died and came back."""
+    def lets_callers_go(self) -> bool:
+        """Whether callers are to connect anew, as this worker has had far more than its share for a while.
+
+        So it is after another died and came back. To be asked at every look, which are `LOOKS_OF_PATIENCE` to a while.
+        """
         counts = self._counts.present()
-        return self._taking and self.count() > 1 + 1.25 * sum(counts) / max(1, len(counts))
+        far_more = self._taking and self.count() > 1 + 1.5 * sum(counts) / max(1, len(counts))
+        self._looks = self._looks + 1 if far_more else 0
+        return self._looks > 0 and self._looks % LOOKS_OF_PATIENCE == 0
 
     def _watch(self, listener: socket.socket) -> None:
         if self._taking:
@@ -152,5 +158,6 @@ class Acceptor:
 
     def _opened(self, opening: asyncio.Task[object]) -> None:
         self._opening.discard(opening)
+        self.count()
         if not opening.cancelled() and opening.exception() is not None:
             log.info("A connection ended at once: %s", opening.exception())

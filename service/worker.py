@@ -157,7 +157,7 @@ class WorkerServer(Server):
             return told
         self._acceptor.count()
         if counter % TICKS_PER_LOOK == 0:  # as often as uvicorn makes these headers
-            if self._acceptor.has_too_many:
+            if self._acceptor.lets_callers_go():
                 self.server_state.default_headers.append(CONNECTION_CLOSE)
             try:
                 self._state.check_alive()
