@@ -309,7 +309,9 @@ def _context(settings: Settings) -> BaseContext:
         return multiprocessing.get_context("spawn")
     if settings.device == "auto" and torch.cuda.is_available():
         return multiprocessing.get_context("spawn")
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of numpy, whose pool of threads a fork would have to stop
+    # Threads of numpy and of pyarrow, which begin with their import and which no fork takes along.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
     context = multiprocessing.get_context("forkserver")
     takes_text = any("text_encoder" in read_manifest(path).components for path in settings.checkpoints)
     context.set_forkserver_preload(["service.worker", *(["sentence_transformers"] if takes_text else [])])
