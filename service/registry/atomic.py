@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ResponseError
 
-from service.registry.assignment import DEAD, latest_time
+from service.registry.assignment import latest_time
 from service.registry.history import RecordFacts, says_older
 from service.registry.primary import Primary, Script
 from service.registry.request_queue import Reply, Request, RequestQueue
@@ -25,6 +25,7 @@ def _script(name: str) -> Script:
 
 
 _CLAIM, _RESTORE = _script("record.lua"), _script("restore.lua")
+_RECALL = Path(__file__).with_name("recall.lua").read_bytes()  # short enough to be sent each time
 
 
 class AtomicRecord:
@@ -48,6 +49,7 @@ class AtomicRecord:
         self._revised = revised
         self._queue = RequestQueue(partial(self._send, _CLAIM))
         self._restoring = RequestQueue(partial(self._send, _RESTORE))
+        self._recalling = RequestQueue(self._recall)
 
     async def submit(self, requests: Sequence[Request]) -> list[Reply]:
         """The replies to these requests, in order, durable; what others ask at the same time is sent together.
@@ -73,10 +75,9 @@ class AtomicRecord:
         Raises:
             RegistryUnavailable: The server cannot be reached, or cannot confirm that what it answered is durable.
         """
-        # Former IDs lie beside the assignment: one round trip answers both.
-        found = await self._history.read([("HMGET", self._keys.forward(item), item, DEAD + item) for item in item_ids])
-        await self._until_durable(value for value, _ in found if value)
-        return [(value, former) for value, former in found]
+        found = await self._recalling.submit(item_ids)
+        await self._until_durable([value for value, _ in found if value])
+        return found
 
     async def settle(self) -> None:
         """Returns when all that was read before is as durable as promised, by an empty call where that needs one."""
@@ -91,12 +92,13 @@ class AtomicRecord:
     @property
     def idle(self) -> bool:
         """Whether no request waits or is on its way."""
-        return self._queue.idle and self._restoring.idle
+        return self._queue.idle and self._restoring.idle and self._recalling.idle
 
     async def drain(self) -> None:
         """Returns when no request waits or is on its way."""
         await self._queue.drain()
         await self._restoring.drain()
+        await self._recalling.drain()
 
     async def _send(self, script: Script, requests: Sequence[Request]) -> list[Reply]:
         keys: list[bytes] = [self._keys.meta]
@@ -114,6 +116,11 @@ class AtomicRecord:
         at = datetime.fromtimestamp(now, UTC)
         return [Reply(reply, at) for reply in replies]
 
+    async def _recall(self, item_ids: Sequence[bytes]) -> list[tuple[bytes | None, bytes | None]]:
+        keys = map(self._keys.forward, item_ids)
+        (found,) = await self._history.read([("EVAL", _RECALL, len(item_ids), *keys, *item_ids)])
+        return list(zip(found[::2], found[1::2], strict=True))
+
     async def _evaluate(
         self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes]
     ) -> list[Any] | ResponseError:
@@ -129,9 +136,11 @@ class AtomicRecord:
         """Answering an assignment acknowledges it: one that may not be synced yet is waited for."""
         if self._primary.unchecked:
             await self._primary.call(self._primary.recheck)
+        if not self._primary.waits:
+            return
         latest = max(map(latest_time, values), default=-1)
-        if self._primary.waits and 0 <= latest < self._primary.durable_before:
+        if 0 <= latest < self._primary.durable_before:
             (returned,) = await self._history.read([("HGET", self._keys.meta, b"returned")])
             latest = max(latest, int(returned or 0))
-        if self._primary.waits and latest >= self._primary.durable_before:
+        if latest >= self._primary.durable_before:
             await self._queue.submit([])

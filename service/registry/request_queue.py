@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 
 from service.errors import RegistryUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from datetime import datetime
+
+Q = TypeVar("Q")
+R = TypeVar("R")
 
 REQUESTS_PER_CALL = 1024
 CALLS_IN_FLIGHT = 2  # one is on the server while the next is put together
@@ -30,24 +33,24 @@ class Reply(NamedTuple):
     at: datetime
 
 
-class _Waiting(NamedTuple):
-    requests: Sequence[Request]
-    answer: asyncio.Future[list[Reply]]
+class _Waiting(NamedTuple, Generic[Q, R]):
+    requests: Sequence[Q]
+    answer: asyncio.Future[list[R]]
 
 
-class RequestQueue:
+class RequestQueue(Generic[Q, R]):
     """Merges what callers ask while a call is on its way into the next one; no timer.
 
     The calls run in tasks of their own, so that a caller who is cancelled cancels only its own waiting.
     """
 
-    def __init__(self, send: Callable[[Sequence[Request]], Awaitable[list[Reply]]]) -> None:
+    def __init__(self, send: Callable[[Sequence[Q]], Awaitable[list[R]]]) -> None:
         """Sends by `send`, which is given at most `REQUESTS_PER_CALL` requests."""
         self._send = send
-        self._pending: deque[_Waiting] = deque()
+        self._pending: deque[_Waiting[Q, R]] = deque()
         self._senders: set[asyncio.Task[None]] = set()
 
-    async def submit(self, requests: Sequence[Request]) -> list[Reply]:
+    async def submit(self, requests: Sequence[Q]) -> list[R]:
         """The replies to these requests, in order; each chunk of `REQUESTS_PER_CALL` is sent together.
 
         None at all are sent too: an empty call is a barrier for what was read before.
@@ -57,8 +60,8 @@ class RequestQueue:
         answers = await asyncio.gather(*map(self._submit, chunks))
         return [reply for answer in answers for reply in answer]
 
-    async def _submit(self, requests: Sequence[Request]) -> list[Reply]:
-        answer: asyncio.Future[list[Reply]] = asyncio.get_running_loop().create_future()
+    async def _submit(self, requests: Sequence[Q]) -> list[R]:
+        answer: asyncio.Future[list[R]] = asyncio.get_running_loop().create_future()
         self._pending.append(_Waiting(requests, answer))
         if len(self._senders) < CALLS_IN_FLIGHT:
             sender = asyncio.create_task(self._send_pending(), name="registry-claims")
@@ -83,7 +86,7 @@ class RequestQueue:
             # Here and not in a done callback, which would run later: `submit` could count a sender that has ended.
             self._senders.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
-    async def _send_batch(self, batch: Sequence[_Waiting]) -> None:
+    async def _send_batch(self, batch: Sequence[_Waiting[Q, R]]) -> None:
         try:
             replies = await self._send([request for waiting in batch for request in waiting.requests])
         except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to those who wait
@@ -94,8 +97,8 @@ class RequestQueue:
         else:
             _answer(batch, replies)
 
-    def _next_batch(self) -> list[_Waiting]:
-        batch: list[_Waiting] = []
+    def _next_batch(self) -> list[_Waiting[Q, R]]:
+        batch: list[_Waiting[Q, R]] = []
         room = REQUESTS_PER_CALL
         while self._pending and len(self._pending[0].requests) <= room:
             waiting = self._pending.popleft()
@@ -105,7 +108,7 @@ class RequestQueue:
         return batch
 
 
-def _answer(batch: Sequence[_Waiting], replies: Sequence[Reply]) -> None:
+def _answer(batch: Sequence[_Waiting[Q, R]], replies: Sequence[R]) -> None:
     start = 0
     for requests, answer in batch:
         if not answer.done():
@@ -113,7 +116,7 @@ def _answer(batch: Sequence[_Waiting], replies: Sequence[Reply]) -> None:
         start += len(requests)
 
 
-def _fail(batch: Sequence[_Waiting], error: Exception) -> None:
+def _fail(batch: Sequence[_Waiting[Q, R]], error: Exception) -> None:
     for _, answer in batch:
         if not answer.done():
             answer.set_exception(error)
