@@ -225,17 +225,26 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) ->
     Raises:
         ClientDisconnect: The caller left; the work was cancelled.
     """
-    task = asyncio.ensure_future(work)
+    worker = asyncio.current_task()
+    assert worker is not None
+    left = False
+
+    def drop(_leave: asyncio.Future[None]) -> None:
+        nonlocal left
+        left = True
+        worker.cancel()
+
     leave = asyncio.ensure_future(_left(request))
+    leave.add_done_callback(drop)
     try:
-        await asyncio.wait({task, leave}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
+        return await work
+    except asyncio.CancelledError as error:
+        if left and worker.uncancel() == 0:
+            raise ClientDisconnect from error
+        raise
     finally:
+        leave.remove_done_callback(drop)
         leave.cancel()
-        if not task.done():
-            task.cancel()
 
 
 async def _left(request: Request) -> None:

@@ -181,7 +181,7 @@ def _from_list(value: object) -> NDArray[np.float32]:
     if not isinstance(value, list):
         msg = f"it is {_kind_of(value)}, not a list of numbers or base64"
         raise InvalidEmbedding(msg)
-    if any(type(number) not in {float, int} for number in value):
+    if not {*map(type, value)} <= {float, int}:
         msg = "it has members that are not numbers"
         raise InvalidEmbedding(msg)
     try:
@@ -195,7 +195,7 @@ def _from_list(value: object) -> NDArray[np.float32]:
 def _digest(content: str | NDArray[np.float32]) -> bytes:
     if isinstance(content, str):
         return digest_of("text", content.encode())
-    return digest_of("embedding", content.astype("<f4", copy=False).tobytes())
+    return digest_of("embedding", content.astype("<f4", copy=False).data)
 
 
 def digest_of(kind: str, raw: bytes | memoryview) -> bytes:

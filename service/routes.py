@@ -30,10 +30,8 @@ from service.schemas import (
 )
 from service.state import EXPLORER, State
 from service.wire import (
-    AssignQuery,
     ItemIdPath,
     NamespaceQuery,
-    OnChangeQuery,
     TokenizerQuery,
     answered,
     as_json,
@@ -42,6 +40,8 @@ from service.wire import (
     bulk_bodies,
     gone,
     problems,
+    queried,
+    query_of,
     streamed,
 )
 
@@ -56,25 +56,18 @@ TokenizerOfManyQuery = Annotated[str | None, Query(description="Of this one alon
     summary="Items to Semantic IDs",
     response_model=TokenizeResponse,
     responses={**problems(400, 408, 413, 415, 422, 429, 503), **bulk_answers()},
-    openapi_extra=bulk_bodies(TokenizeRequest),
+    openapi_extra={**bulk_bodies(TokenizeRequest), **query_of(TokenizeOptions)},
 )
-async def tokenize(
-    request: Request,
-    *,
-    tokenizer: TokenizerQuery = None,
-    namespace: NamespaceQuery = "default",
-    assign: AssignQuery = True,
-    on_change: OnChangeQuery = "keep",
-) -> Response:
+async def tokenize(request: Request) -> Response:
     """Give each item its Semantic ID: the one it holds, or a new one. A faulty item fails alone, in its place.
 
     A stream of any length is answered while it arrives. What stands in the query holds where a JSON body says nothing.
     """
     state = State.of(request)
-    options = TokenizeOptions(tokenizer=tokenizer, namespace=namespace, assign=assign, on_change=on_change)
+    options = queried(request, TokenizeOptions)
     if (media_type := media_type_of(request)) in {arrow.MEDIA_TYPE, ndjson.MEDIA_TYPE}:
-        named = state.tokenization.tokenizer(tokenizer)
-        origin = named.origin(namespace)
+        named = state.tokenization.tokenizer(options.tokenizer)
+        origin = named.origin(options.namespace)
         if media_type == ndjson.MEDIA_TYPE:
             return streamed(request, state.gate, Ndjson(partial(state.tokenization.entries, named, options)), origin)
         use_case = partial(state.columns.answer, named, options)

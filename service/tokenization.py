@@ -95,7 +95,8 @@ class Tokenization:
             ServiceError: They all fail.
         """
         items, failures = await _off_the_loop(_read, entries, tokenizer.reader)
-        self._metrics.items.labels(tokenizer.full_name, "failed").inc(len(failures))
+        if failures:
+            self._metrics.items.labels(tokenizer.full_name, "failed").inc(len(failures))
         answers, unplaced = await self.items(tokenizer, request, items)
         return in_order(entries, answers, failures | unplaced)
 
@@ -288,8 +289,10 @@ class Tokenization:
             "failed": len(failures),
         }
         for outcome, count in outcomes.items():
-            self._metrics.items.labels(tokenizer, outcome).inc(count)
-        self._metrics.overflows.labels(tokenizer).inc(sum("overflow" in answer for answer in answers.values()))
+            if count:
+                self._metrics.items.labels(tokenizer, outcome).inc(count)
+        if overflows := sum("overflow" in answer for answer in answers.values()):
+            self._metrics.overflows.labels(tokenizer).inc(overflows)
 
 
 def _stands(item: Item, assignment: Assignment, *, afresh: bool) -> bool:

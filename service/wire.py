@@ -15,7 +15,7 @@ from service import arrow, ndjson
 from service.bodies import BodyGate, parse_json, require_json, unless_disconnected
 from service.content import MAX_ITEM_ID_BYTES
 from service.errors import PROBLEM_JSON, MalformedRequest, UnsupportedMediaType
-from service.schemas import ITEM_SCHEMA, Namespace, OnChange, TokenizerName, describe
+from service.schemas import ITEM_SCHEMA, Namespace, TokenizerName, describe
 from service.streams import BulkFormat, StreamedAnswer
 
 R = TypeVar("R", bound=BaseModel)
@@ -26,8 +26,6 @@ BYTES_ON_THE_LOOP = 64 * 1024  # parsing more would keep other requests waiting
 ItemIdPath = Annotated[str, Path(description="The catalogue's own key.", max_length=MAX_ITEM_ID_BYTES)]
 NamespaceQuery = Annotated[Namespace, Query()]
 TokenizerQuery = Annotated[TokenizerName, Query()]
-AssignQuery = Annotated[bool, Query(description="False is the dry run.")]
-OnChangeQuery = Annotated[OnChange, Query()]
 
 _LINES_EXAMPLE = [
     {"item_id": "kettle-1", "text": "Cordless electric kettle, stainless steel, 1.7 l"},
@@ -82,6 +80,24 @@ def body_of(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
+def query_of(model: type[BaseModel]) -> dict[str, Any]:
+    """The documented query of a route that reads it itself, see `queried`."""
+    members = model.model_json_schema()["properties"].items()
+    return {"parameters": [{"name": name, "in": "query", "required": False, "schema": one} for name, one in members]}
+
+
+def queried(request: Request, model: type[R]) -> R:
+    """What the query says of these members. Most requests have none: FastAPI would look for each of them every time.
+
+    Raises:
+        MalformedRequest: It does not fit the model.
+    """
+    if not request.scope["query_string"]:
+        return model()
+    said = {name: value for name, value in request.query_params.items() if name in model.model_fields}
+    return _validated(model, said, strict=False)
+
+
 def bulk_bodies(model: type[BaseModel]) -> dict[str, Any]:
     """The documented bodies of a route that takes a JSON body or a stream."""
     documented = body_of(model)
@@ -128,8 +144,12 @@ async def parsed(request: Request, body: bytes, model: type[R]) -> R:
 
 
 def _parsed(body: bytes, model: type[R]) -> R:
+    return _validated(model, parse_json(body))
+
+
+def _validated(model: type[R], value: Any, *, strict: bool | None = None) -> R:
     try:
-        return model.model_validate(parse_json(body))
+        return model.model_validate(value, strict=strict)
     except ValidationError as error:
         raise MalformedRequest(describe(error.errors(include_url=False, include_input=False))) from error
 

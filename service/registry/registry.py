@@ -170,11 +170,11 @@ class Registry:
             RegistryOlder: It was older than what was acknowledged at an earlier call, and still is.
             RegistryUnavailable: The server cannot be reached.
         """
-        layout = CodeLayout(codebook_sizes)
         highest = MAX_SUFFIX if max_suffix is None else max_suffix
-        name = (namespace, fingerprint, layout.codebook_sizes, highest)
+        name = (namespace, fingerprint, tuple(codebook_sizes), highest)
         if await self._stands(name):
             return self._records[name]
+        layout = CodeLayout(codebook_sizes)
         keys = RecordKeys(_name(namespace, fingerprint), layout, self._buckets)
         facts = await self._server.call(partial(self._facts_of, keys, create=create))
         if facts is not None:

@@ -55,8 +55,10 @@ class RequestQueue(Generic[Q, R]):
 
         None at all are sent too: an empty call is a barrier for what was read before.
         """
+        if len(requests) <= REQUESTS_PER_CALL:
+            return await self._submit(requests)
         starts = range(0, len(requests), REQUESTS_PER_CALL)
-        chunks = [requests[start : start + REQUESTS_PER_CALL] for start in starts] or [requests]
+        chunks = (requests[start : start + REQUESTS_PER_CALL] for start in starts)
         answers = await asyncio.gather(*map(self._submit, chunks))
         return [reply for answer in answers for reply in answer]
 
