@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import Tokenizer
@@ -339,6 +339,7 @@ def test_a_record_batch_beyond_the_limit_is_refused_before_it_is_read(service: A
         assert b"write smaller ones" in caller.answer.read()
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(0, len(WHOLE) - 1), st.integers(0, 255))
 def test_a_byte_that_is_wrong_harms_nothing_but_its_stream(service: Any, place: int, byte: int) -> None:
     body = WHOLE[:place] + bytes([byte]) + WHOLE[place + 1 :]
