@@ -18,13 +18,14 @@ import subprocess
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from redis import Redis
 
 sys.path.append(str(Path(__file__).parents[1]))
-from benchmarks.harness import Comparison, Result, keep, parser_of, rate, rounds_of, seconds
+from benchmarks.harness import Comparison, Result, keep, parser_of, rate, rounds_of
 from service.registry import Claim, Registry
 from service.registry.embedded import EmbeddedValkey
 from tests.valkey_cluster import ValkeyCluster  # the cluster that the tests start
@@ -83,85 +84,100 @@ def kept_by(clients: Sequence[Redis]) -> int:
     return sum(int(one["used_memory"]) - int(one["mem_replication_backlog"]) for one in memory)
 
 
+Servers = tuple[str, list[Redis]]
+
+
+@contextmanager
+def single() -> Iterator[Servers]:
+    """A new server: its URL, and a client of it."""
+    with tempfile.TemporaryDirectory(prefix="semid-") as directory, asyncio.Runner() as runner:
+        server = runner.run(EmbeddedValkey(Path(directory)).start())
+        try:
+            with Redis.from_url(server.url) as client:
+                yield server.url, [client]
+        finally:
+            runner.run(server.stop())
+
+
+@contextmanager
+def cluster() -> Iterator[Servers]:
+    """A new cluster: its URL, and a client of each primary."""
+    with tempfile.TemporaryDirectory(prefix="semid-") as directory:
+        servers = ValkeyCluster(Path(directory), **COMPACT)
+        try:
+            yield servers.url, [node.client() for node in servers.primaries()]
+        finally:
+            servers.stop()
+
+
 class Measurement:
-    """What is timed on one server or cluster, each path on an empty one.
+    """What is timed, each path in each round on new servers.
 
     Args:
-        url: Of it.
-        clients: Of each of its servers.
+        servers: Starts them.
         arguments: The benchmark's.
     """
 
-    def __init__(self, url: str, clients: Sequence[Redis], arguments: Namespace) -> None:
-        self._url = url
-        self._clients = clients
+    def __init__(self, servers: Callable[[], AbstractContextManager[Servers]], arguments: Namespace) -> None:
+        self._servers = servers
         self._claims = claims_of(arguments.items)
         self._per_call = arguments.per_call
-        self.bytes_an_item: dict[str, list[float]] = {}
+        self.bytes_an_item: dict[str, list[float]] = {NEW: [], PLAIN: []}
 
     def new(self, _: int) -> float:
         """Claims a second of items that are new."""
-        return self._on_an_empty_server(NEW, self._claim)
+        with self._servers() as (url, clients):
+            return self._weighed(NEW, clients, lambda: self._claim(url))
 
     def known(self, _: int) -> float:
         """Claims a second of items that have their assignment."""
-        self._on_an_empty_server(NEW, self._claim)
-        return rate(len(self._claims), self._claim)
+        with self._servers() as (url, _clients):
+            self._claim(url)
+            return rate(len(self._claims), lambda: self._claim(url))
 
     def plain(self, _: int) -> float:
         """Items a second of the plain layout."""
-        return self._on_an_empty_server(PLAIN, lambda: plainly(self._clients[0], self._claims, self._per_call))
+        with self._servers() as (_url, clients):
+            return self._weighed(PLAIN, clients, lambda: plainly(clients[0], self._claims, self._per_call))
 
-    def _claim(self) -> None:
-        asyncio.run(claim_all(self._url, self._claims, self._per_call))
+    def sets(self, _: int) -> float:
+        """SETs a second."""
+        with self._servers() as (url, _clients):
+            socket = url.removeprefix("unix://").partition("?")[0]
+            return redis_benchmark(socket, len(self._claims), self._per_call)
 
-    def _on_an_empty_server(self, name: str, work: Callable[[], object]) -> float:
-        for client in self._clients:
-            client.flushall()
-        empty = kept_by(self._clients)
-        elapsed = seconds(work)
-        kept = self.bytes_an_item.setdefault(name, [])
-        kept.append((kept_by(self._clients) - empty) / len(self._claims))
-        return len(self._claims) / elapsed
+    def _claim(self, url: str) -> None:
+        asyncio.run(claim_all(url, self._claims, self._per_call))
+
+    def _weighed(self, name: str, clients: Sequence[Redis], work: Callable[[], object]) -> float:
+        empty = kept_by(clients)
+        found = rate(len(self._claims), work)
+        self.bytes_an_item[name].append((kept_by(clients) - empty) / len(self._claims))
+        return found
 
 
 def run(arguments: Namespace) -> Result:
     """Measure on one server, or on a cluster of three primaries."""
     result = Result("registry")
-    with tempfile.TemporaryDirectory(prefix="semid-") as directory:
-        if arguments.layout == "cluster":
-            cluster = ValkeyCluster(Path(directory), **COMPACT)
-            clients = [node.client() for node in cluster.primaries()]
-            found = Measurement(cluster.url, clients, arguments)
-            figures = rounds_of({NEW: found.new, KNOWN: found.known}, arguments.rounds, "items/s")
-            cluster.stop()
-            result.comparisons.append(Comparison("Claims on a cluster", "items/s", [NEW, KNOWN], NEW, figures))
-            return result
-        with asyncio.Runner() as runner:
-            server = runner.run(EmbeddedValkey(Path(directory)).start())
-            try:
-                measure_one(result, server.url, arguments)
-            finally:
-                runner.run(server.stop())
-    return result
-
-
-def measure_one(result: Result, url: str, arguments: Namespace) -> None:
-    """Measure on one server."""
-    with Redis.from_url(url) as client:
-        found = Measurement(url, [client], arguments)
-        paths = {NEW: found.new, KNOWN: found.known, PLAIN: found.plain}
-        if shutil.which("redis-benchmark"):
-            socket = url.removeprefix("unix://").partition("?")[0]
-            paths[SET] = lambda _: redis_benchmark(socket, arguments.items, arguments.per_call)
-        else:
-            result.skipped[SET] = "not installed; Debian has it in redis-tools"
-        figures = rounds_of(paths, arguments.rounds, "items/s")
+    if arguments.layout == "cluster":
+        found = Measurement(cluster, arguments)
+        figures = rounds_of({NEW: found.new, KNOWN: found.known}, arguments.rounds, "items/s")
+        result.comparisons.append(Comparison("Claims on a cluster", "items/s", [NEW, KNOWN], NEW, figures))
+        return result
+    found = Measurement(single, arguments)
+    paths = {NEW: found.new, KNOWN: found.known, PLAIN: found.plain}
+    if shutil.which("redis-benchmark"):
+        paths[SET] = found.sets
+    else:
+        result.skipped[SET] = "not installed; Debian has it in redis-tools"
+    figures = rounds_of(paths, arguments.rounds, "items/s")
     against = SET if SET in paths else PLAIN
     title = f"Claims, {arguments.per_call} a call"
-    result.comparisons.append(Comparison(title, "items/s", [NEW, KNOWN], against, figures))
-    kept = {NEW: found.bytes_an_item[NEW][: arguments.rounds], PLAIN: found.bytes_an_item[PLAIN]}
-    result.comparisons.append(Comparison("Memory of the server", "bytes an item", [NEW], PLAIN, kept))
+    result.comparisons += [
+        Comparison(title, "items/s", [NEW, KNOWN], against, figures),
+        Comparison("Memory of the server", "bytes an item", [NEW], PLAIN, found.bytes_an_item),
+    ]
+    return result
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -32,12 +32,12 @@ HEADINGS = {
 INTRODUCTION = """# Benchmarks
 
 Every figure stands beside its peers, measured in the same run, round by round in turn; a ratio is formed within its
-round, and then the median is taken over the rounds. So a machine that others use too slows all paths alike, but it is
-the ratios that count, and the spread (smallest to largest) says how far. `make bench` installs the peers into an
-environment of their own, runs everything and writes this page from the results in `benchmarks/results`; each benchmark
-has a command of its own, `make bench-texts` and so on, whose options `ARGS` takes (`make bench-texts ARGS=--help`).
-What each measures, and what the peers leave out that the service does, stands at the head of its module in
-`benchmarks/`.
+round, and then the median is taken over the rounds. A machine that others use too slows every path, if not quite
+alike: trust the ratios more than the rates, and none further than its spread (smallest to largest). `make bench`
+installs the peers into an environment of their own, runs everything and writes this page from the results in
+`benchmarks/results`; each benchmark has a command of its own, `make bench-texts` and so on, whose options `ARGS`
+takes (`make bench-texts ARGS=--help`). What each measures, and what the peers leave out that the service does, stands
+at the head of its module in `benchmarks/`.
 
 ![Our figures over those of each peer](benchmarks.svg)
 """
@@ -81,7 +81,7 @@ def section(result: Mapping[str, Any]) -> str:
     told = ", ".join(f"{name} {value}" for name, value in arguments.items() if value is not None)
     measured = (
         f"`python -P benchmarks/{result['benchmark']}.py`, {result['date'][:10]}, commit {result['commit']}; {told}. "
-        f"Load of the machine at the end: {machine['load_1_5_15_min'][0]} on {machine['cores']} cores."
+        f"Load of the machine at the end: {machine['load_1_5_15_min'][0]} on {machine['cores']} cores{shared(machine)}."
     )
     parts = [
         f"## {HEADINGS[result['benchmark']]}",
@@ -92,6 +92,12 @@ def section(result: Mapping[str, Any]) -> str:
         parts.append(checks(result["checks"]))
     parts += [f"Not measured: {peer} ({why})." for peer, why in result["skipped"].items()]
     return "\n\n".join(parts)
+
+
+def shared(machine: Mapping[str, Any]) -> str:
+    """What a load beyond anything the benchmarks make says."""
+    others = machine["load_1_5_15_min"][0] > 2 * machine["cores"] + 2
+    return ", most of it other work: absolute figures are far below what the machine does alone" if others else ""
 
 
 def setting(results: Sequence[Mapping[str, Any]]) -> str:
@@ -106,12 +112,12 @@ def setting(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def bars(results: Sequence[Mapping[str, Any]]) -> list[Bar]:
-    """The first of our paths of each comparison over each peer; of times the inverse, so that more is better."""
+    """Each of our paths over each peer; of times and bytes the inverse, so that more is always better."""
     found = []
     for result in results:
         for comparison in result["comparisons"]:
             for path in comparison["ours"]:
-                for peer in comparison["figures"].keys() - set(comparison["ours"]):
+                for peer in [name for name in comparison["figures"] if name not in comparison["ours"]]:
                     shares = ratios({**comparison, "against": peer}, path)
                     if not comparison["unit"].endswith("/s"):
                         shares = [1 / share for share in shares]

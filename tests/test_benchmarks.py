@@ -88,3 +88,9 @@ def test_the_page_has_every_figure_that_was_kept_and_a_plot_of_every_ratio(kept,
                 assert path in page
                 assert report.spread(figures) in page
             assert comparison["title"] in drawn
+
+
+def test_the_page_in_the_documentation_is_made_of_the_results_that_are_kept_beside_it(tmp_path):
+    report.write(report.RESULTS, tmp_path)
+    for name in ("benchmarks.md", "benchmarks.svg"):
+        assert (report.ROOT / "docs" / name).read_text() == (tmp_path / name).read_text()
