@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.ladder import ErrorBounds
-from models.text_encoder import CANARY_TEXTS, WordPieces
+from models.text_encoder import CANARY_TEXTS, WordPieces, require_full_precision
 from models.tokenizer import Tokenizer, TokenizerParts
 
 SAFETY_FACTOR = 32.0
@@ -140,7 +140,11 @@ def self_test(tokenizer: Tokenizer, *, bfloat16: bool = False) -> ErrorBounds:
 
     Returns:
         At least the tokenizer's own bounds; a path that these do not have is bounded by what was seen.
+
+    Raises:
+        CheckpointError: Float32 arithmetic is lowered for the whole process.
     """
+    require_full_precision()
     bounds = tokenizer.bounds
     floor = EMBEDDING_FLOAT32_FLOOR * tokenizer.scale
     single_error, double_error = _embedding_errors(tokenizer, _test_embeddings(tokenizer))

@@ -245,13 +245,18 @@ def _load(directory: Path, device: torch.device) -> SentenceTransformer:
     except Exception as error:
         msg = f"the text encoder at {directory} cannot be loaded: {error}"
         raise CheckpointError(msg) from error
-    _require_full_precision()
+    require_full_precision()
     return model.eval().requires_grad_(requires_grad=False)
 
 
-def _require_full_precision() -> None:
+def require_full_precision() -> None:
     """Raise CheckpointError where an import has lowered the precision of float32 arithmetic for the whole process."""
-    if torch.get_float32_matmul_precision() != "highest" or torch.backends.cuda.matmul.allow_tf32:
+    mkldnn = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    if (
+        torch.get_float32_matmul_precision() != "highest"
+        or torch.backends.cuda.matmul.allow_tf32
+        or mkldnn not in {"none", "ieee"}
+    ):
         raise CheckpointError("float32 arithmetic is lowered (TF32 or bfloat16); codes would not be exact")
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models import Precision, Tokenizer, load
+from models import CheckpointError, Precision, Tokenizer, load
 from models.checkpoint import DEFAULT_CHECKPOINT, MANIFEST, freeze, save
 from models.exactness import BFLOAT16_TEST_TEXTS, _moved_margins, _test_texts, self_test
 from models.ladder import Encoding, ErrorBounds, Rung, climb
@@ -25,9 +25,9 @@ def shipped() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def pieces(shipped) -> list[list[int]]:
-    """Two hundred made-up texts of one to thirty words."""
+    """Two hundred made-up texts of one to twenty words."""
     draw = random.Random(5)
-    return shipped.split(_test_texts([draw.randint(1, 30) for _ in range(200)]))
+    return shipped.split(_test_texts([draw.randint(1, 20) for _ in range(200)]))
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,13 @@ def embeddings(shipped, pieces) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def in_float32(shipped, pieces) -> torch.Tensor:
     return shipped.encode_texts(pieces).codes
+
+
+@pytest.fixture(scope="module")
+def canonical(shipped, pieces) -> torch.Tensor:
+    """Codes (100, L) of half of them, each alone in float64."""
+    latents = shipped.canonical_latents(pieces[:100])
+    return torch.cat([shipped._exact_quantizer.quantize(row[None], exact=True).codes for row in latents])
 
 
 def rows_of(*codes: int, margin: float) -> Encoding:
@@ -93,6 +100,30 @@ def test_texts_tried_in_bfloat16_have_the_codes_of_float32(shipped, pieces, in_f
     assert {Precision.BFLOAT16, Precision.FLOAT32} <= set(encoding.precision.tolist())
 
 
+@pytest.mark.parametrize(
+    ("size", "threads", "precision"), [(1, 1, "float32"), (7, 1, "float32"), (100, 2, "float32"), (32, 1, "bfloat16")]
+)
+def test_a_hundred_texts_have_their_canonical_codes_in_any_batch(
+    size, threads, precision, shipped, pieces, canonical, monkeypatch
+):
+    # given an order, and on every batch's end a text that is much longer
+    rows = random.Random(size).sample(range(100), 100)
+    (long,) = shipped.split(["padding " * 60])
+    bounds = self_test(shipped, bfloat16=precision == "bfloat16")
+    monkeypatch.setattr(shipped, "bounds", bounds)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    # when, then
+    try:
+        for start in range(0, 100, size):
+            batch = rows[start : start + size]
+            neighbours = [long] if size > 1 else []
+            codes = shipped.encode_texts([*[pieces[row] for row in batch], *neighbours]).codes
+            assert torch.equal(codes[: len(batch)], canonical[batch])
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_where_every_row_is_in_doubt_all_climb_to_the_canonical_path(shipped, pieces, in_float32, monkeypatch):
     monkeypatch.setattr(shipped, "bounds", ErrorBounds(INFINITE, INFINITE, INFINITE, INFINITE))
     encoding = shipped.encode_texts(pieces[:5])
@@ -134,6 +165,16 @@ def test_the_self_test_raises_the_bounds_of_a_machine_that_errs_more(shipped, mo
     # then
     assert raised.text > 10 * before.text
     assert raised.embedding_float32 > 10 * before.embedding_float32
+
+
+@pytest.mark.parametrize("lowered", ["medium", "high"])
+def test_the_self_test_refuses_lowered_arithmetic(lowered, shipped):
+    torch.set_float32_matmul_precision(lowered)
+    try:
+        with pytest.raises(CheckpointError, match="lowered"):
+            self_test(shipped)
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_the_self_test_leaves_the_number_of_threads(shipped):
