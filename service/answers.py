@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from service.batching.jobs import EncodedRow
 from service.content import Item, read_item_id
 from service.errors import InvalidItemId, ItemError, NotAssigned, Retired, SemidError
-from service.jobs import EncodedRow
 from service.registry.assignment import Assignment, ClaimResult
 from service.semantic_id import SemanticId
 

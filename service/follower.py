@@ -18,8 +18,8 @@ import orjson
 import torch
 
 from models import Trie
-from service.change_tensors import as_tensors
 from service.client import MAX_PAUSE_S, RETRIED_STATUSES, describe, retry_after_s
+from service.decoding.change_tensors import as_tensors
 from service.semantic_id import SemanticId
 
 CHANGES_PER_READ = 10_000

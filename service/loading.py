@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from models import Manifest, load
-from service.batcher import Batcher
-from service.capacity import Capacity
+from service.batching.batcher import Batcher
+from service.batching.capacity import Capacity
 from service.content import ItemReader
 from service.metrics import Metrics
 from service.settings import Settings

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from torch import Tensor
 
 from models import Precision
-from service.lanes import Lane
+from service.batching.lanes import Lane
 
 SUMMED_OVER_WORKERS: Final = "livesum"
 _PID = ".pid"

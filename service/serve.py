@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from service.app import create_app
 from service.server import Server, begin_logging, greeting
-from service.supervisor import supervise
+from service.workers.supervisor import supervise
 
 if TYPE_CHECKING:
     from service.settings import Settings

@@ -23,6 +23,7 @@ from service.answers import (
     unanswered,
     unknown_item,
 )
+from service.batching.jobs import EncodedRow
 from service.content import Item, ItemReader
 from service.errors import (
     ConflictingDuplicate,
@@ -33,12 +34,11 @@ from service.errors import (
     SuffixExhausted,
     TooManyItems,
 )
-from service.jobs import EncodedRow
+from service.http.schemas import LookupRequest, TokenizeOptions, TokenizeRequest
 from service.metrics import Metrics
 from service.overflow import OverflowPolicy
 from service.records import Records
 from service.registry import Assignment, Claim, ClaimResult, Record
-from service.schemas import LookupRequest, TokenizeOptions, TokenizeRequest
 from service.semantic_id import SemanticId
 from service.tokenizers import LoadedTokenizer, Tokenizers
 

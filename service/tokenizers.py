@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from models import Manifest
-from service.batcher import Batcher
+from service.batching.batcher import Batcher
 from service.content import ItemReader
 from service.errors import AmbiguousTokenizer, TokenizerLoadedTwice, UnknownTokenizer
 

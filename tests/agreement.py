@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
+from service.decoding.snapshot import take
 from service.registry import Record
 from service.registry.assignment import Assignment
 from service.semantic_id import SemanticId
-from service.snapshot import take
 
 
 async def agreed(record: Record, *, whole_log: bool = True) -> dict[str, SemanticId]:

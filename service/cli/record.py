@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from service.backup.formats import Format
 from service.cli.frame import Bar, failure, failures, read_settings
-from service.formats import Format
 
 if TYPE_CHECKING:
     from service.registry.history import Comparison
@@ -39,7 +39,7 @@ def export(
 
     The table has every Semantic ID ever assigned: a backup for semid import, and what a generator is trained on.
     """
-    from service.backup import export as run
+    from service.backup.commands import export as run
 
     if token_base and format_ is not Format.JSONL:
         raise typer.BadParameter(f"{format_.value} has no token ids", param_hint="--token-base")
@@ -74,7 +74,7 @@ def import_(
 
     Rows that would break a promise are refused: a file beside FILE has them with the reason, and the exit status is 1.
     """
-    from service.backup import restore as run
+    from service.backup.commands import restore as run
 
     settings = read_settings(checkpoint)
     with failures(), Bar(file.name, " IDs") as bar:

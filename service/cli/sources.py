@@ -13,9 +13,9 @@ from models import Tokenizer, Trie, load
 from models.catalogue import read_embeddings, read_item_ids
 from models.evaluation.material import Embedder, read_catalogue
 from models.recommendation.task import Identified
+from service.backup.record_table import LIVE, Description, read_groups
 from service.client import TokenizerClient
 from service.follower import Follower
-from service.record_table import LIVE, Description, read_groups
 
 
 class CatalogueFile:

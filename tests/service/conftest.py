@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from service.capacity import Capacity
+from service.batching.capacity import Capacity
 from service.registry import Record, Registry, durability
 from tests.claims import FINGERPRINT, SIZES
 from tests.service.letters import LetterEncoder, batcher_of
@@ -22,7 +22,7 @@ from tests.valkey_cluster import ValkeyCluster
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
-    from service.batcher import Batcher
+    from service.batching.batcher import Batcher
     from tests.service.letters import MakeBatcher
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from models import Encoding
-from service.batcher import Batcher
-from service.capacity import Capacity
-from service.jobs import Content, EncodedRow, Outcome
+from service.batching.batcher import Batcher
+from service.batching.capacity import Capacity
+from service.batching.jobs import Content, EncodedRow, Outcome
 from service.metrics import Metrics
 
 STEP_S = 0.02

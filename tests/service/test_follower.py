@@ -19,7 +19,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from models import DEFAULT_CHECKPOINT, Trie
-from service.change_tensors import as_tensors
+from service.decoding.change_tensors import as_tensors
 from service.follower import Follower, FollowerError, ServiceAway
 from service.semantic_id import SemanticId
 from service.settings import Settings

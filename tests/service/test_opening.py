@@ -13,7 +13,7 @@ from redis.crc import key_slot
 
 from models import read_manifest
 from service.app import compose
-from service.backup import opened_record
+from service.backup.commands import opened_record
 from service.errors import RegistryUnavailable
 from service.metrics import Metrics
 from service.registry.keys import meta_key

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from models import Tokenizer, read_manifest
-from service.batcher import Batcher
-from service.capacity import Capacity
+from service.batching.batcher import Batcher
+from service.batching.capacity import Capacity
 from service.content import ItemReader
 from service.errors import (
     MalformedSemanticId,
@@ -22,11 +22,11 @@ from service.errors import (
     TooManyItems,
     UnknownTokenizer,
 )
+from service.http.schemas import LookupRequest, TokenizeRequest
 from service.metrics import Metrics
 from service.overflow import OverflowPolicy
 from service.records import Records
 from service.registry import Registry
-from service.schemas import LookupRequest, TokenizeRequest
 from service.tokenization import Limits, Tokenization
 from service.tokenizers import LoadedTokenizer, Tokenizers, TokenizerSet
 

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from models import Trie
+from service.decoding.snapshot import follow, take
 from service.errors import SuffixExhausted
 from service.registry import Record, Registry
 from service.registry.assignment import Claim, ClaimResult
 from service.registry.embedded import EmbeddedValkey
 from service.semantic_id import SemanticId
-from service.snapshot import follow, take
 from tests.valkey_cluster import ValkeyCluster
 
 SIZES = (2, 3, 256)

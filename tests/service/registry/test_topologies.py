@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from service.decoding.snapshot import take
 from service.errors import RegistryUnavailable
 from service.registry import Claim, Record, Registry
 from service.semantic_id import SemanticId
-from service.snapshot import take
 from tests.topologies import Clustered, Embedded, Sentinels, SentinelsOverTls, Single, Tls, Topology, until
 
 Connect = Callable[..., Awaitable[Registry]]

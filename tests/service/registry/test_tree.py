@@ -255,7 +255,7 @@ def test_more_codes_than_one_answer_takes_are_refused(
 ) -> None:
     prefix = "".join(catalogue[0]["tokens"][:1])
     one = service.http.post("/next", json={"prefixes": [prefix], "namespace": namespace}).json()["next"][0]
-    monkeypatch.setattr("service.decoding.MAX_CODES_ANSWERED", 3 * len(one["allowed"]))
+    monkeypatch.setattr("service.decoding.queries.MAX_CODES_ANSWERED", 3 * len(one["allowed"]))
 
     three = service.http.post("/next", json={"prefixes": [prefix] * 3, "namespace": namespace})
     four = service.http.post("/next", json={"prefixes": [prefix] * 4, "namespace": namespace})

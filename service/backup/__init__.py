@@ -1,0 +1,1 @@
+"""A record to a file and back: `semid export`, `semid import`."""

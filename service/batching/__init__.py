@@ -1,0 +1,1 @@
+"""From many callers to one model: lanes, room, turns, batches."""

@@ -1,0 +1,1 @@
+"""Bodies of any length, answered while they arrive: NDJSON and Arrow."""

@@ -1,0 +1,389 @@
+"""`application/vnd.apache.arrow.stream`: record batches of items in, record batches of answers out.
+
+    messages, each whole and within a limit --> record batches --> slices --> columns --use case--> record batches
+
+What ends a stream before its time is its last row: the item id is null, and the error is one of a whole request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from service.batching.jobs import Content
+from service.bulk.columns import AnswerColumns, ItemColumns, Places
+from service.content import MAX_ITEM_ID_BYTES, ItemReader, digest_of
+from service.errors import BodyTooLarge, BrokenStream, InvalidItemId, ItemError, MalformedRequest, SemidError
+from service.http.bodies import Room
+
+MEDIA_TYPE = "application/vnd.apache.arrow.stream"
+ROWS_PER_GROUP = 1024
+MAX_METADATA_BYTES = 2**20
+ROWS_ON_THE_LOOP = 16  # a thread costs as much as reading these
+
+_END = b"\xff\xff\xff\xff\0\0\0\0"
+_ERROR = pa.struct([(name, pa.string()) for name in ("type", "title", "detail")])
+
+_BEGINS_SPACE = np.isin(np.arange(256), [*range(33), 0xC2, 0xE1, 0xE2, 0xE3])
+"""Whether white space of Unicode may begin with this byte in UTF-8."""
+
+UseCase = Callable[[ItemColumns], Awaitable[AnswerColumns]]
+
+
+def answer_schema(levels: int, origin: Mapping[str, str]) -> pa.Schema:
+    """The columns of the answer; tokenizer and namespace stand in its metadata."""
+    columns = [
+        ("item_id", pa.string()),
+        ("semantic_id", pa.string()),
+        ("codes", pa.list_(pa.int32(), levels)),
+        ("suffix", pa.int32()),
+        ("created", pa.bool_()),
+        ("content_changed", pa.bool_()),
+        ("overflow", pa.bool_()),
+        ("quantization_error", pa.float64()),
+        ("margin", pa.float64()),
+        ("group_size", pa.int64()),
+        ("error", _ERROR),
+    ]
+    return pa.schema(columns, metadata=dict(origin))
+
+
+class ArrowStream:
+    """Record batches in, record batches out.
+
+    Args:
+        use_case: Answers the items of a slice.
+        reader: Of the tokenizer.
+        levels: L.
+        origin: Whose IDs these are.
+        max_batch_bytes: Of one record batch.
+    """
+
+    media_type = MEDIA_TYPE
+
+    def __init__(
+        self, use_case: UseCase, reader: ItemReader, levels: int, origin: Mapping[str, str], *, max_batch_bytes: int
+    ) -> None:
+        self._use_case = use_case
+        self._reader = reader
+        self._schema = answer_schema(levels, origin)
+        self._max_batch_bytes = max_batch_bytes
+
+    def begin(self) -> bytes:
+        """The schema of the answer."""
+        schema: bytes = self._schema.serialize().to_pybytes()
+        return schema
+
+    async def groups(self, chunks: AsyncIterator[bytes], room: Room) -> AsyncIterator[tuple[pa.RecordBatch, int]]:
+        """The rows of each record batch that has arrived whole, sliced."""
+        schema = None
+        async for message in messages(chunks, room, self._max_batch_bytes):
+            if schema is None:
+                schema = _read_schema(message)
+                _check_schema(schema, self._reader)
+                room.give(len(message))
+                continue
+            batch = await asyncio.to_thread(_read_batch, message, schema)
+            slices = [batch.slice(start, ROWS_PER_GROUP) for start in range(0, batch.num_rows, ROWS_PER_GROUP)]
+            held = len(message)
+            for left, rows in zip(range(len(slices), 0, -1), slices, strict=True):
+                size = held // left
+                held -= size
+                yield rows, size
+            room.give(held)
+        if schema is None:
+            raise BrokenStream("it has no schema")
+
+    async def answer(self, group: pa.RecordBatch) -> bytes:
+        """The answer to each row."""
+        if group.num_rows < ROWS_ON_THE_LOOP:
+            columns = read_columns(group, self._reader)
+        else:
+            columns = await asyncio.to_thread(read_columns, group, self._reader)
+        return write_answers(group.column("item_id"), await self._use_case(columns), self._schema)
+
+    def end(self, problem: SemidError | None) -> bytes:
+        """The end of the stream; before it a problem's own row."""
+        if problem is None:
+            return _END
+        row = dict.fromkeys(self._schema.names) | {"error": problem.as_error()}
+        return _message(pa.RecordBatch.from_pylist([row], schema=self._schema)) + _END
+
+
+# Bytes -> record batches ---------------------------------------------------------------------------------------------
+
+
+async def messages(chunks: AsyncIterator[bytes], room: Room, max_bytes: int) -> AsyncIterator[bytearray]:
+    """The encapsulated messages of a stream, each held as a whole once there is room for it.
+
+    Raises:
+        BodyTooLarge: One is beyond the limit.
+        BrokenStream: This is no stream, or only the beginning of one.
+    """
+    body = _Body(chunks)
+    while prefix := await body.exactly(8, may_end=True):
+        marker, metadata_bytes = struct.unpack("<Ii", prefix)
+        if marker != 0xFFFFFFFF or not 0 <= metadata_bytes <= MAX_METADATA_BYTES:
+            raise BrokenStream("it is not in the streaming format of Arrow IPC")
+        if metadata_bytes == 0:
+            return
+        await room.take(len(prefix) + metadata_bytes)
+        metadata = await body.exactly(metadata_bytes)
+        body_bytes = _body_bytes(metadata)
+        if body_bytes > max_bytes:
+            msg = f"a record batch of {body_bytes} bytes, at most {max_bytes} are taken: write smaller ones"
+            raise BodyTooLarge(msg)
+        await room.take(body_bytes)
+        yield prefix + metadata + await body.exactly(body_bytes)
+
+
+class _Body:
+    """Bytes by their number."""
+
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        self._chunks = chunks
+        self._rest = memoryview(b"")
+
+    async def exactly(self, size: int, *, may_end: bool = False) -> bytearray:
+        """The next bytes; none where the body may end and does.
+
+        Raises:
+            BrokenStream: There are not so many.
+        """
+        found, filled = bytearray(size), 0
+        while filled < size:
+            if not self._rest:
+                self._rest = memoryview(await anext(self._chunks, b""))
+                if not self._rest:
+                    if may_end and not filled:
+                        return bytearray()
+                    raise BrokenStream("it ends in the middle")
+            part = self._rest[: size - filled]
+            found[filled : filled + len(part)] = part
+            filled += len(part)
+            self._rest = self._rest[len(part) :]
+        return found
+
+
+def _body_bytes(metadata: bytearray) -> int:
+    """The length of the body behind a message's metadata, which is a flatbuffer (Message.fbs, Schema.fbs of Arrow).
+
+    Raises:
+        BrokenStream: It is none, or the body is compressed: what that would become is not bounded by its length.
+    """
+    try:
+        (message,) = struct.unpack_from("<I", metadata)
+        length_at, kind_at, header_at = (_field(metadata, message, index) for index in (3, 1, 2))
+        (length,) = struct.unpack_from("<q", metadata, length_at) if length_at else (0,)
+        if kind_at and metadata[kind_at] == 3:  # a record batch
+            header = header_at + struct.unpack_from("<I", metadata, header_at)[0]
+            if _field(metadata, header, 3):
+                raise BrokenStream("it is compressed; write it without")
+    except (struct.error, IndexError) as error:
+        raise BrokenStream("a message's metadata cannot be read") from error
+    if length < 0:
+        raise BrokenStream("a message's metadata cannot be read")
+    return int(length)
+
+
+def _field(metadata: bytearray, table: int, index: int) -> int:
+    """Where a field of a flatbuffer's table stands; 0 where it is left out."""
+    vtable = table - struct.unpack_from("<i", metadata, table)[0]
+    if vtable < 0:
+        raise IndexError(vtable)
+    (size,) = struct.unpack_from("<H", metadata, vtable)
+    entry = 4 + 2 * index
+    (offset,) = struct.unpack_from("<H", metadata, vtable + entry) if entry < size else (0,)
+    return table + offset if offset else 0
+
+
+def _read_schema(message: bytearray) -> pa.Schema:
+    try:
+        schema = pa.ipc.read_schema(pa.ipc.read_message(pa.py_buffer(message)))
+        _ = schema.names  # which may be no UTF-8
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise BrokenStream(f"it has no schema: {_first_line(error)}") from error
+    return schema
+
+
+def _read_batch(message: bytearray, schema: pa.Schema) -> pa.RecordBatch:
+    """A record batch, checked to its last offset: what a caller wrote is not to be trusted."""
+    try:
+        batch = pa.ipc.read_record_batch(pa.ipc.read_message(pa.py_buffer(message)), schema)
+        batch.validate(full=True)
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise BrokenStream(f"a record batch cannot be read: {_first_line(error)}") from error
+    return batch
+
+
+def _check_schema(schema: pa.Schema, reader: ItemReader) -> None:
+    """Raise MalformedRequest unless these are columns of items."""
+    names = sorted(schema.names)
+    if names not in (["item_id", "text"], ["embedding", "item_id"]):
+        msg = f"the columns are item_id, and text or embedding; these are {', '.join(map(ascii, schema.names[:10]))}"
+        raise MalformedRequest(msg)
+    for name in {"item_id", "text"} & set(names):
+        kind = schema.field(name).type
+        if kind not in (pa.string(), pa.large_string()):
+            raise MalformedRequest(f"{name} is a column of strings; this is {_named(kind)}")
+    if "text" in names and not reader.shape.takes_text:
+        raise MalformedRequest("this tokenizer takes embeddings only")
+    if "embedding" in names:
+        kind, wanted = schema.field("embedding").type, pa.list_(pa.float32(), reader.shape.dimension)
+        if not pa.types.is_fixed_size_list(kind) or (kind.list_size, kind.value_type) != (
+            wanted.list_size,
+            wanted.value_type,
+        ):
+            raise MalformedRequest(f"embedding is a column of {_named(wanted)}; this is {_named(kind)}")
+
+
+def _named(kind: pa.DataType) -> str:
+    return ascii(str(kind))[1:-1][:100]
+
+
+def _first_line(error: Exception) -> str:
+    return ascii(str(error).partition("\n")[0])[1:-1][:200]
+
+
+# Record batches -> columns -> record batches -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Texts:
+    column: pa.Array
+
+    def at(self, places: Places) -> list[Content]:
+        texts: list[Content] = self.column.take(pa.array(places)).to_pylist()
+        return texts
+
+
+@dataclass(frozen=True)
+class _Embeddings:
+    matrix: NDArray[np.float32]
+
+    def at(self, places: Places) -> list[Content]:
+        return list(self.matrix[places])
+
+
+def read_columns(rows: pa.RecordBatch, reader: ItemReader) -> ItemColumns:
+    """The items of a record batch.
+
+    Rows that may be at fault are found by arrays; what is wrong with them, if anything, says the reader of JSON items.
+    """
+    ids = rows.column("item_id")
+    kind = "text" if "text" in rows.schema.names else "embedding"
+    column = rows.column(kind)
+    item_ids = _binary(ids)
+    doubted = np.fromiter((not 1 <= len(item_id) <= MAX_ITEM_ID_BYTES for item_id in item_ids), np.bool_, len(item_ids))
+    doubted |= _has_nul(item_ids)
+    if kind == "text":
+        raw = _binary(column)
+        contents: _Texts | _Embeddings = _Texts(column)
+        lengths = np.fromiter(map(len, raw), np.int64, len(raw))
+        first = np.frombuffer(b"".join([text[:1] or b" " for text in raw]), np.uint8)
+        doubted |= (lengths > reader.max_text_bytes) | _BEGINS_SPACE[first] | _has_nul(raw)
+        digests = b"".join([digest_of("text", text) for text in raw])
+    else:
+        matrix, missing = _matrix(column, reader.shape.dimension)
+        contents = _Embeddings(matrix)
+        doubted |= missing | ~np.isfinite(matrix).all(axis=1) | ~matrix.any(axis=1)
+        data = np.ascontiguousarray(matrix, "<f4").data.cast("B")
+        width = 4 * reader.shape.dimension
+        digests = b"".join([digest_of("embedding", data[at : at + width]) for at in range(0, len(data), width)])
+    failures: dict[int, ItemError] = {}
+    for i in np.flatnonzero(doubted).tolist():
+        try:
+            reader.read({"item_id": ids[i].as_py(), kind: column[i].as_py()})
+        except ItemError as error:
+            failures[i] = error
+    return ItemColumns(item_ids, np.frombuffer(digests, np.uint64), contents, failures)
+
+
+def _binary(column: pa.Array) -> list[bytes]:
+    """UTF-8 of each row; nothing where it is null."""
+    return [value or b"" for value in column.cast(pa.binary()).to_pylist()]
+
+
+def _has_nul(values: list[bytes]) -> NDArray[np.bool_] | bool:
+    """Which have a NUL byte; it is rare, so all are searched together first."""
+    if b"\0" not in b"".join(values):
+        return False
+    return np.fromiter((b"\0" in value for value in values), np.bool_, len(values))
+
+
+def _matrix(column: pa.FixedSizeListArray, dimension: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Embeddings (B, D), and which rows (B,) are null or have a null in them; zeros stand there."""
+    numbers = column.values.slice(column.offset * dimension, len(column) * dimension)
+    missing = np.zeros(len(column), np.bool_)
+    if column.null_count:
+        missing |= column.is_null().to_numpy(zero_copy_only=False)
+    if numbers.null_count:
+        missing |= numbers.is_null().to_numpy(zero_copy_only=False).reshape(-1, dimension).any(axis=1)
+        numbers = numbers.fill_null(0.0)
+    return numbers.to_numpy().reshape(-1, dimension), missing
+
+
+def write_answers(item_ids: pa.Array, answers: AnswerColumns, schema: pa.Schema) -> bytes:
+    """The answers as a record batch's message."""
+    failed = np.zeros(len(item_ids), np.bool_)
+    failed[list(answers.failures)] = True
+    without = failed | (answers.suffixes < 0)
+    codes = pa.array(answers.codes.reshape(-1))
+    columns = {
+        "item_id": _said(item_ids.cast(pa.string()), answers.failures),
+        "semantic_id": _semantic_ids(answers, without),
+        "codes": pa.FixedSizeListArray.from_arrays(codes, type=schema.field("codes").type, mask=pa.array(failed)),
+        "suffix": pa.array(answers.suffixes.astype(np.int32), mask=without),
+        "created": pa.array(answers.created, mask=failed),
+        "content_changed": pa.array(answers.content_changed, mask=failed),
+        "overflow": pa.array(answers.overflow, mask=failed),
+        "quantization_error": pa.array(answers.quantization_errors, mask=np.isnan(answers.quantization_errors)),
+        "margin": pa.array(answers.margins, mask=np.isnan(answers.margins)),
+        "group_size": pa.array(answers.group_sizes, mask=answers.group_sizes < 0),
+        "error": _errors(answers.failures, len(item_ids)),
+    }
+    return _message(pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema))
+
+
+def _message(batch: pa.RecordBatch) -> bytes:
+    message: bytes = batch.serialize().to_pybytes()
+    return message
+
+
+def _semantic_ids(answers: AnswerColumns, without: NDArray[np.bool_]) -> pa.Array:
+    numbers = [pa.array(level).cast(pa.string()) for level in answers.codes.T]
+    suffixes = pa.array(answers.suffixes, mask=without).cast(pa.string())  # where it is null, so is the ID
+    joined = pc.binary_join_element_wise(*numbers, suffixes, "-")
+    if not answers.semantic_ids:
+        return joined
+    values = joined.to_pylist()
+    for place, semantic_id in answers.semantic_ids.items():
+        values[place] = semantic_id
+    return pa.array(values, pa.string())
+
+
+def _said(item_ids: pa.Array, failures: Mapping[int, ItemError]) -> pa.Array:
+    """The item ids; null where one is none."""
+    unsaid = [place for place, error in failures.items() if isinstance(error, InvalidItemId)]
+    if not unsaid:
+        return item_ids
+    mask = np.zeros(len(item_ids), np.bool_)
+    mask[unsaid] = True
+    return pc.if_else(pa.array(mask), pa.scalar(None, pa.string()), item_ids)
+
+
+def _errors(failures: Mapping[int, ItemError], rows: int) -> pa.Array:
+    if not failures:
+        return pa.nulls(rows, _ERROR)
+    values: list[dict[str, Any] | None] = [None] * rows
+    for place, error in failures.items():
+        values[place] = error.as_error()
+    return pa.array(values, _ERROR)

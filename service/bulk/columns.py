@@ -1,0 +1,228 @@
+r"""Items as columns: an array for each of their parts, so that a bulk format costs no object for an item.
+
+    columns --registry--> unchanged items: answered
+                      \--> new items --batcher--> codes --registry--> answered
+                      \--> all others, a few: as items of a JSON body are (`tokenization`)
+
+The others are those whose content changed, that were retired, that stand twice, whose codes are full, and dry runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.answers import Answer
+from service.batching.jobs import Content, EncodedRow
+from service.content import Item
+from service.errors import ItemError
+from service.http.schemas import TokenizeOptions
+from service.metrics import Metrics
+from service.records import Records
+from service.tokenization import Tokenization
+from service.tokenizers import LoadedTokenizer
+
+Places = NDArray[np.int64]
+
+
+class ContentColumn(Protocol):
+    """The content of many items."""
+
+    def at(self, places: Places) -> list[Content]:
+        """The texts, or the embeddings (D,) float32, at these places."""
+
+
+@dataclass(frozen=True)
+class ItemColumns:
+    """Items, by their places; where one failed, its other columns say nothing.
+
+    Attributes:
+        item_ids: UTF-8.
+        digests: (B,) uint64. Of the contents, in the bytes' own order.
+        contents: What is tokenized.
+        failures: What is wrong with items.
+    """
+
+    item_ids: Sequence[bytes]
+    digests: NDArray[np.uint64]
+    contents: ContentColumn
+    failures: Mapping[int, ItemError]
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.item_ids)
+
+    def items(self, places: Places) -> dict[int, Item]:
+        """The items at these places, one by one."""
+        contents = self.contents.at(places)
+        return {
+            i: Item(self.item_ids[i].decode(), content, self.digests[i].tobytes())
+            for i, content in zip(places.tolist(), contents, strict=True)
+        }
+
+    def once(self) -> NDArray[np.bool_]:
+        """Which places have a valid item whose id stands at no other."""
+        valid = np.ones(len(self), np.bool_)
+        valid[list(self.failures)] = False
+        if len(set(self.item_ids)) < len(self):
+            _, inverse, counts = np.unique(
+                np.array(self.item_ids, dtype=object), return_inverse=True, return_counts=True
+            )
+            valid &= counts[inverse] == 1
+        return valid
+
+
+@dataclass
+class AnswerColumns:
+    """The answers to items, by their places; where an item failed, its other columns say nothing.
+
+    Attributes:
+        codes: (B, L) int32.
+        suffixes: (B,) int64; -1 in a dry run of an item without one.
+        created: (B,) bool.
+        content_changed: (B,) bool.
+        overflow: (B,) bool.
+        quantization_errors: (B,) float64; NaN where nothing had to be computed.
+        margins: (B,) float64; the same.
+        group_sizes: (B,) int64; -1 but for a dry run.
+        semantic_ids: Those of a dry run, whose codes may be others.
+        failures: What is wrong with items.
+    """
+
+    codes: NDArray[np.int32]
+    suffixes: NDArray[np.int64]
+    created: NDArray[np.bool_]
+    content_changed: NDArray[np.bool_]
+    overflow: NDArray[np.bool_]
+    quantization_errors: NDArray[np.float64]
+    margins: NDArray[np.float64]
+    group_sizes: NDArray[np.int64]
+    semantic_ids: dict[int, str | None] = field(default_factory=dict)
+    failures: dict[int, ItemError] = field(default_factory=dict)
+
+    @classmethod
+    def empty(cls, rows: int, levels: int) -> AnswerColumns:
+        """Nothing yet."""
+        return cls(
+            codes=np.zeros((rows, levels), np.int32),
+            suffixes=np.full(rows, -1),
+            created=np.zeros(rows, np.bool_),
+            content_changed=np.zeros(rows, np.bool_),
+            overflow=np.zeros(rows, np.bool_),
+            quantization_errors=np.full(rows, np.nan),
+            margins=np.full(rows, np.nan),
+            group_sizes=np.full(rows, -1),
+        )
+
+    def put(self, place: int, answer: Answer) -> None:
+        """One answer, as a JSON body's."""
+        self.codes[place] = answer["codes"]
+        self.suffixes[place] = -1 if answer["suffix"] is None else answer["suffix"]
+        self.created[place] = answer["created"]
+        self.content_changed[place] = answer["content_changed"]
+        self.overflow[place] = answer.get("overflow", False)
+        self.quantization_errors[place] = _or_nan(answer["quantization_error"])
+        self.margins[place] = _or_nan(answer["margin"])
+        self.group_sizes[place] = answer.get("group_size", -1)
+        if "group_size" in answer:  # of a dry run: the ID may have other codes
+            self.semantic_ids[place] = answer["semantic_id"]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Items on their way to their answers; `done` are those that have theirs."""
+
+    tokenizer: LoadedTokenizer
+    options: TokenizeOptions
+    columns: ItemColumns
+    answers: AnswerColumns
+    done: NDArray[np.bool_]
+
+    @classmethod
+    def begin(cls, tokenizer: LoadedTokenizer, options: TokenizeOptions, columns: ItemColumns) -> _Work:
+        answers = AnswerColumns.empty(len(columns), len(tokenizer.manifest.codebook_sizes))
+        answers.failures.update(columns.failures)
+        done = np.zeros(len(columns), np.bool_)
+        done[list(columns.failures)] = True
+        return cls(tokenizer, options, columns, answers, done)
+
+    def item_ids(self, places: Places) -> list[bytes]:
+        return [self.columns.item_ids[i] for i in places.tolist()]
+
+
+class ColumnTokenization:
+    """`Tokenization` of columns: what most items of a bulk need by arrays, the rest by it."""
+
+    def __init__(self, tokenization: Tokenization, records: Records, metrics: Metrics) -> None:
+        self._tokenization = tokenization
+        self._records = records
+        self._metrics = metrics
+
+    async def answer(self, tokenizer: LoadedTokenizer, options: TokenizeOptions, columns: ItemColumns) -> AnswerColumns:
+        """The answer to each item.
+
+        Raises:
+            ServiceError: They all fail.
+        """
+        work = _Work.begin(tokenizer, options, columns)
+        self._count(work, "failed", len(columns.failures))
+        if options.assign:
+            await self._assign(work, await self._recall(work, np.flatnonzero(columns.once())))
+        others = np.flatnonzero(~work.done)
+        if len(others):
+            found, failures = await self._tokenization.items(tokenizer, options, columns.items(others))
+            work.answers.failures.update(failures)
+            for place, answer in found.items():
+                work.answers.put(place, answer)
+        return work.answers
+
+    async def _recall(self, work: _Work, places: Places) -> Places:
+        """Answers those that are known and unchanged; returns those that are new."""
+        record = await self._records.of(work.options.namespace, work.tokenizer.manifest)
+        with self._metrics.registry_seconds.labels("recall").time():
+            held = await record.held(work.item_ids(places))
+        stands = held.live & (held.digests == work.columns.digests[places])
+        if work.options.on_change == "reassign":
+            stands &= ~held.content_changed
+        known, answers = places[stands], work.answers
+        answers.codes[known] = held.codes[stands]
+        answers.suffixes[known] = held.suffixes[stands]
+        answers.content_changed[known] = held.content_changed[stands]
+        work.done[known] = True
+        self._count(work, "known", len(known))
+        return places[~held.known]
+
+    async def _assign(self, work: _Work, places: Places) -> None:
+        """Answers those that get the next suffix of their codes."""
+        answers = work.answers
+        outcomes = await work.tokenizer.batcher.encode(work.columns.contents.at(places))
+        places = places[[isinstance(outcome, EncodedRow) for outcome in outcomes]]
+        if not len(places):
+            return
+        rows = [outcome for outcome in outcomes if isinstance(outcome, EncodedRow)]
+        codes, answers.margins[places], answers.quantization_errors[places], _ = zip(*rows, strict=True)
+        answers.codes[places] = codes
+        record = await self._records.of(work.options.namespace, work.tokenizer.manifest, create=True)
+        with self._metrics.registry_seconds.labels("claim").time():
+            suffixes = await record.claim_columns(
+                work.item_ids(places),
+                work.columns.digests[places],
+                answers.codes[places],
+                reassign=work.options.on_change == "reassign",
+            )
+        answers.suffixes[places] = suffixes
+        created = places[suffixes >= 0]
+        answers.created[created] = True
+        work.done[created] = True
+        self._count(work, "created", len(created))
+
+    def _count(self, work: _Work, outcome: str, items: int) -> None:
+        self._metrics.items.labels(work.tokenizer.full_name, outcome).inc(items)
+
+
+def _or_nan(value: Any) -> float:
+    return np.nan if value is None else float(value)

@@ -1,0 +1,140 @@
+"""`application/x-ndjson`: an item a line, and an entry a line in answer.
+
+    {"item_id": "kettle-1", "text": "Cordless kettle"}     {"item_id":"kettle-1","semantic_id":"81-37-183-181-0",...}
+    {"item_id": "kettle-2", "text"                     ->  {"item_id":null,"error":{...},"line":2}
+
+A line that is not JSON, or too long to be held, fails alone. What ends a stream before its time is its last line, the
+only one with the member `problem`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import orjson
+
+from service.answers import Answer
+from service.errors import InvalidLine, NotJson, SemidError
+from service.http.bodies import Room, parse_json
+
+MEDIA_TYPE = "application/x-ndjson"
+MAX_LINE_BYTES = 2**20
+LINES_PER_GROUP = 256
+
+UseCase = Callable[[Sequence[object]], Awaitable[list[Answer]]]
+
+
+class Line(NamedTuple):
+    """One line of a body, counted from 1: its bytes, or why there are none."""
+
+    number: int
+    content: bytes | InvalidLine
+
+    @property
+    def size(self) -> int:
+        """Its bytes in the body, where they are held."""
+        return len(self.content) + 1 if isinstance(self.content, bytes) else 0
+
+    @property
+    def entry(self) -> object:
+        """Its JSON value; an error where it is none, in the place of the item."""
+        if isinstance(self.content, InvalidLine):
+            return self.content
+        try:
+            return parse_json(self.content)
+        except NotJson as error:
+            return InvalidLine(f"it is not JSON: {error.detail}")
+
+
+class Ndjson:
+    """Lines in, lines out.
+
+    Args:
+        use_case: Answers the entries of a group, in order.
+        max_line_bytes: Of one line; beyond it the line is not held and fails.
+    """
+
+    media_type = MEDIA_TYPE
+
+    def __init__(self, use_case: UseCase, *, max_line_bytes: int = MAX_LINE_BYTES) -> None:
+        self._use_case = use_case
+        self._max_line_bytes = max_line_bytes
+
+    def begin(self) -> bytes:
+        """Nothing."""
+        return b""
+
+    async def groups(self, chunks: AsyncIterator[bytes], room: Room) -> AsyncIterator[tuple[list[Line], int]]:
+        """The lines that have arrived, blank ones left out, a few hundred together at most."""
+        splitter = LineSplitter(self._max_line_bytes)
+        held = 0
+        async for chunk in chunks:
+            await room.take(len(chunk))
+            held += len(chunk)
+            for group in _grouped(splitter.split(chunk)):
+                size = sum(line.size for line in group)
+                held -= size
+                yield group, size
+            room.give(held - splitter.held)  # of what is not looked at: blank lines, too long ones
+            held = splitter.held
+        if group := list(splitter.finish()):
+            yield group, held
+
+    async def answer(self, group: Sequence[Line]) -> bytes:
+        """The answer to each line of a group; one that fails says which it is."""
+        answers = await self._use_case([line.entry for line in group])
+        for line, answer in zip(group, answers, strict=True):
+            if "error" in answer:
+                answer["line"] = line.number
+        return b"".join(map(_written, answers))
+
+    def end(self, problem: SemidError | None) -> bytes:
+        """Nothing, or the problem."""
+        return b"" if problem is None else _written({"problem": problem.as_problem()})
+
+
+class LineSplitter:
+    """Chunks -> lines, of which none is held beyond a limit."""
+
+    def __init__(self, max_line_bytes: int) -> None:
+        self._max_line_bytes = max_line_bytes
+        self._begun = b""  # of the line that is not complete yet
+        self._too_long = False
+        self._number = 0
+
+    @property
+    def held(self) -> int:
+        """Bytes of the line that is not complete yet."""
+        return len(self._begun)
+
+    def split(self, chunk: bytes) -> Iterator[Line]:
+        """The lines that this chunk completes."""
+        *complete, rest = (self._begun + chunk).split(b"\n")
+        self._begun = rest
+        for content in complete:
+            yield from self._line(content)
+        if len(rest) > self._max_line_bytes:
+            self._begun, self._too_long = b"", True
+
+    def finish(self) -> Iterator[Line]:
+        """The last line, where no line end stands behind it."""
+        yield from self._line(self._begun)
+
+    def _line(self, content: bytes) -> Iterator[Line]:
+        self._number += 1
+        if self._too_long or len(content) > self._max_line_bytes:
+            self._too_long = False
+            yield Line(self._number, InvalidLine(f"it has more than {self._max_line_bytes} bytes"))
+        elif content.strip():
+            yield Line(self._number, content)
+
+
+def _grouped(lines: Iterator[Line]) -> Iterator[list[Line]]:
+    complete = list(lines)
+    for start in range(0, len(complete), LINES_PER_GROUP):
+        yield complete[start : start + LINES_PER_GROUP]
+
+
+def _written(entry: Answer) -> bytes:
+    return orjson.dumps(entry, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE)

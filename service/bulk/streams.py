@@ -1,0 +1,249 @@
+"""Bulk over HTTP: a body of any length is answered while it arrives, in bounded memory.
+
+    chunks --format--> groups --use case, a few at a time--> answers, in the order of the groups
+
+The caller sets the pace on both sides. No more is read than what is being worked on, so where the model or the registry
+is behind, or answers are not taken, the caller's own sending stands still: a stream waits, and is not refused in its
+middle. What ends it early is said in the answer's last entry once the answer has begun, else as a problem.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from service.errors import BodyTimeout, Overloaded, SemidError, ServiceError
+from service.http.bodies import Room
+
+log = logging.getLogger(__name__)
+
+G = TypeVar("G")
+
+GROUPS_IN_FLIGHT = 4
+LONGEST_PAUSE_S = 1.0
+
+
+class BulkFormat(Protocol[G]):
+    """What a stream is written in, both ways, and what answers it."""
+
+    media_type: str
+
+    def begin(self) -> bytes:
+        """What the answer begins with."""
+
+    def groups(self, chunks: AsyncIterator[bytes], room: Room) -> AsyncIterator[tuple[G, int]]:
+        """Items that are worked on together, and how many of the room's bytes are given back once they are answered.
+
+        Raises:
+            ServiceError: The body cannot be read any further.
+        """
+
+    async def answer(self, group: G) -> bytes:
+        """The answer to a group.
+
+        Raises:
+            ServiceError: There is none.
+        """
+
+    def end(self, problem: SemidError | None) -> bytes:
+        """What the answer ends with; a problem is why it ends before its time."""
+
+
+class StreamedAnswer(Response, Generic[G]):
+    """The answer to a stream.
+
+    Args:
+        bulk: What the body and the answer are written in, and what answers them.
+        room: The bytes that this stream holds.
+        headers: Of the answer.
+        patience_s: How long the caller may stand still, neither sending nor taking.
+    """
+
+    def __init__(self, bulk: BulkFormat[G], room: Room, headers: Mapping[str, str], *, patience_s: float) -> None:
+        super().__init__(headers=dict(headers), media_type=bulk.media_type)
+        del self.headers["content-length"]
+        self._bulk = bulk
+        self._room = room
+        self._patience_s = patience_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's own
+        """Answer while the body arrives.
+
+        Raises:
+            ClientDisconnect: The caller left before anything was answered.
+            ServiceError: The stream cannot be answered; nothing was sent.
+        """
+        with self._room:
+            caller = _Caller(receive, send, self._patience_s, self._head(), self._bulk.begin())
+            exchange = _Exchange(self._bulk, self._room, caller)
+            try:
+                await exchange.run()
+            except ClientDisconnect:
+                if not caller.answered:
+                    raise
+            except _Stalled:
+                log.warning("a caller took nothing of an answer for %g s: dropped", self._patience_s)
+
+    def _head(self) -> MutableMapping[str, Any]:
+        return {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+
+
+class _Stalled(Exception):
+    """The caller takes no answers."""
+
+
+@dataclass(frozen=True)
+class _End:
+    """The body has ended: as it should, or by what is wrong."""
+
+    fault: Exception | None = None
+
+
+@dataclass
+class _Caller:
+    """The connection, on which nobody waits for ever."""
+
+    receive: Receive
+    send: Send
+    patience_s: float
+    head: MutableMapping[str, Any]
+    begin: bytes
+    answered: bool = False
+
+    async def chunks(self, busy: Callable[[], bool]) -> AsyncIterator[bytes]:
+        """The body as it arrives.
+
+        Raises:
+            BodyTimeout: Nothing came for too long, though nothing else was `busy`.
+            ClientDisconnect: The caller left.
+        """
+        more = True
+        while more:
+            message = await self._next(busy)
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            if message.get("body"):
+                yield message["body"]
+            more = message.get("more_body", False)
+
+    async def leave(self) -> None:
+        """Returns when the caller leaves; call it once the body was read."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
+    async def _next(self, busy: Callable[[], bool]) -> Mapping[str, Any]:
+        receiving = asyncio.ensure_future(self.receive())
+        try:
+            while not (await asyncio.wait({receiving}, timeout=self.patience_s))[0]:
+                if not busy():
+                    msg = f"nothing arrived for {self.patience_s:g} s"
+                    raise BodyTimeout(msg)
+            return receiving.result()
+        finally:
+            receiving.cancel()
+
+    async def answer(self, data: bytes, *, more: bool) -> None:
+        """Send a part of the answer.
+
+        Raises:
+            _Stalled: It was not taken in time.
+        """
+        try:
+            async with asyncio.timeout(self.patience_s):
+                if not self.answered:
+                    self.answered = True
+                    await self.send(self.head)
+                    data = self.begin + data
+                await self.send({"type": "http.response.body", "body": data, "more_body": more})
+        except TimeoutError as error:
+            raise _Stalled from error
+
+
+@dataclass
+class _Exchange(Generic[G]):
+    """One stream under way: a task reads, each group is worked on in its own, one writes."""
+
+    bulk: BulkFormat[G]
+    room: Room
+    caller: _Caller
+    working: set[asyncio.Task[bytes]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        """Bound what is under way."""
+        self.queue: asyncio.Queue[tuple[asyncio.Task[bytes], int] | _End] = asyncio.Queue(GROUPS_IN_FLIGHT)
+
+    async def run(self) -> None:
+        """Returns when all is answered; however it ends, nothing of it goes on.
+
+        Raises:
+            ClientDisconnect: The caller left.
+            ServiceError: Why nothing was sent.
+        """
+        reading = asyncio.ensure_future(self._read())
+        writing = asyncio.ensure_future(self._write())
+        try:
+            await asyncio.wait({reading, writing}, return_when=asyncio.FIRST_COMPLETED)
+            if not writing.done():
+                raise ClientDisconnect
+            writing.result()
+        finally:
+            tasks = {reading, writing, *self.working}
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            for task in tasks:
+                _ = task.cancelled() or task.exception()  # said where it matters
+
+    async def _read(self) -> None:
+        """Puts each group to work; returns when the caller has left."""
+        end = _End()
+        try:
+            chunks = self.caller.chunks(busy=lambda: bool(self.working))
+            async for group, size in self.bulk.groups(chunks, self.room):
+                task = asyncio.create_task(self._answer(group))
+                self.working.add(task)
+                task.add_done_callback(self.working.discard)
+                await self.queue.put((task, size))
+        except ClientDisconnect:
+            return
+        except Exception as error:  # noqa: BLE001 - said at the end of the answer
+            end = _End(error)
+        await self.queue.put(end)
+        await self.caller.leave()
+
+    async def _answer(self, group: G) -> bytes:
+        while True:
+            try:
+                return await self.bulk.answer(group)
+            except Overloaded as error:  # the caller's sending stands still meanwhile
+                await asyncio.sleep(min(error.retry_after_s or 0, LONGEST_PAUSE_S))
+
+    async def _write(self) -> None:
+        """Sends the answers in the order of the groups, and says how the stream ended.
+
+        Raises:
+            ServiceError: Why nothing was sent.
+        """
+        while not isinstance(work := await self.queue.get(), _End):
+            task, size = work
+            try:
+                data = await task
+            except Exception as error:  # noqa: BLE001 - said at the end of the answer
+                work = _End(error)
+                break
+            await self.caller.answer(data, more=True)
+            self.room.give(size)
+        fault = work.fault
+        if fault is not None and not self.caller.answered:
+            raise fault
+        if fault is not None and not isinstance(fault, ServiceError):
+            log.error("a stream failed", exc_info=fault)
+            fault = SemidError("an unforeseen error; the service's log has it")
+        await self.caller.answer(self.bulk.end(fault), more=False)

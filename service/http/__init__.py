@@ -1,0 +1,1 @@
+"""The HTTP API: routes, bodies, what goes over the wire."""

@@ -1,0 +1,190 @@
+"""The HTTP API: every route hands over to the use case."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated
+from urllib.parse import unquote_to_bytes
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.responses import FileResponse
+
+from service.bulk import arrow, ndjson
+from service.bulk.arrow import ArrowStream
+from service.bulk.ndjson import Ndjson
+from service.content import read_item_id
+from service.errors import InvalidItemId, MalformedItemId
+from service.http.bodies import media_type_of
+from service.http.schemas import (
+    SEMANTIC_ID_EXAMPLE,
+    AssignmentAnswer,
+    Health,
+    LookupRequest,
+    LookupResponse,
+    Readiness,
+    RetiredAssignment,
+    TokenizeOptions,
+    TokenizeRequest,
+    TokenizeResponse,
+    TokenizersResponse,
+)
+from service.http.wire import (
+    ItemIdPath,
+    NamespaceQuery,
+    TokenizerQuery,
+    answered,
+    as_json,
+    body_of,
+    bulk_answers,
+    bulk_bodies,
+    gone,
+    problems,
+    queried,
+    query_of,
+    streamed,
+)
+from service.state import EXPLORER, State
+
+router = APIRouter()
+
+TokenizerOfManyQuery = Annotated[str | None, Query(description="Of this one alone; of all where absent.")]
+
+
+@router.post(
+    "/tokenize",
+    tags=["Tokenize"],
+    summary="Items to Semantic IDs",
+    response_model=TokenizeResponse,
+    responses={**problems(400, 408, 413, 415, 422, 429, 503), **bulk_answers()},
+    openapi_extra={**bulk_bodies(TokenizeRequest), **query_of(TokenizeOptions)},
+)
+async def tokenize(request: Request) -> Response:
+    """Give each item its Semantic ID: the one it holds, or a new one. A faulty item fails alone, in its place.
+
+    A stream of any length is answered while it arrives. What stands in the query holds where a JSON body says nothing.
+    """
+    state = State.of(request)
+    options = queried(request, TokenizeOptions)
+    if (media_type := media_type_of(request)) in {arrow.MEDIA_TYPE, ndjson.MEDIA_TYPE}:
+        named = state.tokenization.tokenizer(options.tokenizer)
+        origin = named.origin(options.namespace)
+        if media_type == ndjson.MEDIA_TYPE:
+            return streamed(request, state.gate, Ndjson(partial(state.tokenization.entries, named, options)), origin)
+        use_case = partial(state.columns.answer, named, options)
+        levels = len(named.manifest.codebook_sizes)
+        bulk = ArrowStream(use_case, named.reader, levels, origin, max_batch_bytes=state.gate.max_body_bytes)
+        return streamed(request, state.gate, bulk, origin)
+    tokenize_body = lambda body: state.tokenization.tokenize(body.beside(options))  # noqa: E731
+    return await answered(request, state.gate, TokenizeRequest, tokenize_body)
+
+
+@router.post(
+    "/lookup",
+    tags=["Look up"],
+    summary="Semantic IDs to items",
+    response_model=LookupResponse,
+    responses=problems(400, 408, 413, 415, 422, 429, 503),
+    openapi_extra=body_of(LookupRequest),
+)
+async def lookup(request: Request) -> Response:
+    """Find the holders of many Semantic IDs at once, such as a beam search's output."""
+    state = State.of(request)
+    return await answered(request, state.gate, LookupRequest, state.tokenization.lookup)
+
+
+@router.get(
+    "/item/{semantic_id}",
+    tags=["Look up"],
+    summary="Reverse lookup",
+    response_model=AssignmentAnswer,
+    responses={**problems(404, 422, 503), **gone("The item was retired", "RetiredProblem")},
+)
+async def item(
+    request: Request,
+    semantic_id: Annotated[str, Path(description="In either form.", examples=[SEMANTIC_ID_EXAMPLE])],
+    namespace: NamespaceQuery = "default",
+    tokenizer: TokenizerQuery = None,
+) -> Response:
+    """Find the item of a Semantic ID: the one that holds it, or held it before it was replaced."""
+    return as_json(await State.of(request).tokenization.by_semantic_id(semantic_id, namespace, tokenizer))
+
+
+@router.get(
+    "/assignment/{item_id:any_text}",
+    tags=["Look up"],
+    summary="Forward lookup",
+    response_model=AssignmentAnswer,
+    responses={**problems(404, 422, 503), **gone("The item was retired", "RetiredProblem")},
+)
+async def assignment(
+    request: Request, item_id: ItemIdPath, namespace: NamespaceQuery = "default", tokenizer: TokenizerQuery = None
+) -> Response:
+    """Find the Semantic ID that an item holds."""
+    _check_item_id(request, item_id)
+    return as_json(await State.of(request).tokenization.by_item_id(item_id, namespace, tokenizer))
+
+
+@router.delete(
+    "/assignment/{item_id:any_text}",
+    tags=["Tokenize"],
+    summary="Retire an item",
+    response_model=RetiredAssignment,
+    responses=problems(404, 422, 503),
+)
+async def retire(
+    request: Request, item_id: ItemIdPath, namespace: NamespaceQuery = "default", tokenizer: TokenizerQuery = None
+) -> Response:
+    """Take an item out of every listing. Its Semantic ID stays its own: the item gets it back when it comes again."""
+    _check_item_id(request, item_id)
+    return as_json(await State.of(request).tokenization.retire(item_id, namespace, tokenizer))
+
+
+@router.get("/tokenizers", tags=["Operate"], summary="What is loaded", response_model=TokenizersResponse)
+async def tokenizers(request: Request) -> Response:
+    """The manifests of the loaded tokenizers, the default first: fingerprint, components, measures."""
+    return as_json(State.of(request).manifests())
+
+
+@router.get("/healthz", tags=["Operate"], summary="Liveness", response_model=Health, responses=problems(422, 503))
+async def healthz(request: Request, tokenizer: TokenizerOfManyQuery = None) -> Response:
+    """Whether the thread of each model runs; where one does not, the process needs a restart."""
+    State.of(request).check_alive(tokenizer)
+    return as_json({"alive": True})
+
+
+@router.get("/readyz", tags=["Operate"], summary="Readiness", response_model=Readiness, responses=problems(422, 503))
+async def readyz(request: Request, tokenizer: TokenizerOfManyQuery = None) -> Response:
+    """Whether all models are warm and the registry answers."""
+    await State.of(request).check_ready(tokenizer)
+    return as_json({"ready": True})
+
+
+@router.get(
+    "/metrics",
+    tags=["Operate"],
+    summary="Prometheus metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "The exposition."}},
+)
+async def metrics(request: Request) -> Response:
+    """Counters and histograms in Prometheus' text format."""
+    metrics = State.of(request).metrics
+    return Response(metrics.render(), headers={"content-type": metrics.content_type})
+
+
+@router.get("/", include_in_schema=False)
+async def explorer() -> FileResponse:
+    """The page."""
+    return FileResponse(EXPLORER / "index.html")
+
+
+def _check_item_id(request: Request, item_id: str) -> None:
+    """Raise MalformedItemId unless it is one; what is no UTF-8 in a path has been replaced by other characters."""
+    try:
+        unquote_to_bytes(request.scope.get("raw_path", b"")).decode()
+    except UnicodeDecodeError as error:
+        raise MalformedItemId("the path is not UTF-8") from error
+    try:
+        read_item_id(item_id)
+    except InvalidItemId as error:
+        raise MalformedItemId(error.detail) from error

@@ -1,0 +1,179 @@
+"""What every route shares: parameters, bodies, answers, and how they are documented."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Annotated, Any, TypeVar
+
+import orjson
+from fastapi import Path, Query, Request, Response
+from pydantic import BaseModel, ValidationError
+from starlette.convertors import PathConvertor, register_url_convertor
+
+from service.bulk import arrow, ndjson
+from service.bulk.streams import BulkFormat, StreamedAnswer
+from service.content import MAX_ITEM_ID_BYTES
+from service.errors import PROBLEM_JSON, MalformedRequest, UnsupportedMediaType
+from service.http.bodies import BodyGate, parse_json, require_json, unless_disconnected
+from service.http.schemas import ITEM_SCHEMA, Namespace, TokenizerName, describe
+
+R = TypeVar("R", bound=BaseModel)
+G = TypeVar("G")
+
+BYTES_ON_THE_LOOP = 64 * 1024  # parsing more would keep other requests waiting
+
+ItemIdPath = Annotated[str, Path(description="The catalogue's own key.", max_length=MAX_ITEM_ID_BYTES)]
+NamespaceQuery = Annotated[Namespace, Query()]
+TokenizerQuery = Annotated[TokenizerName, Query()]
+
+_LINES_EXAMPLE = [
+    {"item_id": "kettle-1", "text": "Cordless electric kettle, stainless steel, 1.7 l"},
+    {"item_id": "lamp-1", "fields": {"title": "Desk lamp", "categories": ["Home", "Lighting"]}},
+]
+_BINARY = {"type": "string", "format": "binary"}
+_ARROW_ITEMS = "Columns item_id, and text or embedding, a fixed-size list of float32."
+_ARROW_ANSWERS = f"A row an item, in order; columns {', '.join(arrow.answer_schema(1, {}).names)}."
+_ENTRY = {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("TokenizedItem", "FailedItem")]}
+_TITLES = {
+    400: "The body is not JSON",
+    404: "Nothing is assigned there",
+    408: "The body did not arrive in time",
+    413: "The body is too large",
+    415: "The content type is not supported",
+    422: "The request does not fit its schema",
+    429: "The service is at its limit",
+    503: "The model or the registry is not available",
+}
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}}
+
+
+class AnyText(PathConvertor):
+    """All the rest of a path. The convertor `path` stops at a line end: it would find the item `a` for `a%0A`."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("any_text", AnyText())
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Documented problem answers, by status."""
+    return {
+        status: {
+            "description": _TITLES[status],
+            "content": _problem("Problem"),
+            **({"headers": _RETRY_AFTER} if status in {429, 503} else {}),
+        }
+        for status in statuses
+    }
+
+
+def gone(description: str, schema: str) -> dict[int | str, dict[str, Any]]:
+    """A documented 410, whose problem has members of its own."""
+    return {410: {"description": description, "content": _problem(schema)}}
+
+
+def body_of(model: type[BaseModel]) -> dict[str, Any]:
+    """The documented body of a route that reads its bytes itself."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def query_of(model: type[BaseModel]) -> dict[str, Any]:
+    """The documented query of a route that reads it itself, see `queried`."""
+    members = model.model_json_schema()["properties"].items()
+    return {"parameters": [{"name": name, "in": "query", "required": False, "schema": one} for name, one in members]}
+
+
+def queried(request: Request, model: type[R]) -> R:
+    """What the query says of these members. Most requests have none: FastAPI would look for each of them every time.
+
+    Raises:
+        MalformedRequest: It does not fit the model.
+    """
+    if not request.scope["query_string"]:
+        return model()
+    said = {name: value for name, value in request.query_params.items() if name in model.model_fields}
+    return _validated(model, said, strict=False)
+
+
+def bulk_bodies(model: type[BaseModel]) -> dict[str, Any]:
+    """The documented bodies of a route that takes a JSON body or a stream."""
+    documented = body_of(model)
+    documented["requestBody"]["content"] |= {
+        ndjson.MEDIA_TYPE: {
+            "schema": {"type": "array", "items": ITEM_SCHEMA, "description": "An item a line, of any number."},
+            "example": _LINES_EXAMPLE,
+        },
+        arrow.MEDIA_TYPE: {"schema": {**_BINARY, "description": _ARROW_ITEMS}},
+    }
+    return documented
+
+
+def bulk_answers() -> dict[int | str, dict[str, Any]]:
+    """The documented answers to streams, beside the JSON one."""
+    entries = {"type": "array", "items": _ENTRY, "description": "An entry a line, in order."}
+    content = {
+        ndjson.MEDIA_TYPE: {"schema": entries},
+        arrow.MEDIA_TYPE: {"schema": {**_BINARY, "description": _ARROW_ANSWERS}},
+    }
+    headers = {
+        f"Semid-{name.title()}": {"description": f"Of streams: the {name}.", "schema": {"type": "string"}}
+        for name in ("tokenizer", "namespace")
+    }
+    return {200: {"content": content, "headers": headers}}
+
+
+def as_json(answer: Any, status: int = 200) -> Response:
+    """A JSON answer; times end with Z."""
+    return Response(orjson.dumps(answer, option=orjson.OPT_UTC_Z), status, media_type="application/json")
+
+
+async def parsed(request: Request, body: bytes, model: type[R]) -> R:
+    """The validated envelope of a JSON body; a large one is parsed off the event loop.
+
+    Raises:
+        NotJson: The body is no JSON.
+        MalformedRequest: It does not fit the model.
+    """
+    require_json(request)
+    if len(body) > BYTES_ON_THE_LOOP:
+        return await asyncio.to_thread(_parsed, body, model)
+    return _parsed(body, model)
+
+
+def _parsed(body: bytes, model: type[R]) -> R:
+    return _validated(model, parse_json(body))
+
+
+def _validated(model: type[R], value: Any, *, strict: bool | None = None) -> R:
+    try:
+        return model.model_validate(value, strict=strict)
+    except ValidationError as error:
+        raise MalformedRequest(describe(error.errors(include_url=False, include_input=False))) from error
+
+
+async def answered(
+    request: Request, gate: BodyGate, model: type[R], use_case: Callable[[R], Coroutine[Any, Any, Any]]
+) -> Response:
+    """What a use case answers to a JSON body; a caller who leaves is not worked for any longer."""
+    async with gate.read(request) as body:
+        return as_json(await unless_disconnected(request, use_case(await parsed(request, body, model))))
+
+
+def streamed(request: Request, gate: BodyGate, bulk: BulkFormat[G], origin: Mapping[str, str]) -> Response:
+    """What a bulk format answers to a body of any length, while it arrives; the origin goes into headers.
+
+    Raises:
+        UnsupportedMediaType: The body is compressed.
+    """
+    if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
+        msg = f"the body is compressed ({encoding!r}); send it as it is"
+        raise UnsupportedMediaType(msg)
+    headers = {f"semid-{name}": value for name, value in origin.items()}
+    return StreamedAnswer(bulk, gate.room(), headers, patience_s=gate.timeout_s)
+
+
+def _problem(schema: str) -> dict[str, Any]:
+    return {PROBLEM_JSON: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
