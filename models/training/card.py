@@ -13,6 +13,14 @@ BELOW_FLOAT64 = "the canonical path of this text encoder computes parts in float
 
 NOT_MEASURED = "not measured"
 
+# Of each path of the ladder (see `models.ladder`), by the name that its bound has.
+_PATHS: Mapping[str, str] = {
+    "text_bfloat16": "texts, bfloat16",
+    "text": "texts, float32",
+    "embedding_float32": "embeddings, float32",
+    "embedding": "embeddings, float64",
+}
+
 # Of each family: what its prefix means, how training chose, what it is good and bad at. What was measured of them is in
 # docs/families.md.
 FAMILY_WORDS: Mapping[str, str] = {
@@ -178,29 +186,32 @@ def _figures(report: Mapping[str, Any], *, held_out_items: int) -> str:
 
 def _exactness(manifest: Manifest) -> str:
     notes = manifest.calibration
-    largest, shares = notes["largest_error"], notes["recomputed_share"]
-    below = notes["canonical_below_float64"]
-    unmeasured = {"text"} if manifest.text_encoder is None else set()
-    warning = (
-        f"{BELOW_FLOAT64.capitalize()} ({', '.join(below)}): another processor may place an item near a tie elsewhere."
-    )
-    return "\n".join(
-        [
-            "## Exactness",
+    shares, below = notes["recomputed_share"], notes["canonical_below_float64"]
+    moved = notes.get("bfloat16_moves_margins_by", {})
+    largest = {**notes["largest_error"], "text_bfloat16": moved.get("largest")}
+    measured = [path for path in _PATHS if path in shares and manifest.bounds.get(path) is not None]
+    if manifest.text_encoder is None:
+        measured = [path for path in measured if not path.startswith("text")]
+    lines = [
+        "## Exactness",
+        "",
+        "Rows nearer to a tie than a path's bound go on to a more exact one, at last alone in float64: codes depend on",
+        "content only (docs/exactness.md). Errors are norms of latents; bfloat16's is by what it moved a margin.",
+        "",
+        "| path | largest error seen | bound | rows that go on |",
+        "| --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {_PATHS[path]} | {largest[path]:.2g} | {manifest.bounds[path]:.2g} | {shares[path]:.3%} |"
+        for path in measured
+    ]
+    if below:
+        parts = ", ".join(below)
+        lines += [
             "",
-            "Rows nearer to a tie than the bound are computed again, alone in float64: codes depend on content only.",
-            "",
-            "| path | largest latent error seen | bound | rows computed again |",
-            "| --- | --- | --- | --- |",
-            *(
-                f"| {path} | {NOT_MEASURED}: it takes none | | |"
-                if path in unmeasured
-                else f"| {path} | {largest[path]:.2g} | {manifest.bounds[path]:.2g} | {shares[path]:.3%} |"
-                for path in ("text", "embedding")
-            ),
-            *(["", warning] if below else []),
+            f"{BELOW_FLOAT64.capitalize()} ({parts}): another processor may place an item near a tie elsewhere.",
         ]
-    )
+    return "\n".join(lines)
 
 
 def _limits(manifest: Manifest) -> str:

@@ -43,7 +43,9 @@ def test_what_was_not_held_out_is_not_measured(of_embeddings: Manifest) -> None:
 
 def test_a_tokenizer_of_embeddings_tells_nothing_of_texts(of_embeddings: Manifest) -> None:
     card, of_texts = model_card(of_embeddings), model_card(read_manifest(DEFAULT_CHECKPOINT))
-    assert "| text | not measured: it takes none | | |" in card
+    assert "| embeddings, float32 |" in card
+    assert "| texts, float32 |" not in card
+    assert "| texts, float32 |" in of_texts
     assert "cuts long texts" not in card
     assert "items with equal ones share all codes" in card
     assert "not measured" not in of_texts
