@@ -7,8 +7,10 @@ A row whose margin is within a path's bound goes on to a more exact one (P4). Tw
   change a code while its norm is below the margin, whatever its direction.
 - bfloat16 errs ten thousand times as much, and a bound by the norm would leave most rows in doubt. But an error moves a
   margin only by its part along the one direction to the plane, about the norm over the root of d. That part is what is
-  measured: by how much each level's margin differs between the paths. The bound is six times its root mean square, or
-  twice the largest seen, whichever is more. What was seen is many thousand roundings added up, so nearly normal.
+  measured: by how much each level's margin differs between the paths. The bound is eight times its root mean square,
+  or twice the largest seen, whichever is more. What was seen is many thousand roundings added up, but not quite normal:
+  some texts (long ones, soups of words, scripts the encoder hardly knows) err half as much again as most, so that of
+  ten thousand texts one is seven times the root mean square off.
 
 Manifests hold the bounds of the machine that froze; `self_test` measures on the machine that serves.
 """
@@ -33,7 +35,7 @@ SAFETY_FACTOR = 32.0
 SAMPLE_TEXTS = 96
 
 # Of the part of bfloat16's error that moves a margin: standard deviations, and the share of the largest one seen.
-DEVIATIONS = 6.0
+DEVIATIONS = 8.0
 LARGEST = 2.0
 
 # Batch size and order of the texts: mixed lengths differ much, sorted ones little.
@@ -50,13 +52,23 @@ PAYING_SHARE = 0.25
 # Of the self-test: lengths of its texts in words (float64 alone is slow), and how many it has where bfloat16 is tested.
 TEST_LENGTHS = (1, 3, 6, 10, 16, 25, 40, 80)
 TEST_PASSES = ((1, "mixed"), (3, "sorted"), (10, "mixed"))
-BFLOAT16_TEST_TEXTS = 64
+BFLOAT16_TEST_TEXTS = 64  # of words, and half as many of letters
 TEST_EMBEDDINGS = 32
 _WORDS = """
 stainless steel kettle cordless 1.7 l kitchen > appliances wireless mouse 2.4 GHz black anti-dandruff shampoo with tea
 tree oil, 12 oz (pack of 2) men's running shoes size 10.5 red vintage nitrile gloves powder-free medium 100/box
 Crème brûlée torch USB-C cable for iPhone garden hose 50 ft. paperback the history of jazz ceramic mug dishwasher safe
 """.split()  # noqa: SIM905 - so that it reads
+_ALPHABETS = (
+    "abcdefghijklmnopqrstuvwxyz",
+    "0123456789.-/",
+    "!#$%&()*+,:;<=>?@[]^_{|}~",
+    "абвгдежзийклмнопрстуфхцчшщыьэюя",
+    "אבגדהוזחטיכלמנסעפצקרשת",
+    "ابتثجحخدذرزسشصضطظعغفقكلمنهوي",
+    "あいうえおかきくけこさしすせそ無線電子楽器食品",
+    "🎧🎁👟💄📚",
+)
 
 
 class Calibration(NamedTuple):
@@ -120,8 +132,10 @@ def calibrate(parts: TokenizerParts, embeddings: Tensor, texts: Sequence[str]) -
         # Once for all passes: the canonical path is slow.
         errors = _text_errors(tokenizer, pieces, tokenizer.canonical_latents(pieces), PASSES)
         moved = _moved_margins(tokenizer, pieces)
-        bounds = replace(bounds, text=max(SAFETY_FACTOR * max(errors.values()), bounds.text), text_bfloat16=moved.bound)
-        shares["text_bfloat16"] = _share(margins, moved.bound)
+        bounds = replace(bounds, text=max(SAFETY_FACTOR * max(errors.values()), bounds.text))
+        # Nothing moves where there is one codeword, and a bound is above 0.
+        bounds = replace(bounds, text_bfloat16=max(moved.bound, bounds.text))
+        shares["text_bfloat16"] = _share(margins, bounds.text_bfloat16 or 0.0)
         notes["largest_error"]["text"] = max(errors.values())
         notes["text_errors_by_batch"] = errors
         notes["bfloat16_moves_margins_by"] = {"root_mean_square": moved.root_mean_square, "largest": moved.largest}
@@ -165,7 +179,8 @@ def self_test(tokenizer: Tokenizer, *, bfloat16: bool = False) -> ErrorBounds:
     widened = replace(widened, text=max(bounds.text, SAFETY_FACTOR * max(errors)))
     if not bfloat16:
         return widened
-    moved = _moved_margins(tokenizer, tokenizer.split(_test_texts(TEST_LENGTHS * (BFLOAT16_TEST_TEXTS // 8))))
+    texts = _test_texts(TEST_LENGTHS * (BFLOAT16_TEST_TEXTS // 8)) + _strange_texts(TEST_LENGTHS[::2])
+    moved = _moved_margins(tokenizer, tokenizer.split(texts))
     return replace(widened, text_bfloat16=max(bounds.text_bfloat16 or 0.0, moved.bound))
 
 
@@ -211,7 +226,7 @@ def _moved_margins(tokenizer: Tokenizer, pieces: Sequence[WordPieces], size: int
         moved.append((exact.margins - fast.margins).abs()[stays & fast.margins.isfinite()])
         moved.append((exact.margins + fast.margins)[first_flip])
         margins.append(exact.margins.amin(dim=1))
-    parts = torch.cat(moved)
+    parts = torch.cat([*moved, torch.zeros(1)])  # there are no margins where there is one codeword
     return MovedMargins(float(parts.square().mean().sqrt()), float(parts.max()), torch.cat(margins))
 
 
@@ -235,6 +250,16 @@ def _test_texts(lengths: Sequence[int]) -> list[str]:
     """Made-up texts of so many words, always the same."""
     draw = random.Random(1)  # noqa: S311 - no secret
     return [" ".join(draw.choices(_WORDS, k=length)) for length in lengths]
+
+
+def _strange_texts(lengths: Sequence[int]) -> list[str]:
+    """Texts of so many made-up words in each of several scripts, always the same."""
+    draw = random.Random(2)  # noqa: S311 - no secret
+    return [
+        " ".join("".join(draw.choices(letters, k=draw.randint(1, 8))) for _ in range(length))
+        for letters in _ALPHABETS
+        for length in lengths
+    ]
 
 
 def _test_embeddings(tokenizer: Tokenizer) -> Tensor:

@@ -93,7 +93,7 @@ class ProductQuantizer(Quantizer):
     def rank(self, quantization: Quantization, count: int, *, exact: bool = False) -> Ranking:
         """The last level's codewords by their distance to its part, see `Quantizer.rank`."""
         part = self.parts(quantization.residuals[:, -2].detach())[-1]
-        return rank_codewords(part, self.codebooks[-1].detach(), count, exact=exact)
+        return rank_codewords(part, self.codebooks[-1].detach(), count, quantization.codes[:, -1], exact=exact)
 
     def decode(self, codes: Tensor) -> Tensor:
         """The chosen codewords side by side, (B, d).

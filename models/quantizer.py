@@ -19,6 +19,9 @@ TIE_TOLERANCE = 1e-12
 # Numbers that a measurement of all codewords by differences holds at once.
 DIFFERENCES = 2**24
 
+# Codewords up to which the distances between all of them are held: 128 MiB of them.
+SPANS_HELD = 4096
+
 # Bytes of scores that a processor searches at once: every pass over them after the first finds them in its cache.
 CACHED_BYTES = 2**19
 
@@ -63,7 +66,8 @@ class SearchTable(NamedTuple):
         norms: (K,), squared; infinite for a codeword that equals one before it, so that it is never chosen.
         radius: (), the largest norm.
         inverse_spans: (K, K), of each two codewords the inverse of twice their distance; minus infinity on the
-            diagonal, which leaves the chosen codeword out of its own margin.
+            diagonal, which leaves the chosen codeword out of its own margin. None of more than `SPANS_HELD` codewords:
+            each residual's row is computed when it is wanted.
         places: (K,) int32, 0 to K - 1.
     """
 
@@ -71,7 +75,7 @@ class SearchTable(NamedTuple):
     codewords: Tensor
     norms: Tensor
     radius: Tensor
-    inverse_spans: Tensor
+    inverse_spans: Tensor | None
     places: Tensor
 
 
@@ -163,12 +167,18 @@ def search_table(codebook: Tensor) -> SearchTable:
     centre = codebook.mean(dim=0)
     codewords = codebook - centre
     norms = codewords.square().sum(dim=1)
-    spans = 2 * torch.cdist(codebook, codebook, compute_mode="donot_use_mm_for_euclid_dist")
     places = torch.arange(len(codebook), device=codebook.device, dtype=torch.int32)
-    repeats = (spans == 0).int().argmax(dim=1) < places
-    inverse_spans = spans.reciprocal().fill_diagonal_(-torch.inf)
-    searched = norms.masked_fill(repeats, torch.inf)
+    inverse_spans = _inverse_spans(codewords, places.long()) if len(codebook) <= SPANS_HELD else None
+    _, group = codebook.unique(dim=0, return_inverse=True)
+    first = places.new_full((len(codebook),), len(codebook)).scatter_reduce(0, group, places, "amin")
+    searched = norms.masked_fill(first[group] < places, torch.inf)
     return SearchTable(centre, codewords, searched, norms.amax().sqrt(), inverse_spans, places)
+
+
+def _inverse_spans(codewords: Tensor, chosen: Tensor) -> Tensor:
+    """Rows (n, K) of `SearchTable.inverse_spans`, of the chosen (n,) among codewords (K, d)."""
+    spans = 2 * torch.cdist(codewords[chosen], codewords, compute_mode="donot_use_mm_for_euclid_dist")
+    return spans.reciprocal_().scatter_(1, chosen[:, None], -torch.inf)
 
 
 def nearest_codeword(
@@ -227,23 +237,27 @@ def nearest_candidate(residuals: Tensor, candidates: Tensor, absent: Tensor | No
     return NearestCodeword(first, planes.amin(dim=1).clamp_min(0))
 
 
-def rank_codewords(residuals: Tensor, codebook: Tensor, count: int, *, exact: bool = False) -> Ranking:
+def rank_codewords(
+    residuals: Tensor, codebook: Tensor, count: int, nearest: Tensor | None = None, *, exact: bool = False
+) -> Ranking:
     """The nearest codewords in order of their Euclidean distance; ties go to the lowest index.
 
     Args:
         residuals: (B, d) float64.
         codebook: (K, d), same dtype and device.
         count: How many at most.
+        nearest: (B,) int64, the nearest of each, where it is at hand.
         exact: Find each as the nearest of those that are left, as `nearest_codeword` does in its exact form.
     """
     count = min(count, len(codebook))
     ranked = []
-    for rows in residuals.split(max(1, DIFFERENCES // codebook.numel())):
+    nearest = nearest_codeword(residuals, codebook).code if nearest is None else nearest
+    at_once = max(1, DIFFERENCES // codebook.numel())
+    for rows, chosen in zip(residuals.split(at_once), nearest.split(at_once), strict=True):
         if exact:
             codes = torch.stack([_rank_exactly(row, codebook, count) for row in rows.split(1)])
         else:
-            nearest = codebook[nearest_codeword(rows, codebook).code]
-            codes = _distance_differences(rows, nearest, codebook).argsort(dim=1, stable=True)[:, :count]
+            codes = _distance_differences(rows, codebook[chosen], codebook).argsort(dim=1, stable=True)[:, :count]
         ranked.append(Ranking(codes, _order_margin(rows, codebook, codes)))
     return Ranking(torch.cat([part.codes for part in ranked]), torch.cat([part.margin for part in ranked]))
 
@@ -293,7 +307,9 @@ def _by_expansion(residuals: Tensor, table: SearchTable) -> NearestCodeword:
     # Rounding of two scores: each is a sum of d products and of what surrounds it.
     reach = points.norm(dim=1, keepdim=True) + table.radius
     slack = 2 * (points.shape[1] + 8) * torch.finfo(scores.dtype).eps * reach.square()
-    margins = gaps.sub_(slack).mul_(table.inverse_spans.index_select(0, code))
+    held = table.inverse_spans
+    inverse_spans = _inverse_spans(table.codewords, code) if held is None else held.index_select(0, code)
+    margins = gaps.sub_(slack).mul_(inverse_spans)
     return NearestCodeword(code, margins.amin(dim=1))
 
 

@@ -78,7 +78,7 @@ class ResidualQuantizer(Quantizer):
     def rank(self, quantization: Quantization, count: int, *, exact: bool = False) -> Ranking:
         """The last level's codewords by their distance to what it received, see `Quantizer.rank`."""
         received = quantization.residuals[:, -2].detach()
-        return rank_codewords(received, self.codebooks[-1].detach(), count, exact=exact)
+        return rank_codewords(received, self.codebooks[-1].detach(), count, quantization.codes[:, -1], exact=exact)
 
     def codewords(self, codes: Tensor) -> Tensor:
         """The chosen codeword of each level, (B, L, d), with gradient to the codebooks.

@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -258,6 +259,18 @@ def require_full_precision() -> None:
         or mkldnn not in {"none", "ieee"}
     ):
         raise CheckpointError("float32 arithmetic is lowered (TF32 or bfloat16); codes would not be exact")
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Compute as it says, whatever the caller is in: an autocast of his does not reach here.
+
+    Raises:
+        CheckpointError: Float32 arithmetic is lowered for the whole process.
+    """
+    require_full_precision()
+    with torch.autocast("cpu", enabled=False), torch.autocast(device.type, enabled=False):
+        yield
 
 
 def _weight_files(directory: Path) -> list[Path]:

@@ -21,7 +21,7 @@ from models.product import ProductQuantizer
 from models.quantizer import Quantization, Quantizer, Ranking
 from models.residual import ResidualQuantizer
 from models.template import TextTemplate
-from models.text_encoder import TextEncoder, WordPieces
+from models.text_encoder import TextEncoder, WordPieces, full_precision
 from models.tree import TreeQuantizer
 
 M = TypeVar("M", bound=nn.Module)
@@ -131,6 +131,7 @@ class Tokenizer:
 
         Raises:
             ValueError: The shape is wrong, or a number is not finite or too large to have a finite latent.
+            CheckpointError: Float32 arithmetic is lowered for the whole process.
         """
         self._check_embeddings(embeddings)
         double = embeddings.to("cpu", torch.float64)
@@ -147,12 +148,13 @@ class Tokenizer:
         # Numbers of more digits would lose some in float32 before anything is computed.
         if self.bounds.embedding_float32 is not None and embeddings.dtype != torch.float64:
             rungs.insert(0, Rung(Precision.FLOAT32, encode_fast, self.bounds.embedding_float32 * sizes))
-        return climb(
-            [rung._replace(encode=_in_parts(rung.encode)) for rung in rungs],
-            len(embeddings),
-            lambda row: self._canonical(double[row : row + 1], alternatives),
-            lambda row: double[row].numpy().tobytes(),
-        )
+        with full_precision(self.device):
+            return climb(
+                [rung._replace(encode=_in_parts(rung.encode)) for rung in rungs],
+                len(embeddings),
+                lambda row: self._canonical(double[row : row + 1], alternatives),
+                lambda row: double[row].numpy().tobytes(),
+            )
 
     @torch.inference_mode()
     def encode_texts(self, pieces: Sequence[WordPieces], *, alternatives: int = 0) -> Encoding:
@@ -164,8 +166,11 @@ class Tokenizer:
 
         Raises:
             ValueError: This tokenizer takes embeddings only, or an embedding came out not finite.
+            CheckpointError: As in `encode`.
         """
         text_encoder = self._require_text_encoder()
+        if not pieces:
+            return self.encode(torch.empty(0, self.dimension), alternatives=alternatives)
         places: dict[tuple[int, ...], int] = {}
         place = [places.setdefault(tuple(row), len(places)) for row in pieces]
         distinct = list(places)
@@ -180,9 +185,12 @@ class Tokenizer:
         rungs = [rung(Precision.FLOAT32, torch.float32, self.bounds.text)]
         if self.bounds.text_bfloat16 is not None:
             rungs.insert(0, rung(Precision.BFLOAT16, torch.bfloat16, self.bounds.text_bfloat16))
-        encoding = climb(
-            rungs, len(distinct), lambda row: self._canonical(text_encoder.embed_exactly(distinct[row]), alternatives)
-        )
+        with full_precision(self.device):
+            encoding = climb(
+                rungs,
+                len(distinct),
+                lambda row: self._canonical(text_encoder.embed_exactly(distinct[row]), alternatives),
+            )
         return Encoding(*(tensor[place] for tensor in encoding))
 
     @torch.inference_mode()

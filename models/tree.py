@@ -152,7 +152,7 @@ class TreeQuantizer(Quantizer):
         for parent in node.unique().tolist():
             rows = (node == parent).nonzero().flatten()
             leaves = self.centres(last)[offsets[parent] : offsets[parent + 1]]
-            ranking = rank_codewords(points[rows], leaves, count, exact=exact)
+            ranking = rank_codewords(points[rows], leaves, count, codes[rows, -1], exact=exact)
             places = torch.arange(ranked.shape[1], device=codes.device).clamp_max(ranking.codes.shape[1] - 1)
             ranked[rows], margin[rows] = ranking.codes[:, places], ranking.margin
         return Ranking(ranked, margin)

@@ -11,7 +11,7 @@ import torch
 
 from models import CheckpointError, Precision, Tokenizer, load
 from models.checkpoint import DEFAULT_CHECKPOINT, MANIFEST, freeze, save
-from models.exactness import BFLOAT16_TEST_TEXTS, _moved_margins, _test_texts, self_test
+from models.exactness import BFLOAT16_TEST_TEXTS, _moved_margins, _strange_texts, _test_texts, self_test
 from models.ladder import Encoding, ErrorBounds, Rung, climb
 from models.text_encoder import TextEncoder
 
@@ -191,6 +191,54 @@ def test_the_bound_of_bfloat16_covers_what_it_does_to_other_texts(shipped, piece
     # then
     assert 0 < seen.root_mean_square < seen.largest < seen.bound
     assert others.largest < 0.8 * seen.bound
+
+
+def test_the_bound_of_bfloat16_covers_what_it_does_to_scripts_that_the_encoder_hardly_knows(shipped):
+    # given bounds that were measured of those as well, in other texts
+    bound = self_test(shipped, bfloat16=True).text_bfloat16
+    strange = _strange_texts([2, 5, 9, 33])
+    assert not any(text.isascii() for text in strange[12:])
+    # when
+    moved = _moved_margins(shipped, shipped.split(strange))
+    # then
+    assert 0 < moved.largest < 0.8 * bound
+
+
+def test_where_there_is_nothing_to_choose_bfloat16_moves_no_margin(make_parts, text_encoder):
+    tokenizer = Tokenizer("t", make_parts((384, 8), text_encoder, sizes=(1,)), ErrorBounds())
+    assert self_test(tokenizer, bfloat16=True).text_bfloat16 == 0
+
+
+def test_no_texts_have_no_codes(shipped):
+    encoding = shipped.encode_texts([], alternatives=2)
+    assert encoding.codes.shape == (0, len(shipped.codebook_sizes))
+    assert encoding.alternatives.shape == (0, 2)
+
+
+def test_codes_do_not_feel_the_callers_autocast(shipped, pieces, embeddings):
+    # given what would flip codes if it reached the products
+    texts, rows = shipped.encode_texts(pieces[:40]), shipped.encode(embeddings)
+    # when
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lowered = shipped.text_latents(pieces[:40])
+        encodings = shipped.encode_texts(pieces[:40]), shipped.encode(embeddings)
+    # then
+    assert (lowered - shipped.text_latents(pieces[:40])).norm(dim=1).max() > 10 * shipped.bounds.text
+    for encoding, before in zip(encodings, (texts, rows), strict=True):
+        assert torch.equal(encoding.codes, before.codes)
+        assert torch.allclose(encoding.margin, before.margin, rtol=0, atol=1e-5)
+
+
+def test_arithmetic_that_is_lowered_after_the_load_is_refused(shipped, pieces, embeddings):
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with pytest.raises(CheckpointError, match="lowered"):
+            shipped.encode_texts(pieces[:2])
+        with pytest.raises(CheckpointError, match="lowered"):
+            shipped.encode(embeddings[:2])
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert torch.equal(shipped.encode(embeddings[:2]).codes, shipped.encode_texts(pieces[:2]).codes)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.quantizer import nearest_codeword
+from models import quantizer as quantizer_module
+from models.quantizer import nearest_codeword, rank_codewords, search_table
 from models.residual import ResidualQuantizer
 
 
@@ -130,6 +131,32 @@ def test_codes_and_margins_of_many_rows_searched_in_parts_are_those_of_each_part
     parts = [nearest_codeword(rows, codebook) for rows in residuals.split(100)]
     assert torch.equal(whole.code, torch.cat([part.code for part in parts]))
     assert torch.allclose(whole.margin, torch.cat([part.margin for part in parts]), atol=1e-6)
+
+
+def test_codebooks_too_large_to_hold_all_distances_give_the_same_codes_and_margins(generator, monkeypatch):
+    # given a codebook with repeated codewords, and residuals at, between and off them
+    codebook = torch.randn(40, 6, generator=generator, dtype=torch.float64) + 3
+    codebook[[7, 30, 39]] = codebook[2].clone()
+    residuals = torch.randn(300, 6, generator=generator, dtype=torch.float64) + 3
+    residuals = torch.cat([residuals, codebook, (codebook + codebook.roll(1, 0)) / 2])
+    held = nearest_codeword(residuals, codebook)
+    # when
+    monkeypatch.setattr(quantizer_module, "SPANS_HELD", 39)
+    table = search_table(codebook)
+    nearest = nearest_codeword(residuals, codebook, table=table)
+    # then
+    assert table.inverse_spans is None
+    assert torch.equal(nearest.code, held.code)
+    assert torch.equal(nearest.code, nearest_codeword(residuals, codebook, exact=True).code)
+    assert torch.allclose(nearest.margin, held.margin, rtol=1e-9, atol=1e-12)
+
+
+def test_65_536_codewords_are_searched_and_ranked_without_the_distances_between_all(generator):
+    codebook = torch.randn(65_536, 4, generator=generator, dtype=torch.float64)
+    residuals = codebook[[5, 65_535]] + 1e-6
+    nearest = nearest_codeword(residuals, codebook, table=search_table(codebook))
+    assert nearest.code.tolist() == [5, 65_535]
+    assert rank_codewords(residuals, codebook, 3, nearest.code).codes[:, 0].tolist() == [5, 65_535]
 
 
 def test_an_error_below_the_margin_changes_no_code(make_quantizer, generator):
