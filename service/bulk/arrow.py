@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 ROWS_PER_GROUP = 1024
 MAX_METADATA_BYTES = 2**20
 ROWS_ON_THE_LOOP = 16  # a thread costs as much as reading these
+
+_COMPRESSED_OF_OLD = b"ARROW:experimental_compression"  # by Arrow 0.17, in the message's own metadata, and still read
 
 _END = b"\xff\xff\xff\xff\0\0\0\0"
 _ERROR = pa.struct([(name, pa.string()) for name in ("type", "title", "detail")])
@@ -83,22 +86,23 @@ class ArrowStream:
         return schema
 
     async def groups(self, chunks: AsyncIterator[bytes], room: Room) -> AsyncIterator[tuple[pa.RecordBatch, int]]:
-        """The rows of each record batch that has arrived whole, sliced."""
+        """The rows of each record batch that has arrived whole, sliced; the last slice gives its room back.
+
+        Every slice holds the whole message, and nothing here does while the next one is waited for.
+        """
         schema = None
         async for message in messages(chunks, room, self._max_batch_bytes):
+            size, slices = len(message), deque[pa.RecordBatch]()
             if schema is None:
                 schema = _read_schema(message)
                 _check_schema(schema, self._reader)
-                room.give(len(message))
-                continue
-            batch = await asyncio.to_thread(_read_batch, message, schema)
-            slices = [batch.slice(start, ROWS_PER_GROUP) for start in range(0, batch.num_rows, ROWS_PER_GROUP)]
-            held = len(message)
-            for left, rows in zip(range(len(slices), 0, -1), slices, strict=True):
-                size = held // left
-                held -= size
-                yield rows, size
-            room.give(held)
+            else:
+                slices = await asyncio.to_thread(_read_slices, message, schema)
+            del message
+            if not slices:
+                room.give(size)
+            while slices:
+                yield slices.popleft(), 0 if slices else size
         if schema is None:
             raise BrokenStream("it has no schema")
 
@@ -185,7 +189,7 @@ def _body_bytes(metadata: bytearray) -> int:
         (length,) = struct.unpack_from("<q", metadata, length_at) if length_at else (0,)
         if kind_at and metadata[kind_at] == 3:  # a record batch
             header = header_at + struct.unpack_from("<I", metadata, header_at)[0]
-            if _field(metadata, header, 3):
+            if _field(metadata, header, 3) or _COMPRESSED_OF_OLD in metadata:
                 raise BrokenStream("it is compressed; write it without")
     except (struct.error, IndexError) as error:
         raise BrokenStream("a message's metadata cannot be read") from error
@@ -214,14 +218,14 @@ def _read_schema(message: bytearray) -> pa.Schema:
     return schema
 
 
-def _read_batch(message: bytearray, schema: pa.Schema) -> pa.RecordBatch:
-    """A record batch, checked to its last offset: what a caller wrote is not to be trusted."""
+def _read_slices(message: bytearray, schema: pa.Schema) -> deque[pa.RecordBatch]:
+    """A record batch, sliced; checked to its last offset: what a caller wrote is not to be trusted."""
     try:
         batch = pa.ipc.read_record_batch(pa.ipc.read_message(pa.py_buffer(message)), schema)
         batch.validate(full=True)
     except (pa.ArrowException, ValueError, OSError) as error:
         raise BrokenStream(f"a record batch cannot be read: {_first_line(error)}") from error
-    return batch
+    return deque(batch.slice(start, ROWS_PER_GROUP) for start in range(0, batch.num_rows, ROWS_PER_GROUP))
 
 
 def _check_schema(schema: pa.Schema, reader: ItemReader) -> None:

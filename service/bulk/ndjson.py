@@ -16,7 +16,7 @@ import orjson
 
 from service.answers import Answer
 from service.errors import InvalidLine, NotJson, SemidError
-from service.http.bodies import Room, parse_json
+from service.http.bodies import Room, bytes_of_values, parse_json
 
 MEDIA_TYPE = "application/x-ndjson"
 MAX_LINE_BYTES = 2**20
@@ -33,8 +33,8 @@ class Line(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Its bytes in the body, where they are held."""
-        return len(self.content) + 1 if isinstance(self.content, bytes) else 0
+        """Its bytes and those of its values, where they are held."""
+        return _size(self.content) + 1 if isinstance(self.content, bytes) else 0
 
     @property
     def entry(self) -> object:
@@ -70,8 +70,9 @@ class Ndjson:
         splitter = LineSplitter(self._max_line_bytes)
         held = 0
         async for chunk in chunks:
-            await room.take(len(chunk))
-            held += len(chunk)
+            size = _size(chunk)
+            await room.take(size)
+            held += size
             for group in _grouped(splitter.split(chunk)):
                 size = sum(line.size for line in group)
                 held -= size
@@ -105,8 +106,8 @@ class LineSplitter:
 
     @property
     def held(self) -> int:
-        """Bytes of the line that is not complete yet."""
-        return len(self._begun)
+        """The size of the line that is not complete yet."""
+        return _size(self._begun)
 
     def split(self, chunk: bytes) -> Iterator[Line]:
         """The lines that this chunk completes."""
@@ -128,6 +129,11 @@ class LineSplitter:
             yield Line(self._number, InvalidLine(f"it has more than {self._max_line_bytes} bytes"))
         elif content.strip():
             yield Line(self._number, content)
+
+
+def _size(part: bytes) -> int:
+    """Bytes of a part of a body, and of what parsing makes of them."""
+    return len(part) + bytes_of_values(part)
 
 
 def _grouped(lines: Iterator[Line]) -> Iterator[list[Line]]:

@@ -208,6 +208,7 @@ class _Exchange(Generic[G]):
             chunks = self.caller.chunks(busy=lambda: bool(self.working))
             async for group, size in self.bulk.groups(chunks, self.room):
                 task = asyncio.create_task(self._answer(group))
+                del group  # else it would be held until the next one comes, though it is answered
                 self.working.add(task)
                 task.add_done_callback(self.working.discard)
                 await self.queue.put((task, size))

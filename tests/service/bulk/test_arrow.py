@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import struct
-from collections.abc import Callable, Iterator
+import tracemalloc
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,15 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.types import Message
 
 from models import Tokenizer
-from service.bulk.arrow import MEDIA_TYPE, ROWS_PER_GROUP, read_columns
+from service.bulk import arrow
+from service.bulk.arrow import MEDIA_TYPE, ROWS_PER_GROUP, ArrowStream, _field, read_columns
+from service.bulk.columns import AnswerColumns, ItemColumns
+from service.bulk.streams import StreamedAnswer
 from service.content import ItemReader
+from service.http.bodies import STREAM_BYTES, BodyGate
 from tests.streaming import StreamingCaller
 
 MakeEmbedding = Callable[[int], list[float]]
@@ -299,6 +306,22 @@ def with_offsets(body: bytes) -> bytes:
     return body[: at + 4] + struct.pack("<i", 2**20) + body[at + 8 :]
 
 
+def compressed_as_of_old(batch: pa.RecordBatch) -> bytes:
+    """As Arrow 0.17 did: its metadata are of version 4, and say so in a place of their own."""
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, batch.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_batch(batch, custom_metadata={"ARROW:experimental_compression": "zstd"})
+    body, at = bytearray(sink.getvalue()), batch.schema.serialize().size + 8
+    metadata = body[at:]
+    (message,) = struct.unpack_from("<I", metadata)
+    header_at = _field(metadata, message, 2)
+    header = header_at + struct.unpack_from("<I", metadata, header_at)[0]
+    vtable = header - struct.unpack_from("<i", metadata, header)[0]
+    struct.pack_into("<h", body, at + _field(metadata, message, 0), 3)
+    struct.pack_into("<H", body, at + vtable + 4 + 2 * 3, 0)
+    return bytes(body)
+
+
 WHOLE = written(texts(("before", "kettle")), BATCH)
 BROKEN: dict[str, bytes] = {
     "nothing": b"",
@@ -309,6 +332,7 @@ BROKEN: dict[str, bytes] = {
     "metadata of 2 GiB": b"\xff\xff\xff\xff" + struct.pack("<I", 2**31 - 1) + WHOLE[8:],
     "metadata of noise": b"\xff\xff\xff\xff" + struct.pack("<I", 64) + bytes(range(64)),
     "compressed": written(BATCH, compression="zstd"),
+    "compressed as of old": compressed_as_of_old(BATCH),
     "offsets beyond the end": with_offsets(written(texts(("never", "kettle")))),
 }
 
@@ -347,6 +371,56 @@ def test_a_byte_that_is_wrong_harms_nothing_but_its_stream(service: Any, place: 
     answer = post(service, body, namespace="damaged", assign=False)
 
     assert answer.status_code in {200, 400, 413, 422}
+
+
+# Memory --------------------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_answered_is_not_held_while_the_caller_thinks(tokenizer: Tokenizer) -> None:
+    arriving: asyncio.Queue[Message] = asyncio.Queue()
+    answered: list[Message] = []
+    body = written(texts(*((f"{i}", "x" * 1000) for i in range(2 * ROWS_PER_GROUP))))[:-8]
+
+    async def answer(columns: ItemColumns) -> AnswerColumns:
+        return AnswerColumns.empty(len(columns), 3)
+
+    async def send(message: Message) -> None:
+        answered.append(message)
+
+    stream = ArrowStream(answer, ItemReader(tokenizer, max_text_bytes=2000), 3, {}, max_batch_bytes=2**22)
+    gate = BodyGate(max_body_bytes=1, inflight_bytes=2**28, timeout_s=60.0)
+    tracemalloc.start()
+    try:
+        arriving.put_nowait({"type": "http.request", "body": body, "more_body": True})
+        exchange = asyncio.create_task(StreamedAnswer(stream, gate.room(), {}, patience_s=60.0)({}, arriving.get, send))
+        async with asyncio.timeout(20):
+            while len(answered) < 3:  # noqa: ASYNC110 - nobody tells; the head, and two slices
+                await asyncio.sleep(0.01)
+        held = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, arrow.__file__)])
+    finally:
+        tracemalloc.stop()
+        exchange.cancel()
+        await asyncio.wait([exchange])
+
+    assert sum(trace.size for trace in held.traces) < len(body) / 4
+
+
+async def test_a_batch_has_its_room_until_its_last_slice_is_answered(tokenizer: Tokenizer) -> None:
+    body = written(texts(*((f"{i}", "kettle") for i in range(2 * ROWS_PER_GROUP + 1))))
+    gate = BodyGate(max_body_bytes=1, inflight_bytes=1, timeout_s=0.05)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield body
+
+    async def refuse(_columns: ItemColumns) -> AnswerColumns:
+        raise AssertionError
+
+    stream = ArrowStream(refuse, ItemReader(tokenizer, max_text_bytes=100), 3, {}, max_batch_bytes=2**20)
+    with gate.room() as room:
+        sizes = [size async for _, size in stream.groups(chunks(), room)]
+
+        assert sizes[:2] == [0, 0]
+        assert gate._held_bytes == STREAM_BYTES + sizes[2]
 
 
 def test_a_group_is_no_larger_than_a_call_of_the_registry() -> None:

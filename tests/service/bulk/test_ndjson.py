@@ -6,15 +6,17 @@ import contextlib
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.bulk.ndjson import MAX_LINE_BYTES, MEDIA_TYPE, Line, LineSplitter
+from service.answers import Answer
+from service.bulk.ndjson import MAX_LINE_BYTES, MEDIA_TYPE, Line, LineSplitter, Ndjson
 from service.errors import InvalidLine
+from service.http.bodies import STREAM_BYTES, BodyGate
 from tests.streaming import StreamingCaller
 
 MakeEmbedding = Callable[[int], list[float]]
@@ -189,7 +191,7 @@ def test_lines_are_the_same_however_they_are_cut(lines: list[bytes], cuts: list[
     while body:
         cuts.append(cuts.pop(0))
         found += splitter.split(body[: cuts[0]])
-        assert splitter.held <= 8
+        assert splitter.held <= 8 * (1 + 64)  # were they all to become objects
         body = body[cuts[0] :]
     found += splitter.finish()
 
@@ -206,6 +208,26 @@ def test_a_line_beyond_the_limit_is_not_held() -> None:
     assert splitter.held == 0
     assert [line.number for line in splitter.split(b"x" * 11 + b"\n{}\n")] == [1, 2]
     assert list(splitter.split(b"[]\n")) == [Line(3, b"[]")]
+
+
+async def test_the_values_of_a_line_are_held_with_its_bytes() -> None:
+    line = b'{"item_id": "a", "text": [' + b"{}," * 1000 + b"{}]}\n"
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield line[:2000]
+        yield line[2000:]
+
+    gate = BodyGate(max_body_bytes=1, inflight_bytes=1, timeout_s=0.05)
+    with gate.room() as room:
+        async for (only,), size in Ndjson(refuse).groups(chunks(), room):
+            assert only.number == 1
+            assert gate._held_bytes - STREAM_BYTES == size > 64 * 1000
+            room.give(size)
+        assert gate._held_bytes == STREAM_BYTES
+
+
+async def refuse(_entries: Sequence[object]) -> list[Answer]:
+    raise AssertionError
 
 
 # Pace ----------------------------------------------------------------------------------------------------------------
