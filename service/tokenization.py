@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -122,7 +122,7 @@ class Tokenization:
         failures.update(unencodable)
         items = {i: item for i, item in items.items() if i not in unencodable}
         if request.assign:
-            claimed, unplaced = await self._place(request, tokenizer, items, encoded, _moving(request, items, found))
+            claimed, unplaced = await self._place(request, tokenizer, items, encoded)
             failures.update(unplaced)
             answers = assigned({i: item for i, item in items.items() if i not in unplaced}, known, encoded, claimed)
         else:
@@ -218,19 +218,18 @@ class Tokenization:
         tokenizer: LoadedTokenizer,
         items: Mapping[int, Item],
         encoded: Mapping[int, EncodedRow],
-        moving: Collection[int],
     ) -> tuple[dict[int, ClaimResult], dict[int, ItemError]]:
         """What was claimed, and what found no place: under its codes, nor, where the namespace wants it, beside them.
 
         The few items whose codes are full are encoded once more for their alternatives: to rank those of all would
         cost every item what few need.
         """
-        claimed, exhausted = await self._claim(request, tokenizer, items, encoded, moving)
+        claimed, exhausted = await self._claim(request, tokenizer, items, encoded)
         candidates = self._overflow.candidates(request.namespace)
         if not exhausted or not candidates:
             return claimed, {**exhausted}
         ranked, unencodable = await _encode(tokenizer, {i: items[i] for i in exhausted}, candidates)
-        beside, exhausted = await self._claim(request, tokenizer, items, ranked, moving)
+        beside, exhausted = await self._claim(request, tokenizer, items, ranked)
         return claimed | beside, {**unencodable, **exhausted}
 
     async def _claim(
@@ -239,13 +238,13 @@ class Tokenization:
         tokenizer: LoadedTokenizer,
         items: Mapping[int, Item],
         encoded: Mapping[int, EncodedRow],
-        moving: Collection[int],
     ) -> tuple[dict[int, ClaimResult], dict[int, SuffixExhausted]]:
         """What was claimed, and what has no suffix left. Only now a new namespace leaves anything behind."""
         if not encoded:
             return {}, {}
         record = await self._records.of(request.namespace, tokenizer.manifest, create=True)
-        claims = [_claim_of(items[i], row, reassign=i in moving) for i, row in encoded.items()]
+        reassign = request.on_change == "reassign"
+        claims = [_claim_of(items[i], row, reassign=reassign) for i, row in encoded.items()]
         results = dict(zip(encoded, await self._timed("claim", record.claim(claims)), strict=True))
         claimed = {i: result for i, result in results.items() if isinstance(result, ClaimResult)}
         return claimed, {i: result for i, result in results.items() if isinstance(result, SuffixExhausted)}
@@ -298,13 +297,6 @@ class Tokenization:
 def _stands(item: Item, assignment: Assignment, *, afresh: bool) -> bool:
     """Whether the assignment is the answer without the model; `afresh` where the codes of changed content count."""
     return item.digest == assignment.digest and not (afresh and assignment.content_changed)
-
-
-def _moving(request: TokenizeOptions, items: Mapping[int, Item], found: Mapping[int, Assignment]) -> set[int]:
-    """Items that give up their ID for one of other codes; an ID that was given to just this content stands."""
-    if request.on_change != "reassign":
-        return set()
-    return {i for i, item in items.items() if i not in found or not _stands(item, found[i], afresh=True)}
 
 
 async def _off_the_loop(

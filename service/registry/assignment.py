@@ -27,7 +27,7 @@ class Claim(NamedTuple):
         item_id: The item's own opaque key.
         codes: The codes of its content, one a level.
         digest: 8 bytes of its content's digest.
-        reassign: Whether an ID with other codes is replaced; else it stands.
+        reassign: Whether an ID with other codes is replaced, unless it was given to just this content; else it stands.
         alternatives: Codes of the last level, best first, one of which the item gets where its own codes have no
             suffix left.
     """

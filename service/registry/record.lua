@@ -2,7 +2,8 @@
 --
 -- KEYS, ARGV and the beginning of the REPLY: see atomic.lua.
 -- ASKED  "K" digest codes alternatives   claim, and keep the ID that it holds
---        "R" digest codes alternatives   claim, and reassign where its ID has other codes
+--        "R" digest codes alternatives   claim, and reassign where its ID has other codes and was not given to just
+--                                        this content
 --        "D"                             retire
 --        Alternatives are codes of the last level, for an item whose own codes have no suffix left, best first.
 -- ANSWER the suffix (an integer) where an ID was issued now, with the last code (bytes) in a list where it is an
@@ -60,15 +61,20 @@ local function fits(id, request)
     return false
 end
 
+local function digest_of(request)
+    return sub(request, 2, CONTENT)
+end
+
+-- Whether an ID was given to just a request's content: it stands then, whichever codes it has.
+local function given_to(value, request)
+    return sub(value, 6, 13) == digest_of(request) and byte(value, 1) % 2 == 0
+end
+
 local function reply_of(request, codes, suffix)
     if codes == sub(request, CONTENT + 1, CONTENT + width) then
         return suffix
     end
     return { suffix, sub(codes, -code_bytes) }
-end
-
-local function digest_of(request)
-    return sub(request, 2, CONTENT)
 end
 
 local function assign(forward, item_id, request)
@@ -130,7 +136,7 @@ local function claim(forward, item_id, request)
     if not was_live then
         value = char(byte(stored, 1) - RETIRED) .. sub(stored, 6)
     end
-    if byte(request, 1) == REASSIGN and not fits(sub(value, 14), request) then
+    if byte(request, 1) == REASSIGN and not given_to(value, request) and not fits(sub(value, 14), request) then
         return reassign(forward, item_id, value, was_live, request)
     end
     if not was_live then

@@ -72,11 +72,11 @@ class Record:
     async def claim(self, claims: Sequence[Claim]) -> list[ClaimResult | SuffixExhausted]:
         """Gives each item its one Semantic ID: the one it holds, or the next free suffix of its codes.
 
-        A known item keeps its ID whatever its codes, unless it asks to be reassigned; the record keeps its latest
-        digest. A retired one gets back the ID it held. One that is reassigned to codes it had before gets back the ID
-        that it had then. Acknowledged only after the durability asked for. A caller cancelled before its claims were
-        sent has claimed nothing. Where a connection broke between an assignment and its answer, the repeated claim
-        finds it: `created` is False then.
+        A known item keeps its ID whatever its codes, unless it asks to be reassigned and its ID was not given to just
+        this content; the record keeps its latest digest. A retired one gets back the ID it held. One that is reassigned
+        to codes it had before gets back the ID that it had then. Acknowledged only after the durability asked for. A
+        caller cancelled before its claims were sent has claimed nothing. Where a connection broke between an assignment
+        and its answer, the repeated claim finds it: `created` is False then.
 
         Returns:
             An answer for each claim, in order; for one whose codes have no suffix left, that error, and what the item

@@ -266,7 +266,9 @@ def test_an_interrupted_training_says_where_it_goes_on_from(tmp_path: Path) -> N
     # given a training that has kept a state
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).standard_normal((200, 8), dtype=np.float32))
     settings = ["--levels", "2", "--codebook-size", "8", "--latent", "2", "--hidden", "", "--epochs", "100000"]
-    command = [sys.executable, "-c", "from service.cli import app; app()", "train", "rows.npy", "--out", "new"]
+    # A shell's background jobs ignore the signal, and so would what they start.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    command = [sys.executable, "-c", heard + "from service.cli import app; app()", "train", "rows.npy", "--out", "new"]
     state = tmp_path / ".new-training"
     with subprocess.Popen(
         [*command, *settings, "--set", "patience=100000", "--keep-every-s", "0"],
@@ -281,7 +283,7 @@ def test_an_interrupted_training_says_where_it_goes_on_from(tmp_path: Path) -> N
             time.sleep(0.05)
         # when
         child.send_signal(signal.SIGINT)
-        _, said = child.communicate()
+        _, said = child.communicate(timeout=60)
     # then
     assert child.returncode == 130
     assert said.strip() == f"semid: interrupted; the same command goes on from {state}"

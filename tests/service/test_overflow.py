@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from models import Tokenizer, load
+from service.http.schemas import TokenizeRequest
 from service.overflow import Overflow, OverflowPolicy
 
 MakeEmbedding = Callable[[int], list[float]]
@@ -91,6 +92,31 @@ def test_an_item_placed_so_keeps_its_id_while_its_content_is_the_same(
         assert not entry["content_changed"]
         assert "overflow" not in entry
     assert (found["item_id"], found["content_changed"]) == ("2", False)
+
+
+def test_content_that_comes_back_gets_its_codes_also_where_another_caller_was_faster(
+    shop: Any, namespace: str, make_embedding: MakeEmbedding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a retired item, and a caller who brings it back with other content between our look and our claim
+    mine, others = ({"item_id": "hot", "embedding": make_embedding(seed)} for seed in (1, 2))
+    (held,) = shop.tokenize(mine, namespace=namespace)
+    shop.http.delete("/assignment/hot", params={"namespace": namespace})
+    tokenization = shop.state.tokenization
+    recall = tokenization._recall
+
+    async def overtaken(*arguments: Any) -> Any:
+        found = await recall(*arguments)
+        monkeypatch.setattr(tokenization, "_recall", recall)
+        request = TokenizeRequest(items=[others], namespace=namespace, on_change="reassign")
+        (faster,) = (await tokenization.tokenize(request))["items"]
+        assert faster["codes"] != held["codes"]
+        return found
+
+    monkeypatch.setattr(tokenization, "_recall", overtaken)
+    # when
+    (answer,) = shop.tokenize(mine, namespace=namespace, on_change="reassign")
+    # then
+    assert (answer["semantic_id"], answer["content_changed"]) == (held["semantic_id"], False)
 
 
 def test_it_comes_back_to_its_id_also_where_the_namespace_no_longer_overflows(

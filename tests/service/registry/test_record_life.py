@@ -54,7 +54,8 @@ class Model:
         """The ID that the item holds now, None where there is no suffix left; and whether it was issued now."""
         old = self.held.get(item_id)
         fits = old is not None and old.codes in places[: self.first_free(places) + 1]
-        if old is not None and (fits or not reassign):
+        given = self.latest.get(item_id) == places[0] and not self.content_changed[item_id]
+        if old is not None and (fits or given or not reassign):
             if item_id in self.retired:
                 self.changes.append(("returned", item_id, old, None))
             self.retired.discard(item_id)

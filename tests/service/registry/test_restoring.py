@@ -44,7 +44,7 @@ def make(request: pytest.FixtureRequest, shared_valkey: Valkey, connect: Connect
 
 
 def claim(item_id: str, codes: tuple[int, ...], content: int = 0, *, reassign: bool = False) -> Claim:
-    return Claim(item_id, codes, content.to_bytes(8), reassign)
+    return Claim(item_id, codes, bytes([content, *codes, *bytes(7 - len(codes))]), reassign)
 
 
 async def past_of(record: Record) -> list[Assignment]:
