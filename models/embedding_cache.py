@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -27,6 +28,9 @@ from models.text_encoder import TextEncoder, WordPieces
 
 # Texts embedded between two writes of the cache.
 SHARD_TEXTS = 8192
+
+# Texts to embed from which on it is said in a line where no bar is drawn: fewer take seconds.
+TOLD_TEXTS = 512
 
 # Padded word pieces of one forward pass.
 BATCH_TOKENS = 4096
@@ -122,6 +126,8 @@ def embed_stream(
 ) -> None:
     """Embed texts as they come, with a progress bar; what the cache has is not computed again.
 
+    Where standard error is no terminal there is a line instead, before each shard that takes long.
+
     Args:
         text_encoder: Of the texts.
         texts: Any number; `SHARD_TEXTS` of them are held. What `operator.length_hint` says of them is the bar's total,
@@ -136,6 +142,8 @@ def embed_stream(
 
         def embed() -> None:
             rows, absent = [row for row, _ in missing], [text for _, text in missing]
+            if bar.disable and len(absent) >= TOLD_TEXTS:
+                tqdm.write(f"embedding {len(absent):,} texts", file=sys.stderr)
             embeddings = _embed_shard(text_encoder, absent, bar)
             keep(rows, embeddings)
             if cache:

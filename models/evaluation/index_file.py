@@ -41,6 +41,8 @@ def read_index(path: Path) -> Index:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is neither a checkpoint's directory nor an index file (JSON)") from error
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as an index file: {error}") from error
     if not isinstance(content, dict) or not content:

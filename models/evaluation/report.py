@@ -9,7 +9,7 @@ from pathlib import Path
 from models.evaluation import page, plots, report_codes, report_likeness
 from models.evaluation.compare import Comparison
 from models.evaluation.figures import Result
-from models.evaluation.page import Cell
+from models.evaluation.page import NO_FIGURE, Cell
 from models.evaluation.report_parts import kind, measured
 from models.evaluation.summary import COLUMNS, FEW, ON_FEW, SEEN_TOO, summary_cells
 from models.whole_files import write_whole
@@ -90,6 +90,13 @@ def _summary(comparison: Comparison) -> list[str]:
             page.paragraph(
                 f"{ON_FEW} of fewer than {FEW:,} items, or pairs of items: which is best there may be chance, so no "
                 "star is given."
+            )
+        )
+    if any(cell.text == NO_FIGURE for cells in summary for cell in cells):
+        lines.append(
+            page.paragraph(
+                f"{NO_FIGURE} not measured: the tokenizer, the catalogue or the users lack what it needs (embeddings, "
+                "texts, categories, sequences), or no unseen item was among those drawn."
             )
         )
     return [*lines, page.definitions((column.title, column.words) for column in COLUMNS)]

@@ -162,8 +162,14 @@ def evaluate(
             device=str(device_of(device)),
         )
         config = CompareConfig(seed=seed, queries=queries, paraphrased=paraphrased)
+        made = not out.exists()
         out.mkdir(parents=True, exist_ok=True)
-        comparison = compare(tokenizers, inputs, config, typer.echo)
+        try:
+            comparison = compare(tokenizers, inputs, config, typer.echo)
+        except BaseException:
+            if made:
+                out.rmdir()
+            raise
         write_report(comparison, out)
     except (CheckpointError, ValueError, OSError) as error:
         raise failure(str(error)) from error

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from models.embedding_cache import EmbeddingCache
+from models.embedding_cache import TOLD_TEXTS, EmbeddingCache, embed_texts
 from models.text_encoder import TextEncoder
 from models.training.data import Reading, read_training_data
 
@@ -67,3 +67,18 @@ def test_the_bar_of_a_parquet_file_knows_how_many_texts_there_are(
         # then
         last = drawn.getvalue().rpartition("\r")[2]
         assert re.search(rf"\b{total}\b", last), last
+
+
+def test_where_no_bar_is_drawn_a_line_says_that_many_texts_are_embedded(
+    tmp_path: Path, text_encoder: TextEncoder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a log for standard error, and what is many
+    assert TOLD_TEXTS > 2
+    monkeypatch.setattr("models.embedding_cache.TOLD_TEXTS", 2)
+    # when
+    embed_texts(text_encoder, ["kettle", "lamp"], tmp_path)
+    # then
+    assert capsys.readouterr().err == "embedding 2 texts\n"
+    # and what the cache has, or is few, is not told
+    embed_texts(text_encoder, ["kettle", "lamp", "chair"], tmp_path)
+    assert capsys.readouterr().err == ""

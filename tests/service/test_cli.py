@@ -260,6 +260,7 @@ def test_evaluate_says_what_is_wrong_with_a_file(catalogue: Path, tmp_path: Path
     result = run("evaluate", index, "--catalogue", catalogue, "--out", tmp_path / "report")
     assert result.exit_code == 1
     assert "names no item of the catalogue" in result.output
+    assert not (tmp_path / "report").exists()
 
 
 def test_an_interrupted_training_says_where_it_goes_on_from(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from models import load
 from models.evaluation import plots, report_plots
 from models.evaluation.compare import CompareConfig, compare
 from models.evaluation.measures import collisions
+from models.evaluation.page import NO_FIGURE
 from models.evaluation.paraphrases import Kept
 from models.evaluation.report import report_page, write_report
 from models.evaluation.subjects import Inputs
@@ -288,6 +289,13 @@ def test_a_figure_of_few_items_has_a_mark_and_no_star(world):
     assert "‡ of fewer than 200 items, or pairs of items" in report_page(found)
     enough = replace(fine.on_unseen, neighbours=replace(fine.on_unseen.neighbours, queries=FEW))
     assert "‡" not in report_page(replace(found, results=(replace(fine, on_unseen=enough),) * 2))
+
+
+def test_the_page_says_why_a_figure_of_its_first_table_is_missing(world):
+    # given a catalogue with neither texts nor users nor categories
+    bare = compare([world / "coarse", world / "fine"], Inputs(world / "items.npy"), SMALL, lambda _: None)
+    # then
+    assert f"{NO_FIGURE} not measured:" in report_page(bare)
 
 
 def test_a_report_that_cannot_be_written_is_the_one_before(comparison, tmp_path):

@@ -36,3 +36,10 @@ def test_what_is_no_index_file_is_refused_with_the_reason(tmp_path, content, wor
     path.write_text(content)
     with pytest.raises(ValueError, match=words):
         read_index(path)
+
+
+def test_a_file_that_is_no_text_is_said_to_be_no_tokenizer(tmp_path):
+    path = tmp_path / "items.parquet"
+    path.write_bytes(b"PAR1\xb4\xff")
+    with pytest.raises(ValueError, match="neither a checkpoint's directory nor an index file"):
+        read_index(path)
