@@ -81,7 +81,7 @@ class Calls:
         deadline, delay_s = loop.time() + retry_s, FIRST_RETRY_DELAY_S
         while True:
             try:
-                answer = await _connected(operation)
+                answer = await connected(operation)
             except (redis_errors.RedisError, OSError) as error:
                 if not _may_pass(error) or loop.time() + delay_s > deadline:
                     self._fell_out(self.plainly(error))
@@ -128,7 +128,7 @@ class Calls:
         return f"The registry at {self.address} failed: {error}"
 
 
-async def _connected(operation: Callable[[], Awaitable[T]]) -> T:
+async def connected(operation: Callable[[], Awaitable[T]]) -> T:
     """Its answer; uvloop has no error of its own for a write to a connection that was just closed."""
     try:
         return await operation()

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from redis.crc import key_slot
 
 from service.errors import RegistryRefused
-from service.registry.calls import Calls, moving
+from service.registry.calls import Calls, connected, moving
 from service.registry.connections import open_connections
 from service.registry.primary import COMMANDS_PER_ROUND_TRIP, Primary, Script, ScriptCall
 
@@ -118,7 +118,7 @@ class Cluster(Calls):
                 self._url(address), protocol=2, socket_timeout=timeout_s, socket_connect_timeout=timeout_s
             )
             try:
-                table = await client.execute_command("CLUSTER SLOTS")  # type: ignore[no-untyped-call]
+                table = await connected(partial(client.execute_command, "CLUSTER SLOTS"))
                 host = address.rpartition(":")[0]
                 return [(first, end, _address(primary, host)) for first, end, primary, *_ in table]
             except redis_errors.AuthenticationError:

@@ -39,7 +39,8 @@ CODES, OTHER, THIRD = (1, 299, 0), (2, 44, 1), (0, 0, 0)
 
 
 def claim(item_id: str, codes: tuple[int, ...], content: int = 0, *, reassign: bool = False) -> Claim:
-    return Claim(item_id, codes, content.to_bytes(8), reassign)
+    digest = bytes(part % 256 for part in (content, *codes)).ljust(8)[:8]  # other codes are of other content
+    return Claim(item_id, codes, digest, reassign)
 
 
 @pytest.fixture

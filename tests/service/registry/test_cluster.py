@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 from redis.crc import key_slot
 
 from service.errors import RegistryOlder, RegistryRefused, SuffixExhausted
@@ -283,6 +284,22 @@ async def test_a_killed_process_between_each_two_steps(
     held = await agreed(reader)
     assert len(held) == 21
     assert {item: held[item] for item in live} == (held if step else live | {item: held[item] for item in live})
+
+
+async def test_a_connection_that_closes_while_the_slots_are_asked_for_is_an_outage_and_no_fault(
+    records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, asked = records[0], []
+
+    async def closed(*command: object, **_: object) -> None:
+        asked.append(command)
+        raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Redis, "execute_command", closed)  # as uvloop says it
+        await record._server.recover(ConnectionError())
+    assert asked
+    assert await record.claim([claim("item")])
 
 
 async def test_a_slot_on_its_way_to_another_server(cluster: ValkeyCluster, records: list[Record]) -> None:
