@@ -102,7 +102,7 @@ async def test_a_caller_who_leaves_at_any_moment_leaves_nothing_half_assigned(
             asyncio.create_task(tokenization.tokenize(request(namespace, *chance.sample(items, 10))))
             for _caller in range(3)
         ]
-        await asyncio.sleep(chance.random() * 0.01)
+        await asyncio.sleep(chance.random() * 0.002)
         callers[0].cancel()
         outcomes = await asyncio.gather(*callers, return_exceptions=True)
         left += isinstance(outcomes[0], asyncio.CancelledError)
