@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
 from service.decoding.schemas import PREFIX_EXAMPLE, ChangesResponse, NextRequest, NextResponse, PrefixListing
 from service.http.bodies import unless_disconnected
-from service.http.wire import NamespaceQuery, TokenizerQuery, answered, as_json, body_of, gone, problems
+from service.http.wire import (
+    NamespaceQuery,
+    TokenizerQuery,
+    answered,
+    as_json,
+    body_of,
+    gone,
+    no_other_options,
+    problems,
+)
 from service.state import State
 
-router = APIRouter(tags=["Decode"])
+router = APIRouter(tags=["Decode"], dependencies=[Depends(no_other_options)])
 
 MAX_REVISION = 2**53
 MAX_CHANGES = 10_000

@@ -18,10 +18,12 @@ from service.http.bodies import media_type_of
 from service.http.schemas import (
     SEMANTIC_ID_EXAMPLE,
     AssignmentAnswer,
+    Envelope,
     Health,
     LookupRequest,
     LookupResponse,
     Readiness,
+    RecordOptions,
     RetiredAssignment,
     TokenizeOptions,
     TokenizeRequest,
@@ -30,8 +32,6 @@ from service.http.schemas import (
 )
 from service.http.wire import (
     ItemIdPath,
-    NamespaceQuery,
-    TokenizerQuery,
     answered,
     as_json,
     body_of,
@@ -88,6 +88,7 @@ async def tokenize(request: Request) -> Response:
 )
 async def lookup(request: Request) -> Response:
     """Find the holders of many Semantic IDs at once, such as a beam search's output."""
+    queried(request, Envelope)
     state = State.of(request)
     return await answered(request, state.gate, LookupRequest, state.tokenization.lookup)
 
@@ -98,15 +99,16 @@ async def lookup(request: Request) -> Response:
     summary="Reverse lookup",
     response_model=AssignmentAnswer,
     responses={**problems(404, 422, 503), **gone("The item was retired", "RetiredProblem")},
+    openapi_extra=query_of(RecordOptions),
 )
 async def item(
     request: Request,
     semantic_id: Annotated[str, Path(description="In either form.", examples=[SEMANTIC_ID_EXAMPLE])],
-    namespace: NamespaceQuery = "default",
-    tokenizer: TokenizerQuery = None,
 ) -> Response:
     """Find the item of a Semantic ID: the one that holds it, or held it before it was replaced."""
-    return as_json(await State.of(request).tokenization.by_semantic_id(semantic_id, namespace, tokenizer))
+    options = queried(request, RecordOptions)
+    found = await State.of(request).tokenization.by_semantic_id(semantic_id, options.namespace, options.tokenizer)
+    return as_json(found)
 
 
 @router.get(
@@ -115,13 +117,13 @@ async def item(
     summary="Forward lookup",
     response_model=AssignmentAnswer,
     responses={**problems(404, 422, 503), **gone("The item was retired", "RetiredProblem")},
+    openapi_extra=query_of(RecordOptions),
 )
-async def assignment(
-    request: Request, item_id: ItemIdPath, namespace: NamespaceQuery = "default", tokenizer: TokenizerQuery = None
-) -> Response:
+async def assignment(request: Request, item_id: ItemIdPath) -> Response:
     """Find the Semantic ID that an item holds."""
+    options = queried(request, RecordOptions)
     _check_item_id(request, item_id)
-    return as_json(await State.of(request).tokenization.by_item_id(item_id, namespace, tokenizer))
+    return as_json(await State.of(request).tokenization.by_item_id(item_id, options.namespace, options.tokenizer))
 
 
 @router.delete(
@@ -130,13 +132,13 @@ async def assignment(
     summary="Retire an item",
     response_model=RetiredAssignment,
     responses=problems(404, 422, 503),
+    openapi_extra=query_of(RecordOptions),
 )
-async def retire(
-    request: Request, item_id: ItemIdPath, namespace: NamespaceQuery = "default", tokenizer: TokenizerQuery = None
-) -> Response:
+async def retire(request: Request, item_id: ItemIdPath) -> Response:
     """Take an item out of every listing. Its Semantic ID stays its own: the item gets it back when it comes again."""
+    options = queried(request, RecordOptions)
     _check_item_id(request, item_id)
-    return as_json(await State.of(request).tokenization.retire(item_id, namespace, tokenizer))
+    return as_json(await State.of(request).tokenization.retire(item_id, options.namespace, options.tokenizer))
 
 
 @router.get("/tokenizers", tags=["Operate"], summary="What is loaded", response_model=TokenizersResponse)

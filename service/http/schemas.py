@@ -106,6 +106,13 @@ class TokenizeRequest(TokenizeOptions):
         return self.model_copy(update={name: getattr(options, name) for name in unsaid})
 
 
+class RecordOptions(Envelope):
+    """Which record a look-up is about."""
+
+    namespace: Namespace = "default"
+    tokenizer: TokenizerName = None
+
+
 class LookupRequest(Envelope):
     """Semantic IDs to look up."""
 
@@ -251,8 +258,9 @@ class Readiness(BaseModel):
 
 def describe(errors: Sequence[Any]) -> str:
     """Validation errors in one line: where, and what is wrong; printable and short, whatever the caller wrote."""
-    return "; ".join(f"{_shown('.'.join(map(str, error['loc'])) or 'body')}: {error['msg']}" for error in errors[:5])
+    return "; ".join(f"{shown('.'.join(map(str, error['loc'])) or 'body')}: {error['msg']}" for error in errors[:5])
 
 
-def _shown(place: str) -> str:
+def shown(place: str) -> str:
+    """A caller's own word, short and printable."""
     return ascii(place if len(place) <= 100 else place[:100] + "...")[1:-1]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Annotated, Any, TypeVar
 
 import orjson
 from fastapi import Path, Query, Request, Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.convertors import PathConvertor, register_url_convertor
 
@@ -16,7 +18,7 @@ from service.bulk.streams import BulkFormat, StreamedAnswer
 from service.content import MAX_ITEM_ID_BYTES
 from service.errors import PROBLEM_JSON, MalformedRequest, UnsupportedMediaType
 from service.http.bodies import BodyGate, parse_json, require_json, unless_disconnected
-from service.http.schemas import ITEM_SCHEMA, Namespace, TokenizerName, describe
+from service.http.schemas import ITEM_SCHEMA, Namespace, TokenizerName, describe, shown
 
 R = TypeVar("R", bound=BaseModel)
 G = TypeVar("G")
@@ -82,20 +84,51 @@ def body_of(model: type[BaseModel]) -> dict[str, Any]:
 
 def query_of(model: type[BaseModel]) -> dict[str, Any]:
     """The documented query of a route that reads it itself, see `queried`."""
-    members = model.model_json_schema()["properties"].items()
-    return {"parameters": [{"name": name, "in": "query", "required": False, "schema": one} for name, one in members]}
+    parameters = [
+        {"name": name, "in": "query", "required": False, "schema": schema, "description": schema.get("description", "")}
+        for name, schema in model.model_json_schema()["properties"].items()
+    ]
+    return {"parameters": parameters}
 
 
 def queried(request: Request, model: type[R]) -> R:
     """What the query says of these members. Most requests have none: FastAPI would look for each of them every time.
 
     Raises:
-        MalformedRequest: It does not fit the model.
+        MalformedRequest: It does not fit the model, has an option that is none of its members, or one twice.
     """
     if not request.scope["query_string"]:
         return model()
-    said = {name: value for name, value in request.query_params.items() if name in model.model_fields}
-    return _validated(model, said, strict=False)
+    require_options(request, model.model_fields)
+    return _validated(model, dict(request.query_params), strict=False)
+
+
+def require_options(request: Request, known: Iterable[str]) -> None:
+    """Refuse a query that says anything else, or one thing twice: `?namspace=shop` would be about `default`.
+
+    Raises:
+        MalformedRequest: It does; the message has the options that there are.
+    """
+    given = Counter(name for name, _ in request.query_params.multi_items())
+    known = list(known)
+    if unknown := [shown(name) for name in given if name not in known]:
+        there_are = f"there are {', '.join(known)}" if known else "there are none"
+        msg = f"no such option in the query: {', '.join(unknown[:5])}; {there_are}"
+        raise MalformedRequest(msg)
+    if repeated := [name for name, times in given.items() if times > 1]:
+        msg = f"given more than once in the query: {', '.join(repeated)}"
+        raise MalformedRequest(msg)
+
+
+async def no_other_options(request: Request) -> None:
+    """Refuses the options that a route does not document; a dependency of routes whose query FastAPI reads.
+
+    Raises:
+        MalformedRequest: See `require_options`.
+    """
+    if request.scope["query_string"]:
+        route: APIRoute = request.scope["route"]
+        require_options(request, [parameter.alias for parameter in route.dependant.query_params])
 
 
 def bulk_bodies(model: type[BaseModel]) -> dict[str, Any]:

@@ -220,6 +220,7 @@ BAD_BODIES: dict[str, tuple[str | bytes, int, str]] = {
 
 BAD_MEMBERS: dict[str, tuple[str, str, str]] = {
     "an unknown member": ("price", "3", "malformed_request"),
+    "a misspelt namespace": ("namspace", '"shop"', "malformed_request"),
     "an unknown member that is no text": (r"\ud800", "3", "malformed_request"),
     "a namespace that is a number": ("namespace", "7", "malformed_request"),
     "an empty namespace": ("namespace", '""', "malformed_request"),
@@ -467,6 +468,47 @@ def test_a_malformed_item_id_in_a_path_is_refused(service: Any, path: str) -> No
 )
 def test_a_bad_query_is_one_problem(service: Any, path: str, query: str, slug: str) -> None:
     assert_problem(service.http.get(f"{path}?{query}"), 422, slug)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "known"),
+    [
+        ("POST", "/tokenize", "tokenizer, namespace, assign, on_change"),
+        ("POST", "/lookup", None),
+        ("GET", "/item/1-2-3-0", "namespace, tokenizer"),
+        ("GET", "/assignment/never", "namespace, tokenizer"),
+        ("DELETE", "/assignment/never", "namespace, tokenizer"),
+        ("GET", "/prefix/", "limit, cursor, namespace, tokenizer"),
+        ("POST", "/next", None),
+        ("GET", "/trie", "namespace, tokenizer"),
+        ("GET", "/changes?after=0", "after, epoch, limit, wait_s, namespace, tokenizer"),
+    ],
+)
+def test_a_misspelt_option_is_told_and_never_means_another_namespace(
+    service: Any, method: str, path: str, known: str | None
+) -> None:
+    bodies: dict[str, Any] = {"/tokenize": {"items": [ITEM]}, "/lookup": {"semantic_ids": ["1-2-3-0"]}}
+    url = f"{path}{'&' if '?' in path else '?'}namspace=shop"
+
+    refused = service.http.request(method, url, json=bodies.get(path, {"prefixes": [""]}))
+
+    assert_problem(refused, 422, "malformed_request")
+    there_are = f"there are {known}" if known else "there are none"
+    assert refused.json()["detail"] == f"no such option in the query: namspace; {there_are}"
+    assert "never" not in service.assigned()
+
+
+@pytest.mark.parametrize("media_type", ["application/x-ndjson", "application/json"])
+def test_an_option_given_twice_is_refused(service: Any, namespace: str, media_type: str) -> None:
+    refused = service.http.post(
+        f"/tokenize?namespace={namespace}&assign=true&namespace=default",
+        content=json.dumps(ITEM if media_type.endswith("ndjson") else {"items": [ITEM]}),
+        headers={"content-type": media_type},
+    )
+
+    assert_problem(refused, 422, "malformed_request")
+    assert refused.json()["detail"] == "given more than once in the query: namespace"
+    assert "never" not in service.assigned() | service.assigned(namespace)
 
 
 def test_reading_leaves_no_trace_in_the_registry(service: Any, namespace: str) -> None:
