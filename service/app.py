@@ -19,14 +19,13 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models import CheckpointError, Manifest, read_manifest
+from service.bodies import BodyGate
 from service.bulk.columns import ColumnTokenization
 from service.decoding.queries import Decoding
 from service.decoding.routes import router as decoding_router
 from service.decoding.schemas import ChangesGoneProblem, NextRequest
 from service.errors import PROBLEM_JSON, MalformedRequest, SemidError, ServiceError
-from service.http.bodies import BodyGate
 from service.http.routes import router
-from service.http.schemas import LookupRequest, Problem, RetiredProblem, TokenizeRequest, describe
 from service.loading import Loader
 from service.metrics import Metrics
 from service.opening import Patience, open_registry
@@ -34,6 +33,7 @@ from service.overflow import OverflowPolicy
 from service.records import Records
 from service.registry import Registry
 from service.registry.marks import Marks
+from service.schemas import LookupRequest, Problem, RetiredProblem, TokenizeRequest, describe
 from service.settings import Settings
 from service.state import State
 from service.tokenization import Limits, Tokenization

@@ -11,9 +11,9 @@ from service.errors import EncoderStopped
 if TYPE_CHECKING:
     from starlette.requests import HTTPConnection
 
+    from service.bodies import BodyGate
     from service.bulk.columns import ColumnTokenization
     from service.decoding.queries import Decoding
-    from service.http.bodies import BodyGate
     from service.metrics import Metrics
     from service.registry import Registry
     from service.tokenization import Tokenization

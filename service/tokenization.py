@@ -34,11 +34,11 @@ from service.errors import (
     SuffixExhausted,
     TooManyItems,
 )
-from service.http.schemas import LookupRequest, TokenizeOptions, TokenizeRequest
 from service.metrics import Metrics
 from service.overflow import OverflowPolicy
 from service.records import Records
 from service.registry import Assignment, Claim, ClaimResult, Record
+from service.schemas import LookupRequest, TokenizeOptions, TokenizeRequest
 from service.semantic_id import SemanticId
 from service.tokenizers import LoadedTokenizer, Tokenizers
 

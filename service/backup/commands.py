@@ -17,11 +17,11 @@ from service.backup.generator_formats import write_format
 from service.backup.record_table import Description, Origin
 from service.backup.restore import Outcome, Refusals, restore_table
 from service.errors import RegistryRefused, SemidError
-from service.http.schemas import NAMESPACE_PATTERN
 from service.opening import Patience, open_registry
 from service.registry.marks import Marks
 from service.registry.record import Record
 from service.registry.registry import SCHEMA
+from service.schemas import NAMESPACE_PATTERN
 from service.settings import Settings
 
 

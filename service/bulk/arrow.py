@@ -20,10 +20,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from service.batching.jobs import Content
+from service.bodies import Allowance
 from service.bulk.columns import AnswerColumns, ItemColumns, Places
 from service.content import MAX_ITEM_ID_BYTES, ItemReader, digest_of
 from service.errors import BodyTooLarge, BrokenStream, InvalidItemId, ItemError, MalformedRequest, SemidError
-from service.http.bodies import Room
 
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 ROWS_PER_GROUP = 1024
@@ -85,13 +85,15 @@ class ArrowStream:
         schema: bytes = self._schema.serialize().to_pybytes()
         return schema
 
-    async def groups(self, chunks: AsyncIterator[bytes], room: Room) -> AsyncIterator[tuple[pa.RecordBatch, int]]:
+    async def groups(
+        self, chunks: AsyncIterator[bytes], allowance: Allowance
+    ) -> AsyncIterator[tuple[pa.RecordBatch, int]]:
         """The rows of each record batch that has arrived whole, sliced; the last slice gives its room back.
 
         Every slice holds the whole message, and nothing here does while the next one is waited for.
         """
         schema = None
-        async for message in messages(chunks, room, self._max_batch_bytes):
+        async for message in messages(chunks, allowance, self._max_batch_bytes):
             size, slices = len(message), deque[pa.RecordBatch]()
             if schema is None:
                 schema = _read_schema(message)
@@ -100,7 +102,7 @@ class ArrowStream:
                 slices = await asyncio.to_thread(_read_slices, message, schema)
             del message
             if not slices:
-                room.give(size)
+                allowance.give(size)
             while slices:
                 yield slices.popleft(), 0 if slices else size
         if schema is None:
@@ -125,7 +127,7 @@ class ArrowStream:
 # Bytes -> record batches ---------------------------------------------------------------------------------------------
 
 
-async def messages(chunks: AsyncIterator[bytes], room: Room, max_bytes: int) -> AsyncIterator[bytearray]:
+async def messages(chunks: AsyncIterator[bytes], allowance: Allowance, max_bytes: int) -> AsyncIterator[bytearray]:
     """The encapsulated messages of a stream, each held as a whole once there is room for it.
 
     Raises:
@@ -139,13 +141,13 @@ async def messages(chunks: AsyncIterator[bytes], room: Room, max_bytes: int) -> 
             raise BrokenStream("it is not in the streaming format of Arrow IPC")
         if metadata_bytes == 0:
             return
-        await room.take(len(prefix) + metadata_bytes)
+        await allowance.take(len(prefix) + metadata_bytes)
         metadata = await body.exactly(metadata_bytes)
         body_bytes = _body_bytes(metadata)
         if body_bytes > max_bytes:
             msg = f"a record batch of {body_bytes} bytes, at most {max_bytes} are taken: write smaller ones"
             raise BodyTooLarge(msg)
-        await room.take(body_bytes)
+        await allowance.take(body_bytes)
         yield prefix + metadata + await body.exactly(body_bytes)
 
 

@@ -20,9 +20,9 @@ from service.answers import Answer
 from service.batching.jobs import Content, EncodedRow
 from service.content import Item
 from service.errors import ItemError
-from service.http.schemas import TokenizeOptions
 from service.metrics import Metrics
 from service.records import Records
+from service.schemas import TokenizeOptions
 from service.tokenization import Tokenization
 from service.tokenizers import LoadedTokenizer
 

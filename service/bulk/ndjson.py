@@ -15,8 +15,8 @@ from typing import NamedTuple
 import orjson
 
 from service.answers import Answer
+from service.bodies import Allowance, bytes_of_values, parse_json
 from service.errors import InvalidLine, NotJson, SemidError
-from service.http.bodies import Room, bytes_of_values, parse_json
 
 MEDIA_TYPE = "application/x-ndjson"
 MAX_LINE_BYTES = 2**20
@@ -65,19 +65,19 @@ class Ndjson:
         """Nothing."""
         return b""
 
-    async def groups(self, chunks: AsyncIterator[bytes], room: Room) -> AsyncIterator[tuple[list[Line], int]]:
+    async def groups(self, chunks: AsyncIterator[bytes], allowance: Allowance) -> AsyncIterator[tuple[list[Line], int]]:
         """The lines that have arrived, blank ones left out, a few hundred together at most."""
         splitter = LineSplitter(self._max_line_bytes)
         held = 0
         async for chunk in chunks:
             size = _size(chunk)
-            await room.take(size)
+            await allowance.take(size)
             held += size
             for group in _grouped(splitter.split(chunk)):
                 size = sum(line.size for line in group)
                 held -= size
                 yield group, size
-            room.give(held - splitter.held)  # of what is not looked at: blank lines, too long ones
+            allowance.give(held - splitter.held)  # of what is not looked at: blank lines, too long ones
             held = splitter.held
         if group := list(splitter.finish()):
             yield group, held

@@ -19,8 +19,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from service.bodies import Allowance
 from service.errors import BodyTimeout, Overloaded, SemidError, ServiceError
-from service.http.bodies import Room
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +38,8 @@ class BulkFormat(Protocol[G]):
     def begin(self) -> bytes:
         """What the answer begins with."""
 
-    def groups(self, chunks: AsyncIterator[bytes], room: Room) -> AsyncIterator[tuple[G, int]]:
-        """Items that are worked on together, and how many of the room's bytes are given back once they are answered.
+    def groups(self, chunks: AsyncIterator[bytes], allowance: Allowance) -> AsyncIterator[tuple[G, int]]:
+        """Items that are worked on together, and how many bytes of the allowance each gives back once it is answered.
 
         Raises:
             ServiceError: The body cannot be read any further.
@@ -61,16 +61,18 @@ class StreamedAnswer(Response, Generic[G]):
 
     Args:
         bulk: What the body and the answer are written in, and what answers them.
-        room: The bytes that this stream holds.
+        allowance: The bytes that this stream holds.
         headers: Of the answer.
         patience_s: How long the caller may stand still, neither sending nor taking.
     """
 
-    def __init__(self, bulk: BulkFormat[G], room: Room, headers: Mapping[str, str], *, patience_s: float) -> None:
+    def __init__(
+        self, bulk: BulkFormat[G], allowance: Allowance, headers: Mapping[str, str], *, patience_s: float
+    ) -> None:
         super().__init__(headers=dict(headers), media_type=bulk.media_type)
         del self.headers["content-length"]
         self._bulk = bulk
-        self._room = room
+        self._allowance = allowance
         self._patience_s = patience_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's own
@@ -80,9 +82,9 @@ class StreamedAnswer(Response, Generic[G]):
             ClientDisconnect: The caller left before anything was answered.
             ServiceError: The stream cannot be answered; nothing was sent.
         """
-        with self._room:
+        with self._allowance:
             caller = _Caller(receive, send, self._patience_s, self._head(), self._bulk.begin())
-            exchange = _Exchange(self._bulk, self._room, caller)
+            exchange = _Exchange(self._bulk, self._allowance, caller)
             try:
                 await exchange.run()
             except ClientDisconnect:
@@ -171,7 +173,7 @@ class _Exchange(Generic[G]):
     """One stream under way: a task reads, each group is worked on in its own, one writes."""
 
     bulk: BulkFormat[G]
-    room: Room
+    allowance: Allowance
     caller: _Caller
     working: set[asyncio.Task[bytes]] = field(default_factory=set)
 
@@ -206,7 +208,7 @@ class _Exchange(Generic[G]):
         end = _End()
         try:
             chunks = self.caller.chunks(busy=lambda: bool(self.working))
-            async for group, size in self.bulk.groups(chunks, self.room):
+            async for group, size in self.bulk.groups(chunks, self.allowance):
                 task = asyncio.create_task(self._answer(group))
                 del group  # else it would be held until the next one comes, though it is answered
                 self.working.add(task)
@@ -240,7 +242,7 @@ class _Exchange(Generic[G]):
                 work = _End(error)
                 break
             await self.caller.answer(data, more=True)
-            self.room.give(size)
+            self.allowance.give(size)
         fault = work.fault
         if fault is not None and not self.caller.answered:
             raise fault

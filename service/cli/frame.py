@@ -19,7 +19,7 @@ def read_settings(checkpoint: Path | None = None) -> Settings:
     """The SID_* settings, with another checkpoint where one is given."""
     from pydantic import ValidationError
 
-    from service.http.schemas import describe
+    from service.schemas import describe
     from service.settings import Settings
 
     try:

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
 from service.decoding.schemas import PREFIX_EXAMPLE, ChangesResponse, NextRequest, NextResponse, PrefixListing
-from service.http.bodies import unless_disconnected
+from service.http.callers import unless_disconnected
 from service.http.wire import (
     NamespaceQuery,
     TokenizerQuery,

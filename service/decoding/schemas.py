@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, WithJsonSchema
 
-from service.http.schemas import (
+from service.schemas import (
     SEMANTIC_ID_EXAMPLE,
     Envelope,
     ErrorBody,

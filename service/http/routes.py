@@ -14,8 +14,21 @@ from service.bulk.arrow import ArrowStream
 from service.bulk.ndjson import Ndjson
 from service.content import read_item_id
 from service.errors import InvalidItemId, MalformedItemId
-from service.http.bodies import media_type_of
-from service.http.schemas import (
+from service.http.callers import media_type_of
+from service.http.wire import (
+    ItemIdPath,
+    answered,
+    as_json,
+    body_of,
+    bulk_answers,
+    bulk_bodies,
+    gone,
+    problems,
+    queried,
+    query_of,
+    streamed,
+)
+from service.schemas import (
     SEMANTIC_ID_EXAMPLE,
     AssignmentAnswer,
     Envelope,
@@ -29,19 +42,6 @@ from service.http.schemas import (
     TokenizeRequest,
     TokenizeResponse,
     TokenizersResponse,
-)
-from service.http.wire import (
-    ItemIdPath,
-    answered,
-    as_json,
-    body_of,
-    bulk_answers,
-    bulk_bodies,
-    gone,
-    problems,
-    queried,
-    query_of,
-    streamed,
 )
 from service.state import EXPLORER, State
 

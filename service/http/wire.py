@@ -13,12 +13,13 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.convertors import PathConvertor, register_url_convertor
 
+from service.bodies import BodyGate, parse_json
 from service.bulk import arrow, ndjson
 from service.bulk.streams import BulkFormat, StreamedAnswer
 from service.content import MAX_ITEM_ID_BYTES
 from service.errors import PROBLEM_JSON, MalformedRequest, UnsupportedMediaType
-from service.http.bodies import BodyGate, parse_json, require_json, unless_disconnected
-from service.http.schemas import ITEM_SCHEMA, Namespace, TokenizerName, describe, shown
+from service.http.callers import require_json, unless_disconnected
+from service.schemas import ITEM_SCHEMA, Namespace, TokenizerName, describe, shown
 
 R = TypeVar("R", bound=BaseModel)
 G = TypeVar("G")
@@ -205,7 +206,7 @@ def streamed(request: Request, gate: BodyGate, bulk: BulkFormat[G], origin: Mapp
         msg = f"the body is compressed ({encoding!r}); send it as it is"
         raise UnsupportedMediaType(msg)
     headers = {f"semid-{name}": value for name, value in origin.items()}
-    return StreamedAnswer(bulk, gate.room(), headers, patience_s=gate.timeout_s)
+    return StreamedAnswer(bulk, gate.allowance(), headers, patience_s=gate.timeout_s)
 
 
 def _problem(schema: str) -> dict[str, Any]:

@@ -24,10 +24,10 @@ from service.registry.assignment import (
     read_holder,
     write_semantic_id,
 )
+from service.registry.assignment_columns import Held, read_held, write_claims
 from service.registry.atomic import AtomicRecord
 from service.registry.changes import ChangeLog
 from service.registry.cluster import Cluster, Server
-from service.registry.columns import Held, read_held, write_claims
 from service.registry.contents import Contents
 from service.registry.history import RecordFacts
 from service.registry.mending import Mended, Mending

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from models import Tokenizer, load
-from service.http.schemas import TokenizeRequest
 from service.overflow import Overflow, OverflowPolicy
+from service.schemas import TokenizeRequest
 
 MakeEmbedding = Callable[[int], list[float]]
 TYPE = "urn:semid:problem:"

@@ -22,11 +22,11 @@ from service.errors import (
     TooManyItems,
     UnknownTokenizer,
 )
-from service.http.schemas import LookupRequest, TokenizeRequest
 from service.metrics import Metrics
 from service.overflow import OverflowPolicy
 from service.records import Records
 from service.registry import Registry
+from service.schemas import LookupRequest, TokenizeRequest
 from service.tokenization import Limits, Tokenization
 from service.tokenizers import LoadedTokenizer, Tokenizers, TokenizerSet
 

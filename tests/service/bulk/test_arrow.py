@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from starlette.types import Message
 
 from models import Tokenizer
+from service.bodies import STREAM_BYTES, BodyGate
 from service.bulk import arrow
 from service.bulk.arrow import MEDIA_TYPE, ROWS_PER_GROUP, ArrowStream, _field, read_columns
 from service.bulk.columns import AnswerColumns, ItemColumns
 from service.bulk.streams import StreamedAnswer
 from service.content import ItemReader
-from service.http.bodies import STREAM_BYTES, BodyGate
 from tests.streaming import StreamingCaller
 
 MakeEmbedding = Callable[[int], list[float]]
@@ -392,7 +392,9 @@ async def test_what_is_answered_is_not_held_while_the_caller_thinks(tokenizer: T
     tracemalloc.start()
     try:
         arriving.put_nowait({"type": "http.request", "body": body, "more_body": True})
-        exchange = asyncio.create_task(StreamedAnswer(stream, gate.room(), {}, patience_s=60.0)({}, arriving.get, send))
+        exchange = asyncio.create_task(
+            StreamedAnswer(stream, gate.allowance(), {}, patience_s=60.0)({}, arriving.get, send)
+        )
         async with asyncio.timeout(20):
             while len(answered) < 3:  # noqa: ASYNC110 - nobody tells; the head, and two slices
                 await asyncio.sleep(0.01)
@@ -416,8 +418,8 @@ async def test_a_batch_has_its_room_until_its_last_slice_is_answered(tokenizer: 
         raise AssertionError
 
     stream = ArrowStream(refuse, ItemReader(tokenizer, max_text_bytes=100), 3, {}, max_batch_bytes=2**20)
-    with gate.room() as room:
-        sizes = [size async for _, size in stream.groups(chunks(), room)]
+    with gate.allowance() as allowance:
+        sizes = [size async for _, size in stream.groups(chunks(), allowance)]
 
         assert sizes[:2] == [0, 0]
         assert gate._held_bytes == STREAM_BYTES + sizes[2]

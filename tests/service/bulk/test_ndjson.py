@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.answers import Answer
+from service.bodies import STREAM_BYTES, BodyGate
 from service.bulk.ndjson import MAX_LINE_BYTES, MEDIA_TYPE, Line, LineSplitter, Ndjson
 from service.errors import InvalidLine
-from service.http.bodies import STREAM_BYTES, BodyGate
 from tests.streaming import StreamingCaller
 
 MakeEmbedding = Callable[[int], list[float]]
@@ -218,11 +218,11 @@ async def test_the_values_of_a_line_are_held_with_its_bytes() -> None:
         yield line[2000:]
 
     gate = BodyGate(max_body_bytes=1, inflight_bytes=1, timeout_s=0.05)
-    with gate.room() as room:
-        async for (only,), size in Ndjson(refuse).groups(chunks(), room):
+    with gate.allowance() as allowance:
+        async for (only,), size in Ndjson(refuse).groups(chunks(), allowance):
             assert only.number == 1
             assert gate._held_bytes - STREAM_BYTES == size > 64 * 1000
-            room.give(size)
+            allowance.give(size)
         assert gate._held_bytes == STREAM_BYTES
 
 

@@ -10,9 +10,9 @@ import pytest
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
+from service.bodies import STREAM_BYTES, Allowance, BodyGate
 from service.bulk.streams import GROUPS_IN_FLIGHT, StreamedAnswer
 from service.errors import BodyTimeout, NotJson, Overloaded, RegistryUnavailable, SemidError
-from service.http.bodies import STREAM_BYTES, BodyGate, Room
 
 
 class Connection:
@@ -64,11 +64,11 @@ class Words:
     def begin(self) -> bytes:
         return b":"
 
-    async def groups(self, chunks: AsyncIterator[bytes], room: Room) -> AsyncIterator[tuple[bytes, int]]:
+    async def groups(self, chunks: AsyncIterator[bytes], allowance: Allowance) -> AsyncIterator[tuple[bytes, int]]:
         async for chunk in chunks:
             if chunk == b"broken":
                 raise NotJson("here")
-            await room.take(len(chunk))
+            await allowance.take(len(chunk))
             yield chunk, len(chunk)
 
     async def answer(self, group: bytes) -> bytes:
@@ -93,8 +93,8 @@ class Exchange:
     def __init__(self, *, patience_s: float = 5.0, inflight_bytes: int = 10 * STREAM_BYTES) -> None:
         self.connection, self.words = Connection(), Words()
         self.gate = BodyGate(max_body_bytes=10, inflight_bytes=inflight_bytes, timeout_s=patience_s)
-        room = self.gate.room()
-        self.answer = StreamedAnswer(self.words, room, {"semid-x": "y"}, patience_s=patience_s)
+        allowance = self.gate.allowance()
+        self.answer = StreamedAnswer(self.words, allowance, {"semid-x": "y"}, patience_s=patience_s)
 
     def start(self) -> asyncio.Task[None]:
         return asyncio.create_task(self.answer({}, self.connection.receive, self.connection.send))
@@ -275,20 +275,20 @@ async def test_a_caller_who_takes_nothing_is_dropped(caplog: pytest.LogCaptureFi
     assert exchange.gate._held_bytes == 0
 
 
-# Room ----------------------------------------------------------------------------------------------------------------
+# Allowance -----------------------------------------------------------------------------------------------------------
 
 
 async def test_a_stream_that_finds_no_room_is_refused_at_once() -> None:
     gate = BodyGate(max_body_bytes=10, inflight_bytes=4 * STREAM_BYTES, timeout_s=5.0)
-    with gate.room(), pytest.raises(Overloaded), gate.room():
+    with gate.allowance(), pytest.raises(Overloaded), gate.allowance():
         pass
-    with gate.room():
+    with gate.allowance():
         pass
 
 
 async def test_streams_leave_half_of_the_room_to_whole_bodies_and_wait_for_the_rest() -> None:
     gate = BodyGate(max_body_bytes=10, inflight_bytes=8 * STREAM_BYTES, timeout_s=5.0)
-    with gate.room() as first, gate.room() as second:
+    with gate.allowance() as first, gate.allowance() as second:
         await first.take(2 * STREAM_BYTES)
         waiting = asyncio.create_task(second.take(STREAM_BYTES))
         await asyncio.sleep(0.01)
@@ -303,7 +303,7 @@ async def test_streams_leave_half_of_the_room_to_whole_bodies_and_wait_for_the_r
 
 async def test_a_stream_does_not_wait_for_room_for_ever() -> None:
     gate = BodyGate(max_body_bytes=10, inflight_bytes=8 * STREAM_BYTES, timeout_s=0.05)
-    with gate.room() as first, gate.room() as second:
+    with gate.allowance() as first, gate.allowance() as second:
         await first.take(2 * STREAM_BYTES)
         with pytest.raises(Overloaded):
             await second.take(1)
@@ -311,6 +311,6 @@ async def test_a_stream_does_not_wait_for_room_for_ever() -> None:
 
 async def test_a_lone_stream_has_room_whatever_the_bound() -> None:
     gate = BodyGate(max_body_bytes=10, inflight_bytes=1, timeout_s=0.05)
-    with gate.room() as room:
-        await room.take(10 * STREAM_BYTES)
+    with gate.allowance() as allowance:
+        await allowance.take(10 * STREAM_BYTES)
     assert gate._held_bytes == 0

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
+from service.bodies import BodyGate, parse_json
 from service.errors import BodyTimeout, BodyTooLarge, NotJson, Overloaded, UnsupportedMediaType
-from service.http.bodies import BodyGate, parse_json, require_json, unless_disconnected
+from service.http.callers import require_json, unless_disconnected
 
 
 class Connection:

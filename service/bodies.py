@@ -1,20 +1,18 @@
-"""Bytes of a request -> JSON, within limits; and the watch for callers who leave."""
+"""Bytes of a request -> JSON, within limits: those of one body, and of all that are held at once."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import orjson
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
-from service.errors import BodyTimeout, BodyTooLarge, NotJson, Overloaded, UnsupportedMediaType
-
-T = TypeVar("T")
+from service.errors import BodyTimeout, BodyTooLarge, NotJson, Overloaded
 
 STREAM_BYTES = 256 * 1024  # of a stream that holds nothing else: buffers of its connection, tasks
 
@@ -26,7 +24,7 @@ class _Share:
     held: int = 0
 
 
-class Room:
+class Allowance:
     """The bytes that one stream holds of those that all may; used as a context, at whose end it holds none.
 
     Raises:
@@ -86,9 +84,9 @@ class BodyGate:
         """Of one body, and of what of a stream has to be read as a whole."""
         return self._max_body_bytes
 
-    def room(self) -> Room:
+    def allowance(self) -> Allowance:
         """For a stream."""
-        return Room(self)
+        return Allowance(self)
 
     @asynccontextmanager
     async def read(self, request: Request) -> AsyncIterator[bytes]:
@@ -185,19 +183,6 @@ def bytes_of_values(body: bytes) -> int:
     return 64 * (body.count(b"{") + body.count(b"[")) + 32 * body.count(b",")
 
 
-def media_type_of(request: Request) -> str:
-    """What the body says that it is; JSON where it says nothing."""
-    return request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-
-
-def require_json(request: Request) -> None:
-    """Raise UnsupportedMediaType unless the body says that it is JSON, or says nothing."""
-    media_type = media_type_of(request)
-    if media_type != "application/json" and not media_type.endswith("+json"):
-        msg = f"the body is {media_type!r}; send application/json"
-        raise UnsupportedMediaType(msg)
-
-
 def parse_json(body: bytes) -> Any:
     """The JSON value of a body.
 
@@ -215,39 +200,3 @@ def parse_json(body: bytes) -> Any:
             return json.loads(body.decode("utf-8", "surrogatepass"), parse_int=float)
         except (ValueError, RecursionError):
             raise NotJson(str(error)) from error
-
-
-async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Run the work, and drop it when the caller leaves.
-
-    Call it after the body has been read: the next thing the caller can send is its leave.
-
-    Raises:
-        ClientDisconnect: The caller left; the work was cancelled.
-    """
-    worker = asyncio.current_task()
-    assert worker is not None
-    left = False
-
-    def drop(_leave: asyncio.Future[None]) -> None:
-        nonlocal left
-        left = True
-        worker.cancel()
-
-    leave = asyncio.ensure_future(_left(request))
-    leave.add_done_callback(drop)
-    try:
-        return await work
-    except asyncio.CancelledError as error:
-        if left and worker.uncancel() == 0:
-            raise ClientDisconnect from error
-        raise
-    finally:
-        leave.remove_done_callback(drop)
-        leave.cancel()
-
-
-async def _left(request: Request) -> None:
-    """Returns when the caller has closed the connection."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

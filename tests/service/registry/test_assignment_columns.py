@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.registry.assignment import Assignment, Claim, write_assignment
-from service.registry.columns import read_held, write_claims
+from service.registry.assignment_columns import read_held, write_claims
 from service.semantic_id import MAX_SUFFIX, CodeLayout, SemanticId
 
 TIME = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

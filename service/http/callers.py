@@ -1,0 +1,62 @@
+"""The caller of a request: what is said of the body, and the watch for those who leave."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+
+from service.errors import UnsupportedMediaType
+
+T = TypeVar("T")
+
+
+def media_type_of(request: Request) -> str:
+    """What the body says that it is; JSON where it says nothing."""
+    return request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+
+
+def require_json(request: Request) -> None:
+    """Raise UnsupportedMediaType unless the body says that it is JSON, or says nothing."""
+    media_type = media_type_of(request)
+    if media_type != "application/json" and not media_type.endswith("+json"):
+        msg = f"the body is {media_type!r}; send application/json"
+        raise UnsupportedMediaType(msg)
+
+
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Run the work, and drop it when the caller leaves.
+
+    Call it after the body has been read: the next thing the caller can send is its leave.
+
+    Raises:
+        ClientDisconnect: The caller left; the work was cancelled.
+    """
+    worker = asyncio.current_task()
+    assert worker is not None
+    left = False
+
+    def drop(_leave: asyncio.Future[None]) -> None:
+        nonlocal left
+        left = True
+        worker.cancel()
+
+    leave = asyncio.ensure_future(_left(request))
+    leave.add_done_callback(drop)
+    try:
+        return await work
+    except asyncio.CancelledError as error:
+        if left and worker.uncancel() == 0:
+            raise ClientDisconnect from error
+        raise
+    finally:
+        leave.remove_done_callback(drop)
+        leave.cancel()
+
+
+async def _left(request: Request) -> None:
+    """Returns when the caller has closed the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
