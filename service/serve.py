@@ -9,6 +9,8 @@ from service.server import Server, begin_logging, greeting
 from service.workers.supervisor import supervise
 
 if TYPE_CHECKING:
+    import socket
+
     from service.settings import Settings
 
 
@@ -27,9 +29,9 @@ def serve(settings: Settings) -> str | None:
 class GreetingServer(Server):
     """A server that says where it is."""
 
-    async def startup(self, *arguments: object, **options: object) -> None:
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then say where."""
-        await super().startup(*arguments, **options)  # type: ignore[arg-type]
+        await super().startup(sockets)
         if self.started:
             port = self.servers[0].sockets[0].getsockname()[1]
             print(greeting(self.config.host, port), flush=True)  # noqa: T201 - for a person
