@@ -102,7 +102,7 @@ class ChangeLog:
             ]
         )
         latest = int(latest or 0)
-        rows = [row for entry, fields in entries for row in _rows(entry, fields[b"c"], self._keys.layout)]
+        rows = [row for entry, fields in entries for row in rows_of(entry, fields[b"c"], self._keys.layout)]
         first = rows[0].revision if rows else latest + 1
         if first > after + 1 or after > latest:
             detail = f"the changes after revision {after} cannot be told; the record is at {latest}"
@@ -112,7 +112,7 @@ class ChangeLog:
             await self._settle()
         return Changes(max(latest, wanted[-1].revision if wanted else 0), await self._with_items(wanted))
 
-    async def _with_items(self, rows: Sequence[_Row]) -> list[Change]:
+    async def _with_items(self, rows: Sequence[Row]) -> list[Change]:
         """An ID names its item for good, so the log need not."""
         fields = [write_semantic_id(row.semantic_id, self._keys.layout) for row in rows]
         holders = await self._history.read([("HGET", self._keys.reverse(field), field) for field in fields])
@@ -172,18 +172,20 @@ class RevisionWatch:
             self._looker = None
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
+    """A change as the log has it, which does not name the item."""
+
     revision: int
     kind: str
     semantic_id: SemanticId
     replaced_by: SemanticId | None
 
 
-def _rows(entry: bytes, packed: bytes, layout: CodeLayout) -> list[_Row]:
+def rows_of(entry: bytes, packed: bytes, layout: CodeLayout) -> list[Row]:
     """The changes of one entry of the stream; its id tells the revision of the last."""
     changes = list(_changes(packed, layout))
     first = int(entry.partition(b"-")[0]) - len(changes) + 1
-    return [_Row(revision, *change) for revision, change in enumerate(changes, first)]
+    return [Row(revision, *change) for revision, change in enumerate(changes, first)]
 
 
 def _changes(packed: bytes, layout: CodeLayout) -> Iterator[tuple[str, SemanticId, SemanticId | None]]:

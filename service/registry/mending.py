@@ -1,6 +1,7 @@
 """On a cluster, after servers came back without a part of what was acknowledged: what is left is made whole again.
 
-    outboxes and log --> items that know less than the codes --> codes that know less than the items --> counts
+    outboxes and log --> items that know less than the codes --> codes that know less than the items
+        --> IDs that only the log knows --> counts
 
 A single server comes back as it was at one moment. Of several, each may come back as of another: an item then holds an
 ID that its codes do not know, or the other way round. Nothing that is still known anywhere is given up.
@@ -23,7 +24,9 @@ from service.registry.assignment import (
     held_id,
     read_holder,
     split_former,
+    write_semantic_id,
 )
+from service.registry.changes import rows_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -33,10 +36,12 @@ if TYPE_CHECKING:
     from service.registry.keys import RecordKeys
     from service.registry.stepwise import SteppedRecord
     from service.registry.tree import LiveTree
+    from service.semantic_id import SemanticId
 
 logger = logging.getLogger(__name__)
 
 BUCKETS_PER_READ = 64
+ENTRIES = 64  # of the log in one read; one has at most 2048 changes
 
 
 class Mended(NamedTuple):
@@ -46,11 +51,13 @@ class Mended(NamedTuple):
         items: Items that knew less of their IDs than the codes did.
         ids: IDs that were not as their items hold them.
         conflicts: IDs that two items hold; the one that the codes name keeps it.
+        lost: IDs that were issued, and of which nobody knows to whom; none is issued again.
     """
 
     items: int
     ids: int
     conflicts: list[bytes]
+    lost: int
 
 
 class Named(NamedTuple):
@@ -90,10 +97,15 @@ class Mending:
             ids += fixed
             conflicts += held_twice
         await self._record.flush()
+        lost = await self._lost_ids()
+        if lost:
+            await self._never_again(lost)
         await self._counts()
         for semantic_id in conflicts:
             logger.error("Two items of the record %s hold the ID %r", self._keys.name, semantic_id)
-        return Mended(len(behind), ids, conflicts)
+        if lost:
+            logger.error("%d IDs of the record %s are lost with their items", len(lost), self._keys.name)
+        return Mended(len(behind), ids, conflicts, len(lost))
 
     async def _outboxes(self) -> None:
         """Outboxes go on behind what the log has of them; the log, behind what they no longer have."""
@@ -175,6 +187,31 @@ class Mending:
         if wrong:
             await self._record.put_right(wrong)
         return len(wrong), conflicts
+
+    async def _lost_ids(self) -> set[SemanticId]:
+        """IDs that the log tells of and that name no item: one server lost both the item and its codes."""
+        lost: set[SemanticId] = set()
+        start = b"-"
+        while entries := (await self._cluster.read([("XRANGE", self._keys.changes, start, b"+", "COUNT", ENTRIES)]))[0]:
+            start = b"(" + entries[-1][0]
+            rows = [row for entry, fields in entries for row in rows_of(entry, fields[b"c"], self._keys.layout)]
+            told = list({row.semantic_id for row in rows})
+            fields = [write_semantic_id(semantic_id, self._keys.layout) for semantic_id in told]
+            holders = await self._cluster.read([("HGET", self._keys.reverse(field), field) for field in fields])
+            lost |= {semantic_id for semantic_id, holder in zip(told, holders, strict=True) if holder is None}
+        return lost
+
+    async def _never_again(self, lost: set[SemanticId]) -> None:
+        """The suffixes of their codes go on behind these IDs; the log, which tells of them, is at its end."""
+        last: dict[bytes, int] = {}
+        for semantic_id in lost:
+            codes = self._keys.layout.pack(semantic_id.codes)
+            last[codes] = max(last.get(codes, 0), semantic_id.suffix)
+        known = await self._cluster.read([("HGET", self._keys.reverse(codes), codes) for codes in last])
+        for (codes, suffix), highest in zip(last.items(), known, strict=True):
+            if highest is None or int(highest) < suffix:
+                await self._write(("HSET", self._keys.reverse(codes), codes, suffix))
+        await self._write(("DEL", self._keys.changes))  # who follows takes a new trie
 
     async def _counts(self) -> None:
         """The live IDs under each first code, and of all."""

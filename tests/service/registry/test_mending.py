@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from redis.crc import key_slot
 
-from service.errors import RegistryOlder
-from service.registry import Claim, Registry
+from service.errors import ChangesGone, RegistryOlder
+from service.registry import Claim, Record, Registry
+from service.registry.keys import RecordKeys
+from service.semantic_id import CodeLayout
 from tests.agreement import agreed
 from tests.valkey_cluster import ValkeyCluster
 
@@ -18,6 +21,7 @@ Connect = Callable[..., Awaitable[Registry]]
 
 FINGERPRINT = "0123456789abcdef"
 SIZES = (4, 8, 16)
+BUCKETS = 16
 
 
 def claim(item_id: str, codes: tuple[int, ...], *, reassign: bool = False) -> Claim:
@@ -43,13 +47,24 @@ def put_back(cluster: ValkeyCluster, slots: set[int], copy: dict[bytes, tuple[An
         client.restore(key, 0, data, replace=True)
 
 
+def namespace_where(*, items_beside_codes: bool) -> str:
+    """One of whose record some items do or do not lie in a slot of the codes 0 and 2; its log lies in neither's."""
+    while True:
+        name = uuid.uuid4().hex
+        keys = RecordKeys(f"{name}:{FINGERPRINT}", CodeLayout(SIZES), BUCKETS)
+        codes = {key_slot(keys.outbox(bytes([code]))) for code in (0, 2)}
+        items = {key_slot(keys.forward_bucket(bucket)) for bucket in range(BUCKETS)}
+        if bool(items & codes) == items_beside_codes and key_slot(keys.meta) not in items | codes:
+            return name
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("part", ["codes", "log", "items"])
 async def test_a_cluster_of_which_a_part_is_older_is_made_whole(
-    shared_cluster: ValkeyCluster, connect: Connect, namespace: str, part: str, seed: int
+    shared_cluster: ValkeyCluster, connect: Connect, part: str, seed: int
 ) -> None:
-    rng = random.Random(seed)
-    registries = [await connect(shared_cluster.url, buckets=16) for _ in range(2)]
+    rng, namespace = random.Random(seed), namespace_where(items_beside_codes=False)
+    registries = [await connect(shared_cluster.url, buckets=BUCKETS) for _ in range(2)]
     record = await registries[0].record(namespace, FINGERPRINT, SIZES)
 
     async def live_on(turns: int) -> None:
@@ -68,7 +83,7 @@ async def test_a_cluster_of_which_a_part_is_older_is_made_whole(
     lost = {
         "codes": {key_slot(keys.outbox(bytes([code]))) for code in (0, 2)},
         "log": {key_slot(keys.meta)},
-        "items": {key_slot(keys.forward_bucket(bucket)) for bucket in range(0, 16, 3)},
+        "items": {key_slot(keys.forward_bucket(bucket)) for bucket in range(0, BUCKETS, 3)},
     }[part]
     copy = kept_of(shared_cluster, lost)
     await live_on(10)
@@ -87,10 +102,43 @@ async def test_a_cluster_of_which_a_part_is_older_is_made_whole(
     assert found.older == (part != "items")
     assert await registry.accept(found)
 
-    after = await (await connect(shared_cluster.url, buckets=16)).record(namespace, FINGERPRINT, SIZES)
+    after = await (await connect(shared_cluster.url, buckets=BUCKETS)).record(namespace, FINGERPRINT, SIZES)
     whole = await agreed(after, whole_log=part == "codes")
     assert whole == held
     named = await after.by_semantic_ids(sorted(held.values()))
     assert [one and one.item_id for one in named] == sorted(held, key=lambda item: held[item])
     await after.claim([claim("new", (0, 0, 0))])
     assert (await agreed(after, whole_log=part == "codes")).keys() == whole.keys() | {"new"}
+
+
+async def test_an_id_that_is_lost_with_its_item_is_not_issued_again_and_its_record_is_served(
+    shared_cluster: ValkeyCluster, connect: Connect
+) -> None:
+    registry = await connect(shared_cluster.url, buckets=BUCKETS)
+    record = await registry.record(namespace_where(items_beside_codes=True), FINGERPRINT, SIZES)
+    lost = {key_slot(record._keys.outbox(bytes([code]))) for code in (0, 2)}
+    copy = kept_of(shared_cluster, lost)
+    places = [(code, code, 0) for code in range(4)]
+    held = await record.claim([claim(f"{number}", places[number % 4]) for number in range(320)])
+    put_back(shared_cluster, lost, copy)
+
+    (found,) = [one for one in await registry.compare() if one.name == record._keys.name]
+    assert found.older
+    assert await registry.accept(found)
+
+    after = await (await connect(shared_cluster.url, buckets=BUCKETS)).record(*_named(record), SIZES)
+    left = await agreed(after, whole_log=False)
+    assert 0 < len(left) < len(held)
+    with pytest.raises(ChangesGone):
+        await after.changes.after(0, 100)
+    revision = await after.changes.revision()
+    issued = {one.assignment.semantic_id for one in held}
+    again = await after.claim([claim(f"new-{number}", places[number % 4]) for number in range(8)])
+    assert not issued & {one.assignment.semantic_id for one in again}
+    changes = (await after.changes.after(revision, 100)).changes
+    assert {change.item_id for change in changes} == {f"new-{number}" for number in range(8)}
+
+
+def _named(record: Record) -> tuple[str, str]:
+    namespace, _, fingerprint = record._keys.name.partition(":")
+    return namespace, fingerprint
