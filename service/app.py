@@ -25,6 +25,7 @@ from service.decoding.queries import Decoding
 from service.decoding.routes import router as decoding_router
 from service.decoding.schemas import ChangesGoneProblem, NextRequest
 from service.errors import PROBLEM_JSON, MalformedRequest, SemidError, ServiceError
+from service.http.direct import DirectRoutes
 from service.http.routes import router
 from service.loading import Loader
 from service.metrics import Metrics
@@ -70,12 +71,14 @@ def create_app(settings: Settings | None = None, metrics: Metrics | None = None)
     for part in ROUTERS:
         app.include_router(part)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
-    app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
-    app.add_exception_handler(ClientDisconnect, _client_left)
     app.add_exception_handler(Exception, _unforeseen)
-    app.add_middleware(RequestMetrics, metrics=metrics)
+    answered = {ServiceError: _service_error, ClientDisconnect: _client_left}
+    for error, handler in answered.items():
+        app.add_exception_handler(error, handler)
+    app.add_middleware(DirectRoutes, routes=[route for part in ROUTERS for route in part.routes], handlers=answered)
+    app.add_middleware(RequestMetrics, metrics=metrics)  # around the other
     return app
 
 

@@ -17,10 +17,13 @@ from service.http.wire import (
     gone,
     no_other_options,
     problems,
+    queried,
 )
+from service.schemas import Envelope
 from service.state import State
 
-router = APIRouter(tags=["Decode"], dependencies=[Depends(no_other_options)])
+router = APIRouter(tags=["Decode"])
+NO_OTHERS = [Depends(no_other_options)]
 
 MAX_REVISION = 2**53
 MAX_CHANGES = 10_000
@@ -48,6 +51,7 @@ WaitQuery = Annotated[
 
 @router.get(
     "/prefix/{prefix:any_text}",
+    dependencies=NO_OTHERS,
     summary="What stands under a prefix",
     response_model=PrefixListing,
     responses=problems(422, 503),
@@ -77,12 +81,14 @@ async def prefix(
 )
 async def next_codes(request: Request) -> Response:
     """Say for each prefix, such as a beam, what may come next: as a list, and as a mask."""
+    queried(request, Envelope)
     state = State.of(request)
     return await answered(request, state.gate, NextRequest, state.decoding.next)
 
 
 @router.get(
     "/trie",
+    dependencies=NO_OTHERS,
     summary="The whole live trie",
     response_class=Response,
     responses={
@@ -107,6 +113,7 @@ async def trie(
 
 @router.get(
     "/changes",
+    dependencies=NO_OTHERS,
     summary="What came and went since a revision",
     response_model=ChangesResponse,
     responses={**problems(422, 429, 503), **gone("Those changes are no longer kept", "ChangesGoneProblem")},
