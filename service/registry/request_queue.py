@@ -16,7 +16,8 @@ Q = TypeVar("Q")
 R = TypeVar("R")
 
 REQUESTS_PER_CALL = 1024
-CALLS_IN_FLIGHT = 2  # one is on the server while the next is put together
+SMALL_REQUESTS = 16  # of one caller; more are bulk
+CALLS_IN_FLIGHT = 2  # of each lane: one is on the server while the next is put together
 
 
 class Request(NamedTuple):
@@ -41,44 +42,58 @@ class _Waiting(NamedTuple, Generic[Q, R]):
 class RequestQueue(Generic[Q, R]):
     """Merges what callers ask while a call is on its way into the next one; no timer.
 
-    The calls run in tasks of their own, so that a caller who is cancelled cancels only its own waiting.
+    Small requests have calls of their own beside bulk's: a single look-up, or a new listing, waits for what is on
+    the server already, and no more, however much bulk is queued.
     """
 
     def __init__(self, send: Callable[[Sequence[Q]], Awaitable[list[R]]]) -> None:
         """Sends by `send`, which is given at most `REQUESTS_PER_CALL` requests."""
-        self._send = send
-        self._pending: deque[_Waiting[Q, R]] = deque()
-        self._senders: set[asyncio.Task[None]] = set()
+        self._small = _Lane(send)
+        self._bulk = _Lane(send)
 
     async def submit(self, requests: Sequence[Q]) -> list[R]:
         """The replies to these requests, in order; each chunk of `REQUESTS_PER_CALL` is sent together.
 
         None at all are sent too: an empty call is a barrier for what was read before.
         """
+        if len(requests) <= SMALL_REQUESTS:
+            return await self._small.submit(requests)
         if len(requests) <= REQUESTS_PER_CALL:
-            return await self._submit(requests)
+            return await self._bulk.submit(requests)
         starts = range(0, len(requests), REQUESTS_PER_CALL)
         chunks = (requests[start : start + REQUESTS_PER_CALL] for start in starts)
-        answers = await asyncio.gather(*map(self._submit, chunks))
+        answers = await asyncio.gather(*map(self._bulk.submit, chunks))
         return [reply for answer in answers for reply in answer]
-
-    async def _submit(self, requests: Sequence[Q]) -> list[R]:
-        answer: asyncio.Future[list[R]] = asyncio.get_running_loop().create_future()
-        self._pending.append(_Waiting(requests, answer))
-        if len(self._senders) < CALLS_IN_FLIGHT:
-            sender = asyncio.create_task(self._send_pending(), name="registry-claims")
-            self._senders.add(sender)
-        return await answer
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits or is on its way."""
-        return not self._senders
+        return not (self._small.senders or self._bulk.senders)
 
     async def drain(self) -> None:
         """Returns when nothing waits or is on its way."""
-        while self._senders:
-            await asyncio.wait(self._senders)
+        while senders := self._small.senders | self._bulk.senders:
+            await asyncio.wait(senders)
+
+
+class _Lane(Generic[Q, R]):
+    """What goes together into calls.
+
+    The calls run in tasks of their own, so that a caller who is cancelled cancels only its own waiting.
+    """
+
+    def __init__(self, send: Callable[[Sequence[Q]], Awaitable[list[R]]]) -> None:
+        self.senders: set[asyncio.Task[None]] = set()
+        self._send = send
+        self._pending: deque[_Waiting[Q, R]] = deque()
+
+    def submit(self, requests: Sequence[Q]) -> asyncio.Future[list[R]]:
+        """The replies to these requests, in order."""
+        answer: asyncio.Future[list[R]] = asyncio.get_running_loop().create_future()
+        self._pending.append(_Waiting(requests, answer))
+        if len(self.senders) < CALLS_IN_FLIGHT:
+            self.senders.add(asyncio.create_task(self._send_pending(), name="registry-calls"))
+        return answer
 
     async def _send_pending(self) -> None:
         try:
@@ -86,7 +101,7 @@ class RequestQueue(Generic[Q, R]):
                 await self._send_batch(batch)
         finally:
             # Here and not in a done callback, which would run later: `submit` could count a sender that has ended.
-            self._senders.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+            self.senders.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     async def _send_batch(self, batch: Sequence[_Waiting[Q, R]]) -> None:
         try:
