@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PEERS  := .bench-venv
+BUILD  := pyproject.toml setup.py $(wildcard models/native/*.[ch])  # what an installation is made of
 
 BENCHES := texts known embeddings one_embedding fairness argmin registry flips
 
@@ -40,21 +41,21 @@ $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
 
 # torch is pinned in pyproject.toml: a CPU build where one is at hand, else the CUDA build of the registry.
-$(VENV)/.serve: pyproject.toml | $(BIN)/pip
+$(VENV)/.serve: $(BUILD) | $(BIN)/pip
 	@echo 'installing into $(VENV): a few minutes the first time'
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-$(VENV)/.test: pyproject.toml | $(BIN)/pip
+$(VENV)/.test: $(BUILD) | $(BIN)/pip
 	@echo 'installing what the tests need into $(VENV): a few minutes the first time'
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@
 
-$(VENV)/.check: pyproject.toml | $(BIN)/pip
+$(VENV)/.check: $(BUILD) | $(BIN)/pip
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-$(PEERS)/.installed: pyproject.toml benchmarks/requirements.txt benchmarks/requirements-infinity.txt
+$(PEERS)/.installed: $(BUILD) benchmarks/requirements.txt benchmarks/requirements-infinity.txt
 	@echo 'installing the service and its peers into $(PEERS): a few minutes the first time'
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --editable . -r benchmarks/requirements.txt

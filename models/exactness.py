@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from models.errors import CheckpointError
 from models.ladder import ErrorBounds
 from models.text_encoder import CANARY_TEXTS, WordPieces, require_full_precision
 from models.tokenizer import Tokenizer, TokenizerParts
@@ -156,12 +157,15 @@ def self_test(tokenizer: Tokenizer, *, bfloat16: bool = False) -> ErrorBounds:
         At least the tokenizer's own bounds; a path that these do not have is bounded by what was seen.
 
     Raises:
-        CheckpointError: Float32 arithmetic is lowered for the whole process.
+        CheckpointError: Float32 arithmetic is lowered for the whole process, or the search finds other codewords than
+            distances by differences do.
     """
     require_full_precision()
     bounds = tokenizer.bounds
     floor = EMBEDDING_FLOAT32_FLOOR * tokenizer.scale
-    single_error, double_error = _embedding_errors(tokenizer, _test_embeddings(tokenizer))
+    embeddings = _test_embeddings(tokenizer)
+    _check_search(tokenizer, tokenizer.latents(embeddings))
+    single_error, double_error = _embedding_errors(tokenizer, embeddings)
     widened = replace(
         bounds,
         embedding=max(bounds.embedding, SAFETY_FACTOR * double_error),
@@ -182,6 +186,15 @@ def self_test(tokenizer: Tokenizer, *, bfloat16: bool = False) -> ErrorBounds:
     texts = _test_texts(TEST_LENGTHS * (BFLOAT16_TEST_TEXTS // 8)) + _strange_texts(TEST_LENGTHS[::2])
     moved = _moved_margins(tokenizer, tokenizer.split(texts))
     return replace(widened, text_bfloat16=max(bounds.text_bfloat16 or 0.0, moved.bound))
+
+
+def _check_search(tokenizer: Tokenizer, latents: Tensor) -> None:
+    """Raise CheckpointError if the search, compiled or not, finds other codes of latents (B, d) than the exact form."""
+    found, exact = tokenizer.quantize(latents), tokenizer.quantize(latents, exact=True)
+    certain = exact.margins.amin(dim=1) > EMBEDDING_FLOOR * (tokenizer.scale + latents.norm(dim=1))
+    if not torch.equal(found.codes[certain], exact.codes[certain]):
+        msg = f"the search for the nearest codewords ({tokenizer.search}) errs on this machine"
+        raise CheckpointError(msg)
 
 
 def _share(margins: Tensor, bound: Tensor | float) -> float:

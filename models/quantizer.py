@@ -112,6 +112,11 @@ class Quantizer(nn.Module, ABC):
     def scale(self) -> float:
         """Root mean square of the first level's codewords: the size of a usual latent."""
 
+    @property
+    def search(self) -> str:
+        """What looks for the nearest codewords, in words for a person."""
+        return "torch"
+
     @abstractmethod
     def prepare(self) -> None:
         """Compute once what the search needs of the codebooks; they must not change, nor move, from here on."""

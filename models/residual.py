@@ -1,4 +1,4 @@
-"""Residual quantization: the only residual loop in the repository.
+"""Residual quantization: the only residual loop in torch; `models.native` has the compiled one.
 
 Level l takes the codeword nearest to what the levels before it left over (RQ-VAE: Lee et al., CVPR 2022, eq. 2;
 Semantic IDs: Rajput et al., TIGER, NeurIPS 2023, section 3.1).
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from models.native import CompiledSearch, compiled_search
 from models.quantizer import (
     Quantization,
     Quantizer,
@@ -43,6 +44,7 @@ class ResidualQuantizer(Quantizer):
         self.codebooks = nn.ParameterList(torch.zeros(size, dimension) for size in codebook_sizes)
         self.register_buffer("initialised", torch.tensor(False))
         self._tables: list[SearchTable | None] = [None] * len(codebook_sizes)
+        self._search: CompiledSearch | None = None
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -59,12 +61,44 @@ class ResidualQuantizer(Quantizer):
         """See `Quantizer.scale`."""
         return float(self.codebooks[0].detach().square().sum(dim=1).mean().sqrt())
 
+    @property
+    def search(self) -> str:
+        """See `Quantizer.search`."""
+        return super().search if self._search is None else f"compiled, {self._search.processor}"
+
     def prepare(self) -> None:
         """See `Quantizer.prepare`."""
-        self._tables = [search_table(codebook.detach()) for codebook in self.codebooks]
+        codebooks = [codebook.detach() for codebook in self.codebooks]
+        tables = [search_table(codebook) for codebook in codebooks]
+        self._tables, self._search = [*tables], None
+        if codebooks[0].device.type == "cpu":
+            exact = [codebook.double() for codebook in codebooks]
+            same = codebooks[0].dtype == torch.float64
+            self._search = compiled_search(exact, tables if same else [search_table(one) for one in exact])
 
     def quantize(self, latents: Tensor, *, exact: bool = False) -> Quantization:
-        """See `Quantizer.quantize`."""
+        """See `Quantizer.quantize`; compiled where it is prepared on a processor and no gradient is asked for."""
+        if exact or self._search is None or not self._fits_the_search(latents):
+            return self._quantize(latents, exact=exact)
+        found = self._search(latents)
+        assert found.residuals is not None
+        quantization = Quantization(found.codes, found.margins, found.residuals)
+        if len(found.doubtful):
+            settled = self._quantize(latents[found.doubtful], exact=True)
+            for whole, part in zip(quantization, settled, strict=True):
+                whole[found.doubtful] = part
+        return quantization
+
+    def _fits_the_search(self, latents: Tensor) -> bool:
+        return (
+            latents.dtype == self.codebooks[0].dtype
+            and latents.dtype in {torch.float32, torch.float64}
+            and latents.device.type == "cpu"
+            and latents.shape[1:] == (self.dimension,)
+            and not (latents.requires_grad and torch.is_grad_enabled())
+        )
+
+    def _quantize(self, latents: Tensor, *, exact: bool = False) -> Quantization:
         codes, margins, residuals = [], [], [latents]
         for codebook, table in zip(self.codebooks, self._tables, strict=True):
             codewords = codebook.detach()

@@ -102,6 +102,11 @@ class Tokenizer:
         return self._network.config.widths[0]
 
     @property
+    def search(self) -> str:
+        """What looks for the nearest codewords, in words for a person."""
+        return self._quantizer.search
+
+    @property
     def takes_text(self) -> bool:
         """Whether there is a text encoder."""
         return self._text_encoder is not None
@@ -233,9 +238,10 @@ class Tokenizer:
         return self._fast_network(embeddings.to(self.device, torch.float32)).to("cpu", torch.float64)
 
     @torch.inference_mode()
-    def quantize(self, latents: Tensor) -> Quantization:
-        """What the quantizer makes of latents (B, d) float64, on the CPU."""
-        return Quantization(*(tensor.cpu() for tensor in self._quantizer.quantize(latents.to(self.device))))
+    def quantize(self, latents: Tensor, *, exact: bool = False) -> Quantization:
+        """What the quantizer makes of latents (B, d) float64, on the CPU; `exact` as in `Quantizer.quantize`."""
+        quantization = self._quantizer.quantize(latents.to(self.device), exact=exact)
+        return Quantization(*(tensor.cpu() for tensor in quantization))
 
     @property
     def centre(self) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,8 @@ from service.content import ItemReader
 from service.metrics import Metrics
 from service.settings import Settings
 from service.tokenizers import LoadedTokenizer
+
+log = logging.getLogger(__name__)
 
 
 class Loader:
@@ -43,6 +46,7 @@ class Loader:
             text_precision=settings.text_precision,
             tests_itself=True,
         )
+        log.info("%s searches its codebooks by: %s", manifest.full_name, tokenizer.search)
         self._metrics.bounds_of_model(manifest.full_name, asdict(tokenizer.bounds))
         batcher = Batcher(
             tokenizer,

@@ -1,0 +1,5 @@
+"""What is compiled at installation: the residual search. Where no compiler was there, torch does the same, slower."""
+
+from models.native.search import CompiledSearch, compiled_search
+
+__all__ = ["CompiledSearch", "compiled_search"]

@@ -1,0 +1,172 @@
+"""The compiled search of a residual quantizer: all levels of a batch in one call, see `residual_argmin.c`.
+
+Codes and margins are those of float64, whatever the precision of the latents, and what a row comes to depends neither
+on the rows beside it nor on the processor. Rows that rounding leaves in doubt come back as such.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import weakref
+from collections.abc import Sequence
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from models.quantizer import SearchTable
+
+LIBRARY = "_residual_argmin"
+
+# Norms beyond which float32 could not hold the scores.
+LARGEST_RADIUS = 1e18
+
+# Multiplications that are worth a thread's start.
+THREAD_WORK = 2**24
+
+# The processors it is compiled for, the last the fastest; the library takes no more than the one at hand has.
+ANY_PROCESSOR, FASTEST = 0, 2
+
+
+class Found(NamedTuple):
+    """What the search found for latents (B, d).
+
+    Attributes:
+        codes: (B, L) int64.
+        margins: (B, L) of the latents' dtype, see `models.quantizer.NearestCodeword.margin`.
+        residuals: (B, L + 1, d) of the latents' dtype, or none where they were not wanted.
+        errors: (B,) float64, the squared norm of what no level took.
+        doubtful: Rows (n,) int64 that are to be computed otherwise: a tie, or a number out of float32's range.
+    """
+
+    codes: Tensor
+    margins: Tensor
+    residuals: Tensor | None
+    errors: Tensor
+    doubtful: Tensor
+
+
+class CompiledSearch:
+    """The tables of a quantizer's levels, laid out for this processor. It never changes, so copies share it.
+
+    Args:
+        library: Of `open_library`.
+        codebooks: (K_l, d) float64 each, on the CPU.
+        tables: `models.quantizer.search_table` of each.
+        kind: Which processor's instructions, at most.
+
+    Raises:
+        MemoryError: There is no room for the tables.
+    """
+
+    def __init__(
+        self, library: ctypes.CDLL, codebooks: Sequence[Tensor], tables: Sequence[SearchTable], kind: int = FASTEST
+    ) -> None:
+        self._levels, self._dimension = len(codebooks), codebooks[0].shape[1]
+        self._work = self._dimension * sum(len(codebook) for codebook in codebooks)
+        kind = library.residual_search_kind(kind)
+        self.processor: str = library.residual_search_kind_name(kind).decode()
+        self._quantize = library.residual_search_quantize
+        self._handle = library.residual_search_new(self._levels, self._dimension, kind)
+        if not self._handle:
+            raise MemoryError("no memory for the tables of a search")
+        weakref.finalize(self, library.residual_search_free, self._handle)
+        for level, (codebook, table) in enumerate(zip(codebooks, tables, strict=True)):
+            assert table.inverse_spans is not None
+            kept = [part.contiguous() for part in (codebook, table.codewords, table.centre, table.norms)]
+            spans = table.inverse_spans.to(torch.float32).contiguous()
+            addresses = [part.data_ptr() for part in kept]
+            if not library.residual_search_fill(
+                self._handle, level, len(codebook), *addresses, float(table.radius), spans.data_ptr()
+            ):
+                raise MemoryError("no memory for the tables of a search")
+
+    def __deepcopy__(self, memo: dict[int, object]) -> CompiledSearch:
+        return self
+
+    def __call__(self, latents: Tensor, *, residuals: bool = True) -> Found:
+        """Search latents (B, d), float32 or float64, on the CPU.
+
+        Args:
+            latents: Any strides.
+            residuals: Whether they are wanted.
+
+        Raises:
+            MemoryError: There is no room to work in.
+        """
+        rows = len(latents)
+        latents = latents.contiguous()
+        codes = torch.empty(rows, self._levels, dtype=torch.int64)
+        margins = torch.empty(rows, self._levels, dtype=latents.dtype)
+        errors = torch.empty(rows, dtype=torch.float64)
+        left = torch.empty(rows, self._levels + 1, self._dimension, dtype=latents.dtype) if residuals else None
+        doubtful = self._quantize(
+            self._handle,
+            latents.data_ptr(),
+            latents.dtype == torch.float64,
+            rows,
+            codes.data_ptr(),
+            margins.data_ptr(),
+            None if left is None else left.data_ptr(),
+            errors.data_ptr(),
+            min(torch.get_num_threads(), rows * self._work // THREAD_WORK),
+        )
+        if doubtful < 0:
+            raise MemoryError("no memory for a search")
+        return Found(codes, margins, left, errors, _rows_in_doubt(margins) if doubtful else _NO_ROWS)
+
+
+_NO_ROWS = torch.empty(0, dtype=torch.int64)
+
+
+def _rows_in_doubt(margins: Tensor) -> Tensor:
+    return margins.isnan().any(dim=1).nonzero().flatten()
+
+
+def compiled_search(codebooks: Sequence[Tensor], tables: Sequence[SearchTable]) -> CompiledSearch | None:
+    """The search of codebooks (K_l, d) with their tables, all float64 on the CPU; None where it cannot be had.
+
+    That is where the library was not compiled, where a codebook is too large for a table of its spans, and where
+    codewords lie too far apart for float32.
+    """
+    library = installed_library()
+    fits = all(table.inverse_spans is not None and float(table.radius) < LARGEST_RADIUS for table in tables)
+    return CompiledSearch(library, codebooks, tables) if library is not None and fits else None
+
+
+@functools.cache
+def installed_library() -> ctypes.CDLL | None:
+    """The library that the installation compiled; None where it had no compiler, or another machine's lies here."""
+    for suffix in EXTENSION_SUFFIXES:
+        path = Path(__file__).with_name(LIBRARY + suffix)
+        if path.is_file():
+            try:
+                return open_library(path)
+            except OSError:
+                return None
+    return None
+
+
+def open_library(path: Path) -> ctypes.CDLL:
+    """A compiled library, its functions declared.
+
+    Raises:
+        OSError: It is no library of this machine.
+    """
+    library = ctypes.CDLL(str(path))
+    address, number, count = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    for name, result, arguments in (
+        ("kind", count, [count]),
+        ("kind_name", ctypes.c_char_p, [count]),
+        ("new", address, [number, number, count]),
+        ("fill", ctypes.c_bool, [address, number, number, *[address] * 4, ctypes.c_double, address]),
+        ("free", None, [address]),
+        ("quantize", number, [address, address, count, number, *[address] * 4, count]),
+    ):
+        function = getattr(library, f"residual_search_{name}")
+        function.restype, function.argtypes = result, arguments
+    return library
