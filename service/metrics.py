@@ -121,7 +121,7 @@ class Metrics:
         if self._shared is None:
             return generate_latest(self._collectors)
         collectors = CollectorRegistry()
-        MultiProcessCollector(collectors, str(self._shared))  # type: ignore[no-untyped-call]
+        collectors.register(CountsOfWorkers(self._shared))
         collectors.register(WorkerProcesses(self._shared))
         return generate_latest(collectors)
 
@@ -147,6 +147,27 @@ def forget_gauges(directory: Path, place: int) -> None:
     """What the worker that had this place had just then, it has no more; what it counted stands."""
     mark_process_dead(place, str(directory))  # type: ignore[no-untyped-call]
     _pid_file(directory, place).unlink(missing_ok=True)
+
+
+class CountsOfWorkers(Collector):
+    """All that the workers counted, each in its files."""
+
+    def __init__(self, directory: Path) -> None:
+        """Of the workers that share this directory."""
+        self._directory = directory
+
+    def collect(self) -> Iterable[Metric]:
+        """The sums. A file that a worker makes just now is empty for a moment, which its reader takes for broken."""
+        files = [str(file) for file in self._directory.glob("*.db") if _size(file) > 0]
+        metrics: Iterable[Metric] = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
+        return metrics
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:  # gauges of a worker that has just ended
+        return 0
 
 
 class WorkerProcesses(Collector):
