@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import signal
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import uvicorn
+
+from service.listening import BACKLOG
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from service.errors import SemidError
     from service.settings import Settings
 
 
@@ -25,6 +29,7 @@ class Server(uvicorn.Server):
             app,
             host=settings.host,
             port=settings.port,
+            backlog=BACKLOG,
             log_level=settings.log_level,
             access_log=False,
             server_header=False,
@@ -44,11 +49,11 @@ class Server(uvicorn.Server):
         refusal: str | None = getattr(self.app.state, "refusal", None)
         return refusal
 
-    def serve_until_told(self, sockets: list[socket.socket] | None = None) -> str | None:
+    def serve_until_told(self, sockets: list[socket.socket]) -> str | None:
         """Serve, then drain.
 
         Args:
-            sockets: Those to listen on; one of the server's own where None.
+            sockets: Bound, to be listened on.
 
         Returns:
             Why the app refused to start; None after it served.
@@ -62,6 +67,26 @@ class Server(uvicorn.Server):
             if self.refusal is None:
                 raise
         return self.refusal
+
+    def protocol(self) -> asyncio.Protocol:
+        """As uvicorn makes it for a socket of its own."""
+        protocol: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+            _loop=asyncio.get_running_loop(),
+        )
+        return protocol
+
+    async def refuse(self, error: SemidError) -> NoReturn:
+        """Do not start after all.
+
+        Raises:
+            SystemExit: As uvicorn does where start-up fails.
+        """
+        self.app.state.refusal = str(error)
+        await self.lifespan.shutdown()
+        raise SystemExit(1)
 
     def _is_news(self, record: logging.LogRecord) -> bool:
         """Whether the log has to have a line; a refusal is told by whoever started the server."""

@@ -13,6 +13,8 @@ import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from service.listening import listen
+
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
@@ -88,13 +90,17 @@ class Acceptor:
         self._taking = False
         self._looks = 0  # one after another at which it had far more than its share
 
-    def start(self, backlog: int) -> None:
-        """Listen; so many connections may wait to be taken."""
+    def start(self) -> None:
+        """Listen.
+
+        Raises:
+            CannotListen: Another service listens there.
+        """
+        listen(self._listeners)
         self._taking = True
         self.count()
         for listener in self._listeners:
             listener.setblocking(False)
-            listener.listen(backlog)
             self._watch(listener)
 
     def stop(self) -> None:

@@ -17,7 +17,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -31,6 +30,7 @@ import torch
 from models import CheckpointError, read_manifest
 from service.app import open_records
 from service.errors import SemidError
+from service.listening import bind
 from service.metrics import forget_gauges
 from service.registry.embedded import EmbeddedValkey
 from service.server import greeting
@@ -38,6 +38,7 @@ from service.workers.worker import Post
 from service.workers.worker_process import WorkerProcess
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Coroutine
     from multiprocessing.context import BaseContext
     from typing import Any
@@ -65,7 +66,7 @@ async def _supervise(settings: Settings) -> str | None:
     told = Told()
     try:
         async with AsyncExitStack() as stack:
-            listeners = _bind(settings)
+            listeners = bind(settings.host, settings.port)
             for listener in listeners:
                 stack.callback(listener.close)
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="semid-workers-"))
@@ -85,12 +86,6 @@ async def _examine(settings: Settings) -> None:
     """Whatever would be refused and needs no model to be found out: once, not by each worker."""
     async with AsyncExitStack() as stack:
         await open_records(settings, stack)
-
-
-class CannotListen(SemidError):
-    """An address is taken, or not ours."""
-
-    title = "The service cannot listen"
 
 
 class Told:
@@ -152,9 +147,10 @@ class Supervisor:
         self._workers: set[WorkerProcess] = set()
         self._keepers: set[asyncio.Task[None]] = set()
         self._tokenizers: tuple[str, ...] = ()
+        self._failure: str | None = None
 
     async def run(self) -> str | None:
-        """Serve until told to stop; why not, where the first workers do not start."""
+        """Serve until told to stop; why not, where the first workers do not start, or are no longer watched."""
         try:
             refusals = asyncio.create_task(self._first_refusal())
             stopping = asyncio.create_task(self._told.stop.wait())
@@ -166,9 +162,10 @@ class Supervisor:
                 return refusal
             print(greeting(self._settings.host, self._listeners[0].getsockname()[1]), flush=True)  # noqa: T201
             renewing = asyncio.create_task(self._renew_when_told())
+            renewing.add_done_callback(self._kept)
             await stopping
             renewing.cancel()
-            return None
+            return self._failure
         finally:
             await self._stop()
 
@@ -194,7 +191,11 @@ class Supervisor:
         self._clear(place)
         worker = WorkerProcess(Post(self._settings, place, self._directory))
         self._workers.add(worker)
-        await worker.start(self._context, self._listeners)
+        try:
+            await worker.start(self._context, self._listeners)
+        except OSError:
+            self._workers.discard(worker)
+            raise
         self._tokenizers = self._tokenizers or worker.tokenizers
         if worker.refusal is None and worker.tokenizers != self._tokenizers:
             worker.refusal = (
@@ -208,7 +209,15 @@ class Supervisor:
     def _keep(self, worker: WorkerProcess) -> None:
         keeper = asyncio.create_task(self._replace_whenever_it_dies(worker))
         self._keepers.add(keeper)
-        keeper.add_done_callback(self._keepers.discard)
+        keeper.add_done_callback(self._kept)
+
+    def _kept(self, keeper: asyncio.Task[None]) -> None:
+        """A keeper has ended; with a fault, nobody keeps its worker any longer, and a service that is not kept ends."""
+        self._keepers.discard(keeper)
+        if not keeper.cancelled() and (fault := keeper.exception()) is not None:
+            log.critical("A worker is no longer watched: the service ends", exc_info=fault)
+            self._failure = f"the supervisor failed: {fault!r}; the log has it"
+            self._told.stop.set()
 
     async def _replace_whenever_it_dies(self, worker: WorkerProcess) -> None:
         delay_s = FIRST_DELAY_S
@@ -223,11 +232,20 @@ class Supervisor:
             if time.monotonic() - began > STEADY_S:
                 delay_s = FIRST_DELAY_S
             log.error("Worker %s: %s. Another is started in %.1f s", worker.pid, why, delay_s)
-            await asyncio.sleep(delay_s)
+            worker = await self._another(delay_s)
             delay_s = min(2 * delay_s, LONGEST_DELAY_S)
-            worker = await self._begin()
             if worker.refusal is None:
                 log.info("Worker %s serves", worker.pid)
+
+    async def _another(self, delay_s: float) -> WorkerProcess:
+        """A new worker after that time, or as soon as the system lets one be begun."""
+        while True:
+            await asyncio.sleep(delay_s)
+            try:
+                return await self._begin()
+            except OSError as error:  # no file descriptor, no memory
+                delay_s = min(2 * delay_s, LONGEST_DELAY_S)
+                log.error("No worker can be begun: %s. Tried again in %.1f s", error, delay_s)  # noqa: TRY400
 
     async def _renew_when_told(self) -> None:
         while True:
@@ -237,7 +255,11 @@ class Supervisor:
             for old in sorted(self._workers, key=lambda worker: worker.place):
                 if old.ended.is_set() or old.leaving:
                     continue  # it died meanwhile, and its successor is new
-                new = await self._begin()
+                try:
+                    new = await self._begin()
+                except OSError as error:
+                    log.error("A new worker cannot be begun, the old ones stay: %s", error)  # noqa: TRY400
+                    break
                 if new.refusal is not None:
                     log.error("A new worker does not start, the old ones stay: %s", new.refusal)
                     break
@@ -273,30 +295,6 @@ class Supervisor:
         await self._told.hurry.wait()
         for worker in list(self._workers):
             worker.kill()
-
-
-def _bind(settings: Settings) -> list[socket.socket]:
-    """A socket for each address of the host; the workers listen on them once they serve.
-
-    Raises:
-        CannotListen: An address is taken, or not ours.
-    """
-    listeners: list[socket.socket] = []
-    try:
-        found = socket.getaddrinfo(
-            settings.host or None, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        for family, kind, protocol, _, address in dict.fromkeys(found):
-            listeners.append(socket.socket(family, kind, protocol))
-            listeners[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listeners[-1].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listeners[-1].bind(address)
-    except OSError as error:
-        for listener in listeners:
-            listener.close()
-        raise CannotListen(f"{settings.host}:{settings.port} cannot be listened on: {error.strerror}") from error
-    return listeners
 
 
 def _context(settings: Settings) -> BaseContext:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -23,6 +24,7 @@ from fastapi import FastAPI
 
 from service.app import create_app
 from service.errors import EncoderStopped
+from service.listening import CannotListen
 from service.metrics import shared_metrics
 from service.server import Server, begin_logging
 from service.settings import Settings
@@ -80,6 +82,7 @@ class Post(NamedTuple):
 def work(post: Post, listeners: list[socket.socket], channel: Connection) -> None:
     """Serve until told to leave or to end, or until the supervisor is gone; a process of its own runs this."""
     os.setsid()  # Ctrl-C is for the supervisor, which lets the requests under way be answered
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as is the request to renew the workers
     begin_logging(post.settings)
     app = create_app(post.settings, shared_metrics(post.directory, post.place))
     server = WorkerServer(app, post, channel)
@@ -106,24 +109,17 @@ class WorkerServer(Server):
             return
         self._acceptor = Acceptor(
             sockets or [],
-            self._protocol,
+            self.protocol,
             self._post.counts(),
             self._post.place,
             connections=lambda: len(self.server_state.connections),
         )
-        self._acceptor.start(self.config.backlog)
+        try:
+            self._acceptor.start()
+        except CannotListen as error:
+            await self.refuse(error)
         asyncio.get_running_loop().add_reader(self._channel.fileno(), self._hear)
         self._tell(Ready(tuple(each.full_name for each in self._state.tokenizers.current.loaded)))
-
-    def _protocol(self) -> asyncio.Protocol:
-        """As uvicorn makes it for a socket of its own."""
-        protocol: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
-            config=self.config,
-            server_state=self.server_state,
-            app_state=self.lifespan.state,
-            _loop=asyncio.get_running_loop(),
-        )
-        return protocol
 
     @property
     def _state(self) -> State:

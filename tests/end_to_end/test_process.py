@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +15,8 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+
+from tests.topologies import wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,6 +72,13 @@ def test_sigterm_finishes_the_requests_under_way_and_ends_with_0(start_process: 
     psutil.wait_procs([registry], timeout=10)
     assert not registry.is_running()
     assert "Traceback" not in service.log
+
+
+def test_a_service_of_one_worker_survives_sighup_and_says_that_nothing_is_renewed(running: Any) -> None:
+    os.kill(running.pid, signal.SIGHUP)
+
+    wait_until(lambda: "SIGHUP: nothing is renewed" in running.log, "the log says nothing")
+    assert running.http.get("/healthz").status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -290,10 +290,27 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(service: Any, o
     one_of_each(service)
 
 
+def test_a_worker_is_replaced_once_the_system_lets_another_be_begun(service: Any, one_of_each: OneOfEach) -> None:
+    supervisor = psutil.Process(service.pid)
+    allowed = supervisor.rlimit(psutil.RLIMIT_NOFILE)
+    supervisor.rlimit(psutil.RLIMIT_NOFILE, (3, allowed[1]))
+    try:
+        workers(service)[0].kill()
+        wait_until(lambda: "No worker can be begun" in service.log, "the log says nothing")
+    finally:
+        supervisor.rlimit(psutil.RLIMIT_NOFILE, allowed)
+
+    wait_until(
+        lambda: service.metric("semid_workers") == WORKERS and len(workers(service)) == WORKERS, "no other comes"
+    )
+    one_of_each(service)
+
+
 def test_sigterm_lets_every_worker_finish_and_ends_with_0(service: Any, one_of_each: OneOfEach) -> None:
     registry, processes = registry_server(service), workers(service)
     under_way = one_of_each(service)
     rests = [connection.begin_half({"items": [item(f"last {connection.worker}")]}) for connection in under_way]
+    before = len(service.log)
 
     service.terminate()
     wait_until(lambda: service.log.count("Shutting down") >= 2 * WORKERS, "the workers do not drain")
@@ -305,7 +322,7 @@ def test_sigterm_lets_every_worker_finish_and_ends_with_0(service: Any, one_of_e
     assert service.wait(30) == 0, service.log
     psutil.wait_procs([registry, *processes], timeout=10)
     assert not any(process.is_running() for process in (registry, *processes))
-    assert "Traceback" not in service.log
+    assert "Traceback" not in service.log[before:]
 
 
 def test_what_every_worker_would_refuse_is_said_once(

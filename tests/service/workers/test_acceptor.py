@@ -26,7 +26,7 @@ class Worker:
 
         self.listener = listener.dup()  # as a process has its own descriptor of it
         self.acceptor = Acceptor([self.listener], Keep, counts, place, connections=lambda: len(taken))
-        self.acceptor.start(100)
+        self.acceptor.start()
 
 
 @pytest.fixture
