@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -23,7 +22,7 @@ import torch
 
 from models import Encoding
 from service.batching.capacity import Capacity
-from service.batching.jobs import Content, EncodedRow, Job, Kind, Outcome, Prepared, Row, distribute, rows_of, settle
+from service.batching.jobs import Batch, Content, Contents, Encoded, Job, Kind, Outcome, Prepared, settle
 from service.batching.lanes import SMALL_ROWS, Lane, LaneQueue, lane_of
 from service.errors import EncoderStopped, EncodingFailed
 from service.metrics import ModelMetrics
@@ -91,7 +90,9 @@ class Batcher:
         self._paces = {True: Pace(5_000.0), False: Pace(50_000.0)}  # of texts, and of embeddings
         self._changed = threading.Condition(threading.RLock())
         self._refusal: str | None = None  # why new work is refused, once it is
-        self._proven: Row | None = None  # a row that the model could encode: where it no longer can, it is lost
+        self._proven: tuple[Kind, Prepared] | None = (
+            None  # what the model could encode: where it no longer can, it is lost
+        )
         self._left = False  # whether a caller left since the queue was last searched for such
         self._splitters = {lane: ThreadPoolExecutor(1, thread_name_prefix=f"word-pieces-{lane}") for lane in Lane}
         self._worker = threading.Thread(target=self._run, name="model", daemon=True)
@@ -115,6 +116,8 @@ class Batcher:
     async def encode(self, contents: Sequence[Content], *, alternatives: int = 0) -> list[Outcome]:
         """The codes of each content, in order; or the error of the one that the model fails on.
 
+        Contents of two kinds are two jobs, the embeddings after the texts.
+
         Args:
             contents: Texts and embeddings.
             alternatives: How many codes of the last level to rank for each, at most.
@@ -123,13 +126,39 @@ class Batcher:
             Overloaded: The queue is full.
             EncoderStopped: The worker has died or is shutting down.
         """
-        if not contents:
-            return []
+        texts = [content for content in contents if isinstance(content, str)]
+        embeddings = [content for content in contents if not isinstance(content, str)]
+        of_texts = (await self.encode_columns(texts, alternatives=alternatives)).rows() if texts else []
+        if not embeddings:
+            return of_texts
+        of_embeddings = (await self.encode_columns(np.stack(embeddings), alternatives=alternatives)).rows()
+        if not texts:
+            return of_embeddings
+        each = {True: iter(of_texts), False: iter(of_embeddings)}
+        return [next(each[isinstance(content, str)]) for content in contents]
+
+    async def encode_columns(self, contents: Contents, *, alternatives: int = 0) -> Encoded:
+        """The same of contents of one kind, as columns.
+
+        Args:
+            contents: Texts, or embeddings (N, D) float32; N is 1 or more.
+            alternatives: As in `encode`.
+
+        Raises:
+            Overloaded, EncoderStopped: As in `encode`.
+        """
         self._check_running()
         self._capacity.check_room(Lane.SMALL if len(contents) <= SMALL_ROWS else Lane.BULK)
-        prepared = await self._prepare(contents)
-        job = Job.of(len(contents))
-        self._enqueue(rows_of(job, prepared, alternatives))
+        if isinstance(contents, np.ndarray):
+            return await self._done(contents, Kind(False, alternatives))
+        pieces = await self._split(contents)
+        order = sorted(range(len(pieces)), key=lambda place: len(pieces[place]))
+        encoded = await self._done([pieces[place] for place in order], Kind(True, alternatives))
+        return encoded.take(np.argsort(order)) if len(order) > 1 else encoded
+
+    async def _done(self, contents: Prepared, kind: Kind) -> Encoded:
+        job = Job(kind, contents, asyncio.get_running_loop().create_future())
+        self._enqueue(job)
         try:
             return await job.future
         except asyncio.CancelledError:
@@ -167,34 +196,30 @@ class Batcher:
                 queue.forget_leavers()
                 self._count(lane)
 
-    async def _prepare(self, contents: Sequence[Content]) -> list[Prepared]:
-        """Texts to word pieces, off the event loop; embeddings as they are.
+    async def _split(self, texts: Sequence[str]) -> list[list[int]]:
+        """Word pieces of texts, off the event loop.
 
         What is long is split a piece at a time, on a thread of its own: neither a new listing nor the feed of another
         caller waits for all of it, and that of a caller who left goes no further.
         """
-        texts = [content for content in contents if isinstance(content, str)]
-        if not texts:
-            return [content for content in contents if not isinstance(content, str)]
         small = len(texts) <= SMALL_ROWS and sum(map(len, texts)) <= SMALL_CHARACTERS
         splitter = self._splitters[Lane.SMALL if small else Lane.BULK]
         split = asyncio.get_running_loop().run_in_executor
         pieces: list[list[int]] = []
         for start in range(0, len(texts), SPLIT_TEXTS):
             pieces += await split(splitter, self._encoder.split, texts[start : start + SPLIT_TEXTS])
-        each = iter(pieces)
-        return [next(each) if isinstance(content, str) else content for content in contents]
+        return pieces
 
     def _check_running(self) -> None:
         if self._refusal is not None:
             raise EncoderStopped(self._refusal)
 
-    def _enqueue(self, rows: list[Row]) -> None:
-        lane = lane_of(rows)
+    def _enqueue(self, job: Job) -> None:
+        lane = lane_of(job)
         self._capacity.check_room(lane)
         with self._changed:
             self._check_running()
-            self._queues[lane].add(rows)
+            self._queues[lane].add(job)
             self._count(lane)
             self._changed.notify()
 
@@ -207,21 +232,23 @@ class Batcher:
 
     def _run(self) -> None:
         """The worker thread: batch after batch until told to stop; however it ends, nobody is left waiting."""
-        batch: list[Row] = []
+        batch: Batch | None = None
         try:
             while self._wait():
                 with self._capacity.turn(self) as lane:
                     batch = self._take(lane)  # only now: what gathered while the others had their turns comes along
-                    outcomes = self._encode(batch) if batch else []
-                distribute(batch, outcomes)
+                    if batch is not None:
+                        self._encode(batch)
+                if batch is not None:
+                    settle(job for job in batch.jobs if job.missing == 0)
+                    batch = None
         finally:
             with self._changed:
                 self._refusal = self._refusal or "the model's thread has ended; the process needs a restart"
-                orphans = {row.job for row in batch}.union(*(queue.clear() for queue in self._queues.values()))
+                orphans = (batch.jobs if batch else set()).union(*(queue.clear() for queue in self._queues.values()))
                 for lane in Lane:
                     self._count(lane)
-            for job in orphans:
-                settle(job, EncoderStopped(self._refusal))
+            settle(orphans, EncoderStopped(self._refusal))
 
     def _wait(self) -> bool:
         """Wait for rows; False when stopping with none left."""
@@ -229,13 +256,13 @@ class Batcher:
             self._changed.wait_for(lambda: any(self._queues.values()) or self._refusal is not None)
             return any(self._queues.values())
 
-    def _take(self, lane: Lane) -> list[Row]:
-        """Rows of one kind within the budget; empty where all callers have left."""
+    def _take(self, lane: Lane) -> Batch | None:
+        """A batch within the budget; None where all callers have left."""
         with self._changed:
             batch = self._queues[lane].take(self._budget)
             self._count(lane)
         now = time.perf_counter()
-        for job in {row.job for row in batch}:
+        for job in batch.jobs if batch else ():
             self._metrics.queue_seconds[lane].observe(now - job.queued_at)
         return batch
 
@@ -244,50 +271,39 @@ class Batcher:
         within_time = int(self._batch_s * self._paces[kind.is_text].tokens_per_s)
         return min(self._batch_tokens, max(within_time, MIN_BATCH_TOKENS))
 
-    def _encode(self, batch: list[Row]) -> list[Outcome]:
-        """What the model makes of a batch. A batch that fails is tried again in halves, down to the row at fault.
+    def _encode(self, batch: Batch) -> None:
+        """Encode a batch. One that fails is tried again in halves, down to the row at fault.
 
         Raises:
             Exception: The model fails on what it could do before as well: the device is lost, and the thread ends.
         """
         started = time.perf_counter()
         try:
-            encoding = self._forward(batch)
-            outcomes = _outcomes(encoding, len(batch))
+            contents = batch.contents()
+            encoding = self._forward(batch.kind, contents)
+            encoded = Encoded.of(encoding, batch.rows)
         except Exception as error:
-            if len(batch) > 1:
-                log.warning("a batch of %d rows failed, trying it in halves: %r", len(batch), error)
-                middle = len(batch) // 2
-                return self._encode(batch[:middle]) + self._encode(batch[middle:])
+            if batch.rows > 1:
+                log.warning("a batch of %d rows failed, trying it in halves: %r", batch.rows, error)
+                for half in batch.halves():
+                    self._encode(half)
+                return
             log.exception("the model failed on one row")
             if self._proven is None:
                 raise
-            self._forward([self._proven])
-            return [EncodingFailed(type(error).__name__)]
-        self._proven = batch[0]
+            self._forward(*self._proven)
+            batch.fail(EncodingFailed(type(error).__name__))
+            return
+        batch.put(encoded)
+        self._proven = batch.kind, contents[:1].copy()
         self._measure(batch, encoding, time.perf_counter() - started)
-        return outcomes
 
-    def _measure(self, batch: list[Row], encoding: Encoding, elapsed_s: float) -> None:
-        tokens = sum(row.tokens for row in batch)
-        self._paces[batch[0].kind.is_text].measure(tokens, elapsed_s)
-        self._metrics.batch(rows=len(batch), tokens=tokens, seconds=elapsed_s, precision=encoding.precision)
+    def _measure(self, batch: Batch, encoding: Encoding, elapsed_s: float) -> None:
+        tokens = batch.tokens
+        self._paces[batch.kind.is_text].measure(tokens, elapsed_s)
+        self._metrics.batch(rows=batch.rows, tokens=tokens, seconds=elapsed_s, precision=encoding.precision)
 
-    def _forward(self, batch: list[Row]) -> Encoding:
-        is_text, alternatives = batch[0].kind
-        if is_text:
-            return self._encoder.encode_texts([row.content for row in batch], alternatives=alternatives)  # type: ignore[misc]
-        embeddings = torch.from_numpy(np.stack([row.content for row in batch]))
-        return self._encoder.encode(embeddings, alternatives=alternatives)
-
-
-def _outcomes(encoding: Encoding, rows: int) -> list[Outcome]:
-    """An encoding row by row."""
-    numbers = (tensor.numpy().tolist() for tensor in (encoding.margin, encoding.quantization_error))  # torch's is slow
-    codes = map(tuple, encoding.codes.numpy().tolist())
-    alternatives = map(tuple, encoding.alternatives.numpy().tolist())
-    columns = zip(codes, *numbers, alternatives, strict=True)
-    outcomes: list[Outcome] = list(map(partial(tuple.__new__, EncodedRow), columns))  # a fifth of the class's own time
-    if len(outcomes) != rows:
-        raise RuntimeError(f"{len(outcomes)} rows came back of {rows}")
-    return outcomes
+    def _forward(self, kind: Kind, contents: Prepared) -> Encoding:
+        if isinstance(contents, np.ndarray):
+            return self._encoder.encode(torch.from_numpy(contents), alternatives=kind.alternatives)
+        return self._encoder.encode_texts(contents, alternatives=kind.alternatives)

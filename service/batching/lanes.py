@@ -7,13 +7,13 @@ all of them. Here it waits for the batch that is under way, and for other small 
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from operator import attrgetter
 
-from service.batching.jobs import Job, Kind, Row
+from service.batching.jobs import Batch, Job, Kind, Span
 
 SMALL_ROWS = 16
 SMALL_TOKENS = 512
@@ -31,26 +31,54 @@ class Lane(StrEnum):
         return Lane.BULK if self is Lane.SMALL else Lane.SMALL
 
 
-def lane_of(rows: Sequence[Row]) -> Lane:
-    """The lane of a request's rows: few, and short together; a single one is small whatever its length."""
-    small = len(rows) <= SMALL_ROWS and sum(row.tokens for row in rows) <= SMALL_TOKENS
-    return Lane.SMALL if small or len(rows) == 1 else Lane.BULK
+def lane_of(job: Job) -> Lane:
+    """The lane of a job: of few rows, short together, or of a single one whatever its length; else that of bulk."""
+    small = job.rows == 1 or (job.rows <= SMALL_ROWS and job.tokens() <= SMALL_TOKENS)
+    return Lane.SMALL if small else Lane.BULK
 
 
 @dataclass(eq=False)
-class _Part:
-    """A job's rows of one kind that still wait, the shortest first.
-
-    Of like length side by side, rows need little padding: it is what the longest of a batch exceeds the others by.
-    """
+class _Waiting:
+    """The rows of a job that still wait: all from `start` on."""
 
     job: Job
-    rows: deque[Row]
     turn: int
+    start: int = 0
+
+    @property
+    def rows(self) -> int:
+        return self.job.rows - self.start
 
     @property
     def tokens(self) -> int:
-        return sum(row.tokens for row in self.rows)
+        return self.job.tokens(self.start)
+
+
+class _Draft:
+    """A batch while it is filled."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._longest = 0
+        self._rows = 0
+        self.spans: list[Span] = []
+        self.tokens = 0
+
+    def fill(self, waiting: _Waiting) -> bool:
+        """Move rows of a job here, as far as they fit with their padding; whether all did."""
+        job, start = waiting.job, waiting.start
+        # Rows become no shorter, so what a batch up to each of them would take only grows.
+        padded = lambda place: max(self._longest, job.length(place)) * (self._rows + place - start + 1)  # noqa: E731
+        stop = bisect_right(range(job.rows), self._budget, lo=start, key=padded)
+        if stop == start and not self._rows:
+            stop = start + 1
+        if stop > start:
+            self.spans.append(Span(job, start, stop))
+            self.tokens += job.tokens(start, stop)
+            self._longest = max(self._longest, job.length(stop - 1))
+            self._rows += stop - start
+            waiting.start = stop
+        return stop == job.rows
 
 
 class LaneQueue:
@@ -64,11 +92,11 @@ class LaneQueue:
     def __init__(self, *, in_turns: bool) -> None:
         self._in_turns = in_turns
         self._turns = itertools.count()
-        self._parts: dict[Kind, deque[_Part]] = {}  # each by turn
+        self._jobs: dict[Kind, deque[_Waiting]] = {}  # each by turn
         self._tokens: dict[Kind, int] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._parts)
+        return bool(self._jobs)
 
     @property
     def tokens(self) -> int:
@@ -83,75 +111,57 @@ class LaneQueue:
     @property
     def rows(self) -> int:
         """Rows that wait."""
-        return sum(len(part.rows) for part in self._all_parts())
+        return sum(waiting.rows for waiting in self._all())
 
-    def add(self, rows: Iterable[Row]) -> None:
-        """Append the rows of a job."""
-        by_kind: dict[Kind, list[Row]] = {}
-        for row in rows:
-            by_kind.setdefault(row.kind, []).append(row)
-        for kind, of_kind in by_kind.items():
-            of_kind.sort(key=attrgetter("tokens"))
-            part = _Part(of_kind[0].job, deque(of_kind), next(self._turns))
-            self._parts.setdefault(kind, deque()).append(part)
-            self._tokens[kind] = self._tokens.get(kind, 0) + part.tokens
+    def add(self, job: Job) -> None:
+        """Append a job."""
+        self._jobs.setdefault(job.kind, deque()).append(_Waiting(job, next(self._turns)))
+        self._tokens[job.kind] = self._tokens.get(job.kind, 0) + job.tokens()
 
-    def take(self, budget: Callable[[Kind], int]) -> list[Row]:
-        """The rows of the next batch, all of one kind; none where nobody waits. Rows of callers who left are dropped.
+    def take(self, budget: Callable[[Kind], int]) -> Batch | None:
+        """The next batch, all of one kind; None where nobody waits. Rows of callers who left are dropped.
 
         The job whose turn it is fills the batch; what it leaves free goes to the next ones of the same kind.
 
         Args:
             budget: Padded tokens of a batch of a kind; a longer single row is a batch by itself.
         """
-        while self._parts:
-            kind = min(self._parts, key=lambda kind: self._parts[kind][0].turn)
-            if batch := self._take(kind, budget(kind)):
-                return batch
-        return []
+        while self._jobs:
+            kind = min(self._jobs, key=lambda kind: self._jobs[kind][0].turn)
+            if spans := self._take(kind, budget(kind)):
+                return Batch(kind, spans)
+        return None
 
     def forget_leavers(self) -> None:
         """Drop the rows of callers who left."""
-        for kind in list(self._parts):
-            stay = deque(part for part in self._parts[kind] if not part.job.left)
-            self._tokens[kind] = sum(part.tokens for part in stay)
-            self._parts[kind] = stay
+        for kind in list(self._jobs):
+            stay = deque(waiting for waiting in self._jobs[kind] if not waiting.job.left)
+            self._tokens[kind] = sum(waiting.tokens for waiting in stay)
+            self._jobs[kind] = stay
             self._forget_if_empty(kind)
 
     def clear(self) -> set[Job]:
         """Drop everything; whose it was."""
-        jobs = {part.job for part in self._all_parts()}
-        self._parts.clear()
+        jobs = {waiting.job for waiting in self._all()}
+        self._jobs.clear()
         self._tokens.clear()
         return jobs
 
-    def _take(self, kind: Kind, budget: int) -> list[Row]:
-        parts = self._parts[kind]
-        leader = parts[0]
-        batch: list[Row] = []
-        while parts and (parts[0].job.left or self._move(parts[0], batch, budget)):
-            self._tokens[kind] -= parts.popleft().tokens
-        self._tokens[kind] -= sum(row.tokens for row in batch)
-        if self._in_turns and parts and parts[0] is leader:
+    def _take(self, kind: Kind, budget: int) -> list[Span]:
+        jobs, draft = self._jobs[kind], _Draft(budget)
+        leader = jobs[0]
+        while jobs and (jobs[0].job.left or draft.fill(jobs[0])):
+            self._tokens[kind] -= jobs.popleft().tokens
+        self._tokens[kind] -= draft.tokens
+        if self._in_turns and jobs and jobs[0] is leader:
             leader.turn = next(self._turns)
-            parts.rotate(-1)
+            jobs.rotate(-1)
         self._forget_if_empty(kind)
-        return batch
-
-    def _move(self, part: _Part, batch: list[Row], budget: int) -> bool:
-        """Rows of a part into a batch, as far as they fit; whether all did."""
-        longest = max((row.tokens for row in batch), default=0)
-        rows = part.rows
-        while rows:
-            longest = max(longest, rows[0].tokens)
-            if batch and longest * (len(batch) + 1) > budget:
-                return False
-            batch.append(rows.popleft())
-        return True
+        return draft.spans
 
     def _forget_if_empty(self, kind: Kind) -> None:
-        if not self._parts[kind]:
-            del self._parts[kind], self._tokens[kind]
+        if not self._jobs[kind]:
+            del self._jobs[kind], self._tokens[kind]
 
-    def _all_parts(self) -> Iterable[_Part]:
-        return itertools.chain.from_iterable(self._parts.values())
+    def _all(self) -> Iterable[_Waiting]:
+        return itertools.chain.from_iterable(self._jobs.values())
