@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from service.batching.jobs import Content
 from service.bodies import Allowance
 from service.bulk.columns import AnswerColumns, ItemColumns, Places
 from service.content import MAX_ITEM_ID_BYTES, ItemReader, digest_of
@@ -266,8 +265,8 @@ def _first_line(error: Exception) -> str:
 class _Texts:
     column: pa.Array
 
-    def at(self, places: Places) -> list[Content]:
-        texts: list[Content] = self.column.take(pa.array(places)).to_pylist()
+    def at(self, places: Places) -> list[str]:
+        texts: list[str] = self.column.take(pa.array(places)).to_pylist()
         return texts
 
 
@@ -275,8 +274,8 @@ class _Texts:
 class _Embeddings:
     matrix: NDArray[np.float32]
 
-    def at(self, places: Places) -> list[Content]:
-        return list(self.matrix[places])
+    def at(self, places: Places) -> NDArray[np.float32]:
+        return self.matrix if len(places) == len(self.matrix) else self.matrix[places]
 
 
 def read_columns(rows: pa.RecordBatch, reader: ItemReader) -> ItemColumns:

@@ -4,7 +4,8 @@ r"""Items as columns: an array for each of their parts, so that a bulk format co
                       \--> new items --batcher--> codes --registry--> answered
                       \--> all others, a few: as items of a JSON body are (`tokenization`)
 
-The others are those whose content changed, that were retired, that stand twice, whose codes are full, and dry runs.
+The others are those whose content changed, that were retired, that stand twice, whose codes are full. A dry run encodes
+all that are not answered, and asks how many items have their codes.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.answers import Answer
-from service.batching.jobs import Content, EncodedRow
+from service.batching.jobs import Contents
 from service.content import Item
 from service.errors import ItemError
 from service.metrics import Metrics
 from service.records import Records
+from service.registry.assignment_columns import Held
 from service.schemas import TokenizeOptions
+from service.semantic_id import SemanticId
 from service.tokenization import Tokenization
 from service.tokenizers import LoadedTokenizer
 
@@ -32,8 +35,8 @@ Places = NDArray[np.int64]
 class ContentColumn(Protocol):
     """The content of many items."""
 
-    def at(self, places: Places) -> list[Content]:
-        """The texts, or the embeddings (D,) float32, at these places."""
+    def at(self, places: Places) -> Contents:
+        """The texts, or the embeddings (n, D) float32, at these places."""
 
 
 @dataclass(frozen=True)
@@ -170,8 +173,11 @@ class ColumnTokenization:
         """
         work = _Work.begin(tokenizer, options, columns)
         self._count(work, "failed", len(columns.failures))
+        places = np.flatnonzero(columns.once())
         if options.assign:
-            await self._assign(work, await self._recall(work, np.flatnonzero(columns.once())))
+            await self._assign(work, await self._recall(work, places))
+        else:
+            await self._preview(work, places)
         others = np.flatnonzero(~work.done)
         if len(others):
             found, failures = await self._tokenization.items(tokenizer, options, columns.items(others))
@@ -182,9 +188,7 @@ class ColumnTokenization:
 
     async def _recall(self, work: _Work, places: Places) -> Places:
         """Answers those that are known and unchanged; returns those that are new."""
-        record = await self._records.of(work.options.namespace, work.tokenizer.manifest)
-        with self._metrics.registry_seconds.labels("recall").time():
-            held = await record.held(work.item_ids(places))
+        held = await self._held(work, places)
         stands = held.live & (held.digests == work.columns.digests[places])
         if work.options.on_change == "reassign":
             stands &= ~held.content_changed
@@ -199,12 +203,9 @@ class ColumnTokenization:
     async def _assign(self, work: _Work, places: Places) -> None:
         """Answers those that get the next suffix of their codes."""
         answers = work.answers
-        outcomes = await work.tokenizer.batcher.encode(work.columns.contents.at(places))
-        places = places[[isinstance(outcome, EncodedRow) for outcome in outcomes]]
+        places, codes = await self._encode(work, places)
         if not len(places):
             return
-        rows = [outcome for outcome in outcomes if isinstance(outcome, EncodedRow)]
-        codes, answers.margins[places], answers.quantization_errors[places], _ = zip(*rows, strict=True)
         answers.codes[places] = codes
         record = await self._records.of(work.options.namespace, work.tokenizer.manifest, create=True)
         with self._metrics.registry_seconds.labels("claim").time():
@@ -220,8 +221,54 @@ class ColumnTokenization:
         work.done[created] = True
         self._count(work, "created", len(created))
 
+    async def _preview(self, work: _Work, places: Places) -> None:
+        """Answers what items would get, and what they hold."""
+        held = await self._held(work, places)
+        answers = work.answers
+        holders = places[held.live]
+        answers.codes[holders] = held.codes[held.live]
+        answers.suffixes[holders] = held.suffixes[held.live]
+        answers.content_changed[holders] = held.content_changed[held.live]
+        stands = held.live & ~held.content_changed & (held.digests == work.columns.digests[places])
+        encoded, codes = await self._encode(work, places[~stands])
+        changed = (answers.suffixes[encoded] >= 0) & (answers.codes[encoded] != codes).any(axis=1)
+        answers.content_changed[encoded] = changed
+        answers.semantic_ids.update(zip(encoded[changed].tolist(), _written(answers, encoded[changed]), strict=True))
+        answers.codes[encoded] = codes
+        done = np.union1d(places[stands], encoded)
+        record = await self._records.of(work.options.namespace, work.tokenizer.manifest)
+        with self._metrics.registry_seconds.labels("find").time():
+            answers.group_sizes[done] = await record.group_sizes(answers.codes[done].tolist())
+        work.done[done] = True
+        self._count(work, "known", int(stands.sum()))
+        self._count(work, "dry_run", len(encoded))
+
+    async def _held(self, work: _Work, places: Places) -> Held:
+        """What these items hold."""
+        record = await self._records.of(work.options.namespace, work.tokenizer.manifest)
+        with self._metrics.registry_seconds.labels("recall").time():
+            return await record.held(work.item_ids(places))
+
+    async def _encode(self, work: _Work, places: Places) -> tuple[Places, NDArray[np.int64]]:
+        """Those that the model could encode, and their codes; their measures are part of the answers."""
+        if not len(places):
+            return places, np.zeros((0, work.answers.codes.shape[1]), np.int64)
+        encoded = await work.tokenizer.batcher.encode_columns(work.columns.contents.at(places))
+        could = np.ones(len(places), np.bool_)
+        could[list(encoded.failures)] = False
+        places = places[could]
+        work.answers.margins[places] = encoded.margins[could]
+        work.answers.quantization_errors[places] = encoded.quantization_errors[could]
+        return places, encoded.codes[could]
+
     def _count(self, work: _Work, outcome: str, items: int) -> None:
         self._metrics.items.labels(work.tokenizer.full_name, outcome).inc(items)
+
+
+def _written(answers: AnswerColumns, places: Places) -> list[str]:
+    """The Semantic IDs of these codes and suffixes."""
+    numbers = np.column_stack([answers.codes[places], answers.suffixes[places]]).tolist()
+    return [str(SemanticId(tuple(codes), suffix)) for *codes, suffix in numbers]
 
 
 def _or_nan(value: Any) -> float:
