@@ -10,21 +10,32 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-import httpx
-import orjson
 import torch
 
 from models import Trie
-from service.client import MAX_PAUSE_S, RETRIED_STATUSES, describe, retry_after_s
+from service.client import (
+    Change,
+    ChangesGone,
+    ChangesPage,
+    ClientClosed,
+    Refused,
+    TokenizerClient,
+    TokenizerError,
+    Unavailable,
+)
 from service.decoding.change_tensors import as_tensors
 from service.semantic_id import SemanticId
 
 CHANGES_PER_READ = 10_000
 CHANGES_PER_TRIE = 100_000
+FIRST_SERVER_ERROR = 500
 FIRST_PAUSE_S = 0.2
+LONGEST_PAUSE_S = 30.0
 
 
 class FollowerError(Exception):
@@ -73,9 +84,11 @@ class Follower:
         interval_s: float = 0.1,
         timeout_s: float = 60.0,
     ) -> None:
-        self._http = httpx.Client(base_url=url, timeout=timeout_s + wait_s)
+        self._url = url
         self._namespace = namespace
         self._tokenizer = tokenizer
+        self._timeout_s = timeout_s
+        self._client = self._client_of(tokenizer)
         self._device = device
         self._wait_s = wait_s
         self._interval_s = interval_s
@@ -138,11 +151,11 @@ class Follower:
         return self
 
     def stop(self) -> None:
-        """End the thread, once the request under way is answered, and close the connections; the trie stays."""
+        """End the thread, and close the connections; the trie stays."""
         self._stopping.set()
+        self._client.close()
         if self._thread is not None:
             self._thread.join()
-        self._http.close()
 
     def advance(self, wait_s: float = 0.0) -> Trie:
         """Apply all changes up to now, and return the trie.
@@ -157,7 +170,7 @@ class Follower:
         with self._advancing:
             trie = self._trie
             if trie is None:
-                self._tokenizer = self._full_name()
+                self._name_in_full()
             self._trie = trie = self._taken() if trie is None else self._led_on(trie, wait_s)
             return trie
 
@@ -178,6 +191,8 @@ class Follower:
                 self.advance(self._wait_s)
             except ServiceAway as away:
                 pause_s = _longer(pause_s, away)
+            except ClientClosed:
+                return
             except FollowerError as error:
                 self._failure = error
                 return
@@ -189,64 +204,75 @@ class Follower:
 
     def _led_on(self, trie: Trie, wait_s: float) -> Trie:
         """The trie after the changes since its revision; a new one where they are gone."""
-        changes: list[dict[str, Any]] = []
+        changes: list[Change] = []
         after, newest = trie.revision, trie.revision + 1
         while after < newest and len(changes) < CHANGES_PER_TRIE:
-            epoch = {"epoch": self._epoch} if self._epoch else {}  # none before the record's first item
-            wanted = {**epoch, "after": after, "limit": CHANGES_PER_READ, "wait_s": 0.0 if changes else wait_s}
-            response = self._get("/changes", wanted)
-            if response.status_code == httpx.codes.GONE:
+            page = self._page(after, 0.0 if changes else wait_s)
+            if page is None:
                 return self._taken()
-            answer = orjson.loads(response.content)
-            if not answer["changes"]:
+            if not page.changes:
                 break
-            self._epoch = answer["epoch"]
-            changes += answer["changes"]
-            after, newest = answer["next_after"], answer["revision"]
+            self._epoch = page.epoch
+            changes += page.changes
+            after, newest = page.next_after, page.revision
         if not changes:
             return trie
-        if [change["revision"] for change in changes] != list(range(trie.revision + 1, after + 1)):
+        if [change.revision for change in changes] != list(range(trie.revision + 1, after + 1)):
             raise FollowerError(f"the changes after revision {trie.revision} have a hole")
         sizes = trie.codebook_sizes
-        parsed = [(change["change"], SemanticId.parse(change["semantic_id"], sizes)) for change in changes]
+        parsed = [(change.change, SemanticId.parse(change.semantic_id, sizes)) for change in changes]
         return trie.updated(*as_tensors(parsed, len(sizes)), after)
 
     def _taken(self) -> Trie:
-        response = self._get("/trie", {})
-        _, self._epoch, _ = response.headers["etag"].strip('"').split("-")
-        return Trie.from_bytes(response.content).to(self._device)
+        with self._hearing():
+            snapshot = self._client.trie()
+        self._epoch = snapshot.epoch
+        return snapshot.read().to(self._device)
 
-    def _full_name(self) -> str | None:
-        """The tokenizer with its fingerprint, so that no other of its name can take its place."""
-        loaded = orjson.loads(self._get("/tokenizers", {}).content)
-        if self._tokenizer is None:
-            return str(loaded["default"])
-        names = [each["tokenizer"] for each in loaded["tokenizers"] if each["name"] == self._tokenizer]
-        return str(names[0]) if len(names) == 1 else self._tokenizer
+    def _page(self, after: int, wait_s: float) -> ChangesPage | None:
+        """Changes; None where they are gone."""
+        with self._hearing():
+            try:
+                return self._client.changes_page(after, epoch=self._epoch, limit=CHANGES_PER_READ, wait_s=wait_s)
+            except ChangesGone:
+                return None
 
-    def _get(self, path: str, wanted: dict[str, Any]) -> httpx.Response:
-        """The answer, a success or 410.
+    def _name_in_full(self) -> None:
+        """Name the tokenizer with its fingerprint, so that no other of its name can take its place."""
+        with self._hearing():
+            name = self._client.tokenizers().named(self._tokenizer)
+        if name != self._tokenizer:
+            self._client.close()
+            self._tokenizer, self._client = name, self._client_of(name)
+
+    def _client_of(self, tokenizer: str | None) -> TokenizerClient:
+        # Its pauses are the follower's own, which ends while it waits.
+        return TokenizerClient(
+            self._url, namespace=self._namespace, tokenizer=tokenizer, patience_s=0, timeout_s=self._timeout_s
+        )
+
+    @contextmanager
+    def _hearing(self) -> Iterator[None]:
+        """Around a call.
 
         Raises:
-            ServiceAway: There is none for now.
-            FollowerError: It is a refusal.
+            ServiceAway: There is no answer for now.
+            FollowerError: It is a refusal, or cannot be used.
         """
-        of = {"namespace": self._namespace} | ({"tokenizer": self._tokenizer} if self._tokenizer else {})
         try:
-            response = self._http.get(path, params={**of, **wanted})
-        except httpx.TransportError as error:
-            raise ServiceAway(f"{self._http.base_url}: {type(error).__name__}: {error}") from error
-        if response.status_code in RETRIED_STATUSES or response.is_server_error:
-            raise ServiceAway(describe(response), retry_after_s(response))
-        if not response.is_success and not _changes_gone(response):
-            raise FollowerError(describe(response))
+            yield
+        except ClientClosed:
+            raise
+        except Unavailable as error:
+            raise ServiceAway(str(error), error.retry_after_s) from error
+        except Refused as error:
+            if error.status >= FIRST_SERVER_ERROR:
+                raise ServiceAway(str(error), error.retry_after_s) from error
+            raise FollowerError(str(error)) from error
+        except TokenizerError as error:
+            raise FollowerError(str(error)) from error
         self._heard_at = time.monotonic()
-        return response
-
-
-def _changes_gone(response: httpx.Response) -> bool:
-    return response.status_code == httpx.codes.GONE and b"changes_gone" in response.content
 
 
 def _longer(pause_s: float, away: ServiceAway) -> float:
-    return min(max(2 * pause_s, FIRST_PAUSE_S, away.retry_after_s), MAX_PAUSE_S)
+    return min(max(2 * pause_s, FIRST_PAUSE_S, away.retry_after_s), LONGEST_PAUSE_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +31,7 @@ def tokenize(
     from tqdm import tqdm
 
     from models.catalogue import read_items
-    from service.client import TokenizerClient, TokenizerError
+    from service.client import FailedItem, TokenizerClient, TokenizerError
     from service.table import write_table
 
     out = out or file.with_suffix(".ids.parquet")
@@ -42,10 +43,10 @@ def tokenize(
         with client, write_table(out) as table, tqdm(unit=" items", desc=file.name) as bar:
             for answer in client.tokenize(entries, assign=not dry_run):
                 bar.update()
-                if "error" in answer:
-                    rejected.append(answer)
+                if isinstance(answer, FailedItem):
+                    rejected.append(asdict(answer))
                 else:
-                    table.write(answer)
+                    table.write(asdict(answer))
                     written += 1
     except (TokenizerError, ValueError, OSError) as error:
         raise failure(str(error)) from error

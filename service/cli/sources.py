@@ -14,7 +14,7 @@ from models.catalogue import read_embeddings, read_item_ids
 from models.evaluation.material import Embedder, read_catalogue
 from models.recommendation.task import Identified
 from service.backup.record_table import LIVE, Description, read_groups
-from service.client import TokenizerClient
+from service.client import FailedItem, TokenizerClient
 from service.follower import Follower
 
 
@@ -99,9 +99,11 @@ def of_service(
     rows: list[list[int]] = []
     with TokenizerClient(url, namespace=namespace, tokenizer=tokenizer) as client:
         for answer in client.tokenize(catalogue.entries()):
-            if "error" in answer:
-                raise ValueError(f"the service rejected {answer['item_id']!r}: {answer['error']['detail']}")
-            rows.append([*answer["codes"], answer["suffix"]])
+            if isinstance(answer, FailedItem):
+                msg = f"the service rejected {answer.item_id!r}: {answer.error.detail}"
+                raise ValueError(msg)  # noqa: TRY004 - one kind of error for what a catalogue holds
+            assert answer.suffix is not None  # it is assigned
+            rows.append([*answer.codes, answer.suffix])
     trie = follower.advance()
     name = f"{tokenizer or 'default tokenizer'} of {url}, namespace {namespace}"
     return Identified(name, torch.tensor(rows), trie.codebook_sizes, follower.advance, None)

@@ -1,0 +1,122 @@
+"""Each call of the API: what it asks, and how its answer is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import quote
+
+from service.client import answers
+from service.client.answers import Assignment, ChangesPage, LoadedTokenizers, PrefixListing, TrieSnapshot, read
+from service.client.exchange import Call, Reply, Request
+from service.client.formats import Lines, Questions, RecordBatches
+
+OnChange = Literal["keep", "reassign"]
+
+NOT_MODIFIED = 304
+
+
+@dataclass(frozen=True)
+class Calls:
+    """The calls on one record.
+
+    Attributes:
+        namespace: The catalogue's namespace.
+        tokenizer: `name` or `name@fingerprint`; None: the service's default one.
+    """
+
+    namespace: str = "default"
+    tokenizer: str | None = None
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """The members of a request that name the record."""
+        named = {} if self.tokenizer is None else {"tokenizer": self.tokenizer}
+        return {"namespace": self.namespace, **named}
+
+    def lines(self, *, assign: bool, on_change: OnChange) -> Lines:
+        """`POST /tokenize`, item by item."""
+        return Lines(self._options(assign=assign, on_change=on_change))
+
+    def record_batches(self, *, assign: bool, on_change: OnChange) -> RecordBatches:
+        """`POST /tokenize`, by record batches."""
+        return RecordBatches(self._options(assign=assign, on_change=on_change))
+
+    def lookups(self) -> Questions[Assignment | answers.UnknownSemanticId]:
+        """`POST /lookup`."""
+        return Questions("/lookup", "semantic_ids", "items", self.origin, answers.looked_up)
+
+    def next_codes(self) -> Questions[answers.NextCodes | answers.UnknownPrefix]:
+        """`POST /next`."""
+        return Questions("/next", "prefixes", "next", self.origin, answers.following)
+
+    def item(self, semantic_id: str) -> Call[Assignment]:
+        """`GET /item/{semantic_id}`."""
+        return Call(self._get(f"/item/{_quoted(semantic_id)}"), _read_assignment)
+
+    def assignment(self, item_id: str) -> Call[Assignment]:
+        """`GET /assignment/{item_id}`."""
+        return Call(self._get(f"/assignment/{_quoted(item_id)}"), _read_assignment)
+
+    def retire(self, item_id: str) -> Call[Assignment]:
+        """`DELETE /assignment/{item_id}`."""
+        return Call(Request("DELETE", f"/assignment/{_quoted(item_id)}", self.origin), _read_assignment)
+
+    def prefix(self, prefix: str, limit: int, cursor: str | None) -> Call[PrefixListing]:
+        """`GET /prefix/{prefix}`."""
+        page = {"limit": limit} if cursor is None else {"limit": limit, "cursor": cursor}
+        return Call(self._get(f"/prefix/{_quoted(prefix)}", **page), lambda reply: answers.listing(reply.json()))
+
+    def changes(self, after: int, epoch: str | None, limit: int, wait_s: float) -> Call[ChangesPage]:
+        """`GET /changes`."""
+        history = {"epoch": epoch} if epoch else {}  # none before the record's first item
+        request = self._get("/changes", longer_s=wait_s, after=after, limit=limit, wait_s=wait_s, **history)
+        return Call(request, lambda reply: answers.changes_page(reply.json()))
+
+    def trie(self, known: str | None) -> Call[TrieSnapshot | None]:
+        """`GET /trie`; None where it is still the one of that ETag."""
+        headers = {} if known is None else {"if-none-match": known}
+        return Call(Request("GET", "/trie", self.origin, headers=headers), _read_trie)
+
+    def tokenizers(self) -> Call[LoadedTokenizers]:
+        """`GET /tokenizers`."""
+        return Call(Request("GET", "/tokenizers"), _read_tokenizers)
+
+    def stats(self) -> Call[dict[str, Any]]:
+        """`GET /stats`."""
+        return Call(self._get("/stats"), lambda reply: dict(reply.json()))
+
+    def ready(self) -> Call[bool]:
+        """`GET /readyz`."""
+        named = {} if self.tokenizer is None else {"tokenizer": self.tokenizer}
+        return Call(Request("GET", "/readyz", named), lambda reply: bool(reply.json()["ready"]))
+
+    def _get(self, path: str, longer_s: float = 0.0, **params: str | float) -> Request:
+        return Request("GET", path, {**self.origin, **params}, longer_s=longer_s)
+
+    def _options(self, *, assign: bool, on_change: OnChange) -> Mapping[str, str]:
+        return {**self.origin, "assign": "true" if assign else "false", "on_change": on_change}
+
+
+def _quoted(text: str) -> str:
+    """A part of a path; what has half a surrogate pair is quoted too and refused by the service."""
+    quoted = quote(text, safe="", errors="surrogatepass")
+    return quoted.replace(".", "%2E") if not quoted.strip(".") else quoted  # else taken for steps of the path
+
+
+def _read_assignment(reply: Reply) -> Assignment:
+    return read(Assignment, reply.json())
+
+
+def _read_trie(reply: Reply) -> TrieSnapshot | None:
+    reply.require_whole()
+    if reply.status == NOT_MODIFIED:
+        return None
+    reply.require_success()
+    return TrieSnapshot(reply.headers["etag"], reply.content)
+
+
+def _read_tokenizers(reply: Reply) -> LoadedTokenizers:
+    entry = reply.json()
+    return LoadedTokenizers(entry["default"], tuple(entry["tokenizers"]))
