@@ -68,7 +68,7 @@ class Follower:
         namespace: The catalogue's namespace.
         tokenizer: Its name, best with its fingerprint; None: the one that is loaded when the follower starts.
         device: Where the tries are to be.
-        wait_s: How long one request waits for changes, and so how long `stop` may take.
+        wait_s: How long one request waits for changes.
         interval_s: The least time from one trie to the next: what changes in between is applied together.
         timeout_s: Of one request, beside `wait_s`.
     """

@@ -8,11 +8,9 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +19,6 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from service.cli import app
-from service.client import TokenizerClient, TokenizerError
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,14 +83,6 @@ def test_rejected_items_stand_in_a_file_with_their_reason_and_the_exit_status_sa
     (rejected,) = read(tmp_path / "items.ids.rejected.jsonl")
     assert rejected["item_id"] == "bad"
     assert rejected["error"]["type"] == "urn:semid:problem:invalid_text"
-
-
-def test_a_lone_surrogate_is_rejected_and_its_neighbour_is_not(url: str, namespace: str) -> None:
-    with TokenizerClient(url, namespace=namespace) as client:
-        good, bad = client.tokenize([{"item_id": "good", "text": "kettle"}, {"item_id": "bad", "text": "\ud800"}])
-
-    assert good["created"]
-    assert "surrogate" in bad["error"]["detail"]
 
 
 def test_a_dry_run_writes_codes_and_assigns_nothing(
@@ -171,41 +160,6 @@ def test_the_table_does_not_appear_when_the_service_refuses(tmp_path: Path, url:
     assert result.exit_code == 1
     assert "namespace" in result.output
     assert not (tmp_path / "items.ids.parquet").exists()
-
-
-def test_the_client_tries_again_what_is_safe_to_try_again() -> None:
-    class Flaky(BaseHTTPRequestHandler):
-        answers: ClassVar = [503, 429, 200]
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            status = self.answers.pop(0)
-            answer = json.dumps({"items": json.loads(body)["items"]}).encode()
-            self.send_response(status)
-            self.send_header("content-length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    server = HTTPServer(("127.0.0.1", 0), Flaky)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        with TokenizerClient(f"http://127.0.0.1:{server.server_port}") as client:
-            assert list(client.tokenize([{"item_id": "a", "text": "kettle"}])) == [{"item_id": "a", "text": "kettle"}]
-        assert Flaky.answers == []
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def test_the_client_gives_up_on_a_service_that_stays_away() -> None:
-    with (
-        TokenizerClient("http://127.0.0.1:1", patience_s=0.5) as client,
-        pytest.raises(TokenizerError, match="gave up"),
-    ):
-        list(client.tokenize([{"item_id": "a", "text": "kettle"}]))
 
 
 def read(path: Path) -> list[dict[str, Any]]:
