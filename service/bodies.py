@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
 import orjson
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from service.errors import BodyTimeout, BodyTooLarge, NotJson, Overloaded
 
 STREAM_BYTES = 256 * 1024  # of a stream that holds nothing else: buffers of its connection, tasks
 
 
-@dataclass
-class _Share:
+@dataclass(slots=True)
+class Share:
     """The bytes that one body holds."""
 
     held: int = 0
@@ -33,7 +31,7 @@ class Allowance:
 
     def __init__(self, gate: BodyGate) -> None:
         self._gate = gate
-        self._share = _Share()
+        self._share = Share()
 
     def __enter__(self) -> Self:
         """Hold what every stream does."""
@@ -88,44 +86,48 @@ class BodyGate:
         """For a stream."""
         return Allowance(self)
 
-    @asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[bytes]:
-        """The whole body, its bytes counted as held until the request is answered.
+    def read(self, request: Request) -> WholeBody:
+        """The whole body, as a context: its bytes are counted as held until its end."""
+        return WholeBody(self, request)
+
+    async def receive(self, request: Request, share: Share) -> bytes:
+        """The whole body; its bytes are counted as held by the share.
 
         Raises:
             BodyTooLarge: It has more bytes than one body may.
             Overloaded: Too many bytes are held already.
         """
-        self._refuse_large(int(request.headers.get("content-length") or 0))
-        share = _Share()
-        try:
-            yield await self._receive(request, share)
-        finally:
-            self.give_back(share.held, share)
-
-    async def _receive(self, request: Request, share: _Share) -> bytes:
-        chunks: list[bytes] = []
+        self._refuse_large(int(header_of(request, b"content-length") or 0))
         try:
             async with asyncio.timeout(self._timeout_s):
-                async for chunk in request.stream():
-                    self.hold(len(chunk), share)
-                    self._refuse_large(share.held)
-                    chunks.append(chunk)
+                body = await self._receive(request, share)
         except TimeoutError as error:
             raise BodyTimeout(f"it has to arrive within {self._timeout_s:g} s") from error
-        body = b"".join(chunks)
         values = bytes_of_values(body)
         if values > self._inflight_bytes:
             raise BodyTooLarge("it holds too many values")
         self.hold(values, share)
         return body
 
+    async def _receive(self, request: Request, share: Share) -> bytes:
+        chunks: list[bytes] = []
+        while True:
+            message = await request.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            chunk = message.get("body", b"")
+            self.hold(len(chunk), share)
+            self._refuse_large(share.held)
+            if not message.get("more_body", False):
+                return b"".join([*chunks, chunk]) if chunks else chunk
+            chunks.append(chunk)
+
     def _refuse_large(self, size: int) -> None:
         if size > self._max_body_bytes:
             msg = f"at most {self._max_body_bytes} bytes are taken in one body"
             raise BodyTooLarge(msg)
 
-    def hold(self, size: int, share: _Share) -> None:
+    def hold(self, size: int, share: Share) -> None:
         """Count more bytes of a body; one that is alone is taken whatever its size.
 
         Raises:
@@ -137,7 +139,7 @@ class BodyGate:
         self._held_bytes += size
         share.held += size
 
-    def admit(self, share: _Share) -> None:
+    def admit(self, share: Share) -> None:
         """Count one stream more, while there is room for what those that are admitted read.
 
         Raises:
@@ -148,7 +150,7 @@ class BodyGate:
             raise Overloaded(msg)
         self.hold(STREAM_BYTES, share)
 
-    async def hold_patiently(self, size: int, share: _Share) -> None:
+    async def hold_patiently(self, size: int, share: Share) -> None:
         """Count more bytes of a stream once streams leave half of the room to whole bodies.
 
         Raises:
@@ -169,13 +171,49 @@ class BodyGate:
         self._held_bytes += size
         share.held += size
 
-    def give_back(self, size: int, share: _Share) -> None:
+    def give_back(self, size: int, share: Share) -> None:
         """Count bytes that are no longer held."""
         self._held_bytes -= size
         share.held -= size
         for freed in self._waiting:
             if not freed.done():
                 freed.set_result(None)
+
+
+class WholeBody:
+    """A body that is held for as long as it is worked for. No generator: every request has one."""
+
+    __slots__ = ("_gate", "_request", "_share")
+
+    def __init__(self, gate: BodyGate, request: Request) -> None:
+        self._gate = gate
+        self._request = request
+        self._share = Share()
+
+    async def __aenter__(self) -> bytes:
+        """Its bytes.
+
+        Raises:
+            ServiceError: See `BodyGate.receive`.
+        """
+        try:
+            return await self._gate.receive(self._request, self._share)
+        except BaseException:
+            await self.__aexit__()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        """Hold it no longer."""
+        self._gate.give_back(self._share.held, self._share)
+
+
+def header_of(request: Request, name: bytes) -> str | None:
+    """A header by its name in small letters; None where there is none."""
+    for header, value in request.scope["headers"]:  # `Request.headers` would make an object for a look at one
+        if header == name:
+            text: str = value.decode("latin-1")
+            return text
+    return None
 
 
 def bytes_of_values(body: bytes) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -97,6 +98,8 @@ class Metrics:
         self.registry_seconds = Histogram(
             "semid_registry_seconds", "Time of a registry call", ["call"], buckets=_SECONDS, registry=collectors
         )
+        for counted in (self.requests, self.request_seconds, self.items, self.registry_seconds):
+            counted.labels = cache(counted.labels)  # type: ignore[assignment,method-assign]  # asked for by every request
 
     def of_model(self, tokenizer: str) -> ModelMetrics:
         """What is counted of one tokenizer's model, by its full name."""

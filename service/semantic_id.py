@@ -6,6 +6,7 @@ A Semantic ID of a tokenizer with L levels always has L + 1 numbers: the codes, 
 from __future__ import annotations
 
 import re
+import string
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ MAX_SUFFIX = 2**31 - 1
 
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
 _TOKEN = re.compile(r"<([a-z])_([^<>]*)>")
+_LETTERS = string.ascii_lowercase  # of the levels, and of the suffix
 _SHOWN_CHARACTERS = 60  # of a caller's text in a message
 
 
@@ -43,7 +45,7 @@ class SemanticId:
     @property
     def tokens(self) -> tuple[str, ...]:
         """The generator's vocabulary: `('<a_12>', '<b_200>', '<c_7>', '<d_0>')`."""
-        return tuple(f"<{_letter(level)}_{number}>" for level, number in enumerate((*self.codes, self.suffix)))
+        return tuple([f"<{letter}_{n}>" for letter, n in zip(_LETTERS, (*self.codes, self.suffix), strict=False)])
 
     @classmethod
     def parse(cls, text: str, codebook_sizes: Sequence[int]) -> SemanticId:
@@ -165,10 +167,6 @@ def hash_prefix(packed: bytes) -> int:
     return number
 
 
-def _letter(level: int) -> str:
-    return chr(ord("a") + level)
-
-
 def _shown(text: str) -> str:
     """A caller's text, safe to print (`ascii` escapes lone surrogates and control characters) and short."""
     return ascii(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "...")
@@ -182,7 +180,7 @@ def _token_parts(text: str) -> list[str]:
         token = _TOKEN.match(text, position)
         if token is None:
             raise MalformedSemanticId(f"{_shown(text)} is not a sequence of tokens like <a_12><b_200>.")
-        if token[1] != _letter(len(parts)):
+        if token[1] != _LETTERS[len(parts) : len(parts) + 1]:  # of more there is none
             raise MalformedSemanticId(
                 f"{_shown(text)}: token {len(parts) + 1} has the letter {token[1]!r}; "
                 "the letters run a, b, c, ... in order."

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from service.answers import (
     Answer,
@@ -44,6 +44,7 @@ from service.tokenizers import LoadedTokenizer, Tokenizers
 
 T = TypeVar("T")
 R = TypeVar("R")
+F = TypeVar("F", bound=ItemError)
 
 ENTRIES_ON_THE_LOOP = 16  # a thread costs as much as reading these
 
@@ -109,7 +110,7 @@ class Tokenization:
             ServiceError: They all fail.
         """
         failures: dict[int, ItemError] = {**_conflicting(items)}
-        items = {i: item for i, item in items.items() if i not in failures}
+        items = _without(items, failures)
         record = await self._records.of(request.namespace, tokenizer.manifest)
         found = await self._recall(record, items)
         known = {i: assignment for i, assignment in found.items() if assignment.live}
@@ -120,11 +121,11 @@ class Tokenization:
             {i: item for i, item in items.items() if i not in known or not _stands(item, known[i], afresh=afresh)},
         )
         failures.update(unencodable)
-        items = {i: item for i, item in items.items() if i not in unencodable}
+        items = _without(items, unencodable)
         if request.assign:
             claimed, unplaced = await self._place(request, tokenizer, items, encoded)
             failures.update(unplaced)
-            answers = assigned({i: item for i, item in items.items() if i not in unplaced}, known, encoded, claimed)
+            answers = assigned(_without(items, unplaced), known, encoded, claimed)
         else:
             answers = await self._dry_run(record, items, known, encoded)
         self._count(tokenizer.full_name, answers, failures, encoded, dry_run=not request.assign)
@@ -225,8 +226,8 @@ class Tokenization:
         cost every item what few need.
         """
         claimed, exhausted = await self._claim(request, tokenizer, items, encoded)
-        candidates = self._overflow.candidates(request.namespace)
-        if not exhausted or not candidates:
+        candidates = self._overflow.candidates(request.namespace) if exhausted else 0
+        if not candidates:
             return claimed, {**exhausted}
         ranked, unencodable = await _encode(tokenizer, {i: items[i] for i in exhausted}, candidates)
         beside, exhausted = await self._claim(request, tokenizer, items, ranked)
@@ -245,9 +246,7 @@ class Tokenization:
         record = await self._records.of(request.namespace, tokenizer.manifest, create=True)
         reassign = request.on_change == "reassign"
         claims = [_claim_of(items[i], row, reassign=reassign) for i, row in encoded.items()]
-        results = dict(zip(encoded, await self._timed("claim", record.claim(claims)), strict=True))
-        claimed = {i: result for i, result in results.items() if isinstance(result, ClaimResult)}
-        return claimed, {i: result for i, result in results.items() if isinstance(result, SuffixExhausted)}
+        return _parted(zip(encoded, await self._timed("claim", record.claim(claims)), strict=True), SuffixExhausted)
 
     async def _dry_run(
         self,
@@ -275,12 +274,12 @@ class Tokenization:
         tokenizer: str,
         answers: Mapping[int, Answer],
         failures: Mapping[int, ItemError],
-        encoded: Iterable[int],
+        encoded: Mapping[int, EncodedRow],
         *,
         dry_run: bool,
     ) -> None:
-        created = sum(answer["created"] for answer in answers.values())
-        computed = len(answers.keys() & set(encoded))
+        created = sum([answer["created"] for answer in answers.values()])
+        computed = len(answers.keys() & encoded.keys())
         outcomes = {
             "created": created,
             "known": len(answers) - computed,
@@ -290,7 +289,7 @@ class Tokenization:
         for outcome, count in outcomes.items():
             if count:
                 self._metrics.items.labels(tokenizer, outcome).inc(count)
-        if overflows := sum("overflow" in answer for answer in answers.values()):
+        if overflows := sum(["overflow" in answer for answer in answers.values()]):
             self._metrics.overflows.labels(tokenizer).inc(overflows)
 
 
@@ -320,8 +319,27 @@ def _read(entries: Sequence[object], reader: ItemReader) -> tuple[dict[int, Item
     return items, failures
 
 
+def _without(items: Mapping[int, T], left_out: Mapping[int, object]) -> Mapping[int, T]:
+    """All of them where none is left out, as is usual."""
+    return {i: item for i, item in items.items() if i not in left_out} if left_out else items
+
+
+def _parted(results: Iterable[tuple[int, T | F]], fault: type[F]) -> tuple[dict[int, T], dict[int, F]]:
+    """What there is, and the faults, by their places."""
+    found: dict[int, T] = {}
+    faults: dict[int, F] = {}
+    for i, result in results:
+        if isinstance(result, fault):
+            faults[i] = result
+        else:
+            found[i] = cast("T", result)
+    return found, faults
+
+
 def _conflicting(items: Mapping[int, Item]) -> dict[int, ConflictingDuplicate]:
     """An item id with two contents fails at each of its places."""
+    if len(items) < 2:
+        return {}
     digests: dict[str, set[bytes]] = {}
     for item in items.values():
         digests.setdefault(item.item_id, set()).add(item.digest)
@@ -337,9 +355,8 @@ async def _encode(
 ) -> tuple[dict[int, EncodedRow], dict[int, EncodingFailed]]:
     """What was encoded, and what the model failed on."""
     contents = [item.content for item in items.values()]
-    rows = dict(zip(items, await tokenizer.batcher.encode(contents, alternatives=alternatives), strict=True))
-    encoded = {i: row for i, row in rows.items() if isinstance(row, EncodedRow)}
-    return encoded, {i: row for i, row in rows.items() if isinstance(row, EncodingFailed)}
+    rows = await tokenizer.batcher.encode(contents, alternatives=alternatives)
+    return _parted(zip(items, rows, strict=True), EncodingFailed)
 
 
 def _claim_of(item: Item, row: EncodedRow, *, reassign: bool) -> Claim:

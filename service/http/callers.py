@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
+from service.bodies import header_of
 from service.errors import UnsupportedMediaType
 
 T = TypeVar("T")
@@ -15,7 +16,8 @@ T = TypeVar("T")
 
 def media_type_of(request: Request) -> str:
     """What the body says that it is; JSON where it says nothing."""
-    return request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    said = header_of(request, b"content-type")
+    return "application/json" if said is None else said.partition(";")[0].strip().lower()
 
 
 def require_json(request: Request) -> None:

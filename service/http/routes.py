@@ -74,8 +74,9 @@ async def tokenize(request: Request) -> Response:
         levels = len(named.manifest.codebook_sizes)
         bulk = ArrowStream(use_case, named.reader, levels, origin, max_batch_bytes=state.gate.max_body_bytes)
         return streamed(request, state.gate, bulk, origin)
-    tokenize_body = lambda body: state.tokenization.tokenize(body.beside(options))  # noqa: E731
-    return await answered(request, state.gate, TokenizeRequest, tokenize_body)
+    tokenize = state.tokenization.tokenize
+    beside_query = (lambda body: tokenize(body.beside(options))) if request.scope["query_string"] else tokenize
+    return await answered(request, state.gate, TokenizeRequest, beside_query)
 
 
 @router.post(

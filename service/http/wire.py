@@ -159,22 +159,17 @@ def bulk_answers() -> dict[int | str, dict[str, Any]]:
     return {200: {"content": content, "headers": headers}}
 
 
-def as_json(answer: Any, status: int = 200) -> Response:
+class Json(Response):
+    """A JSON answer."""
+
+    def init_headers(self, _headers: Mapping[str, str] | None = None) -> None:
+        """Those of all of them, without asking which there are."""
+        self.raw_headers = [(b"content-length", b"%d" % len(self.body)), (b"content-type", b"application/json")]
+
+
+def as_json(answer: Any) -> Response:
     """A JSON answer; times end with Z."""
-    return Response(orjson.dumps(answer, option=orjson.OPT_UTC_Z), status, media_type="application/json")
-
-
-async def parsed(request: Request, body: bytes, model: type[R]) -> R:
-    """The validated envelope of a JSON body; a large one is parsed off the event loop.
-
-    Raises:
-        NotJson: The body is no JSON.
-        MalformedRequest: It does not fit the model.
-    """
-    require_json(request)
-    if len(body) > BYTES_ON_THE_LOOP:
-        return await asyncio.to_thread(_parsed, body, model)
-    return _parsed(body, model)
+    return Json(orjson.dumps(answer, option=orjson.OPT_UTC_Z))
 
 
 def _parsed(body: bytes, model: type[R]) -> R:
@@ -191,9 +186,19 @@ def _validated(model: type[R], value: Any, *, strict: bool | None = None) -> R:
 async def answered(
     request: Request, gate: BodyGate, model: type[R], use_case: Callable[[R], Coroutine[Any, Any, Any]]
 ) -> Response:
-    """What a use case answers to a JSON body; a caller who leaves is not worked for any longer."""
+    """What a use case answers to a JSON body; a caller who leaves is not worked for any longer.
+
+    Raises:
+        UnsupportedMediaType: The body does not say that it is JSON.
+        NotJson: It is none.
+        MalformedRequest: It does not fit the model.
+        ServiceError: What the use case raises.
+    """
     async with gate.read(request) as body:
-        return as_json(await unless_disconnected(request, use_case(await parsed(request, body, model))))
+        require_json(request)
+        on_the_loop = len(body) <= BYTES_ON_THE_LOOP
+        parsed = _parsed(body, model) if on_the_loop else await asyncio.to_thread(_parsed, body, model)
+        return as_json(await unless_disconnected(request, use_case(parsed)))
 
 
 def streamed(request: Request, gate: BodyGate, bulk: BulkFormat[G], origin: Mapping[str, str]) -> Response:

@@ -12,6 +12,7 @@ import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
+import hiredis
 from redis import exceptions as redis_errors
 from redis.asyncio import BlockingConnectionPool
 from redis.asyncio.connection import parse_url
@@ -106,6 +107,7 @@ def open_connections(
         else:
             found = _of_one_address(url, options)
         found.pool.connection_kwargs["decode_responses"] = False  # keys and values are bytes, whatever the URL says
+        found.pool.connection_class = _packing(found.pool.connection_class)
         found.pool.connection_class(**found.pool.connection_kwargs)  # now, as an unknown option would fail each call
     except (ValueError, TypeError):
         # Without the cause: it may quote a piece of a password that holds a character of the URL's own.
@@ -114,6 +116,20 @@ def open_connections(
             "letter or a digit in a password as %XX."
         ) from None
     return found
+
+
+def _packing(connection_class: type[Any]) -> type[Any]:
+    """The same connections, whose commands hiredis packs: redis-py itself takes many times as long for a batch."""
+
+    class Packing(connection_class):  # type: ignore[misc]
+        def pack_command(self, *parts: Any) -> list[bytes]:
+            if isinstance(parts[0], str) and " " in parts[0]:  # which redis-py sends as two
+                packed: list[bytes] = super().pack_command(*parts)
+                return packed
+            return [hiredis.pack_command(parts)]
+
+    Packing.__name__ = f"Packing{connection_class.__name__}"
+    return Packing
 
 
 def _timeouts(timeout_s: float) -> dict[str, Any]:
