@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from models import CheckpointError, Manifest, read_manifest
 from service.bodies import BodyGate
 from service.bulk.columns import ColumnTokenization
+from service.bulk.terms import StreamTerms
 from service.decoding.queries import Decoding
 from service.decoding.routes import router as decoding_router
 from service.decoding.schemas import ChangesGoneProblem, NextRequest
@@ -127,6 +128,7 @@ async def compose(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -
             inflight_bytes=settings.inflight_bytes,
             timeout_s=settings.body_timeout_s,
         ),
+        terms=StreamTerms(settings.stream_timeout_s),
         metrics=metrics,
     )
 

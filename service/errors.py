@@ -76,7 +76,7 @@ class BrokenStream(ServiceError):
 
 
 class BodyTimeout(ServiceError):
-    """The body did not arrive within `SID_BODY_TIMEOUT_S`."""
+    """The body did not arrive within `SID_BODY_TIMEOUT_S`, or a stream's next items within `SID_STREAM_TIMEOUT_S`."""
 
     status, slug, title = 408, "body_timeout", "The body did not arrive in time"
 
@@ -184,6 +184,16 @@ class EncoderStopped(ServiceError):
 
     status, slug, title = 503, "encoder_stopped", "The model is not running"
     retry_after_s = 5.0
+
+
+class ShuttingDown(ServiceError):
+    """The service ends before the body of a stream does."""
+
+    status, slug, title = 503, "shutting_down", "The service is shutting down"
+    retry_after_s = 1.0
+
+    def __init__(self, detail: str = "what was answered stands; send the rest again, once the service is back") -> None:
+        super().__init__(detail)
 
 
 class RegistryUnavailable(ServiceError):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from service.errors import SemidError
     from service.settings import Settings
+    from service.state import State
 
 
 class Server(uvicorn.Server):
@@ -77,6 +78,17 @@ class Server(uvicorn.Server):
             _loop=asyncio.get_running_loop(),
         )
         return protocol
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain."""
+        self.begin_drain()
+        await super().shutdown(sockets)
+
+    def begin_drain(self) -> None:
+        """Let streams, which may be of any length, end in time."""
+        state: State | None = getattr(self.app.state, "semid", None)
+        if state is not None:
+            state.terms.drain.begin(self.config.timeout_graceful_shutdown or 0)
 
     async def refuse(self, error: SemidError) -> NoReturn:
         """Do not start after all.

@@ -89,6 +89,12 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = Field(default=32 * 2**20, ge=1, description="Bytes of one request body.")
     body_timeout_s: float = Field(default=60.0, gt=0, description="Seconds in which a body has to arrive.")
+    stream_timeout_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="Seconds in which the next whole line or record batch of a stream has to arrive, or 64 KiB of it, "
+        "and an answer has to be taken; what the service itself needs does not count.",
+    )
     max_items: int = Field(default=1024, ge=1, description="Items of one `POST /tokenize`.")
     max_lookups: int = Field(
         default=4096, ge=1, description="Semantic IDs of one `POST /lookup`, prefixes of one `POST /next`."

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from service.bodies import BodyGate
     from service.bulk.columns import ColumnTokenization
+    from service.bulk.terms import StreamTerms
     from service.decoding.queries import Decoding
     from service.metrics import Metrics
     from service.registry import Registry
@@ -32,6 +33,7 @@ class State:
     tokenizers: Tokenizers
     registry: Registry
     gate: BodyGate
+    terms: StreamTerms
     metrics: Metrics
 
     @classmethod

@@ -10,6 +10,7 @@ middle. What ends it early is said in the answer's last entry once the answer ha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
@@ -20,14 +21,18 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.bodies import Allowance
-from service.errors import BodyTimeout, Overloaded, SemidError, ServiceError
+from service.bulk.terms import StreamTerms
+from service.errors import BodyTimeout, Overloaded, SemidError, ServiceError, ShuttingDown
 
 log = logging.getLogger(__name__)
 
 G = TypeVar("G")
+T = TypeVar("T")
 
 GROUPS_IN_FLIGHT = 4
 LONGEST_PAUSE_S = 1.0
+PROGRESS_BYTES = 64 * 1024  # of a line or record batch that is still to come: a good part of it
+LINGER_S = 0.5
 
 
 class BulkFormat(Protocol[G]):
@@ -63,17 +68,17 @@ class StreamedAnswer(Response, Generic[G]):
         bulk: What the body and the answer are written in, and what answers them.
         allowance: The bytes that this stream holds.
         headers: Of the answer.
-        patience_s: How long the caller may stand still, neither sending nor taking.
+        terms: How long the caller is waited for, and when the service ends.
     """
 
     def __init__(
-        self, bulk: BulkFormat[G], allowance: Allowance, headers: Mapping[str, str], *, patience_s: float
+        self, bulk: BulkFormat[G], allowance: Allowance, headers: Mapping[str, str], terms: StreamTerms
     ) -> None:
         super().__init__(headers=dict(headers), media_type=bulk.media_type)
         del self.headers["content-length"]
         self._bulk = bulk
         self._allowance = allowance
-        self._patience_s = patience_s
+        self._terms = terms
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's own
         """Answer while the body arrives.
@@ -83,7 +88,7 @@ class StreamedAnswer(Response, Generic[G]):
             ServiceError: The stream cannot be answered; nothing was sent.
         """
         with self._allowance:
-            caller = _Caller(receive, send, self._patience_s, self._head(), self._bulk.begin())
+            caller = _Caller(receive, send, self._terms, self._head(), self._bulk.begin())
             exchange = _Exchange(self._bulk, self._allowance, caller)
             try:
                 await exchange.run()
@@ -91,7 +96,7 @@ class StreamedAnswer(Response, Generic[G]):
                 if not caller.answered:
                     raise
             except _Stalled:
-                log.warning("a caller took nothing of an answer for %g s: dropped", self._patience_s)
+                log.warning("a caller took nothing of an answer for %g s: dropped", self._terms.patience_s)
 
     def _head(self) -> MutableMapping[str, Any]:
         return {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
@@ -114,39 +119,64 @@ class _Caller:
 
     receive: Receive
     send: Send
-    patience_s: float
+    terms: StreamTerms
     head: MutableMapping[str, Any]
     begin: bytes
     answered: bool = False
+    ended: bool = False  # the body
+    waited_s: float = 0.0  # for the caller, since there was something to work on
+    arrived: int = 0  # bytes since
 
     async def chunks(self, busy: Callable[[], bool]) -> AsyncIterator[bytes]:
         """The body as it arrives.
 
         Raises:
-            BodyTimeout: Nothing came for too long, though nothing else was `busy`.
+            BodyTimeout: Too little came for too long, though nothing else was `busy`.
+            ShuttingDown: The service ends.
             ClientDisconnect: The caller left.
         """
-        more = True
-        while more:
+        while not self.ended:
             message = await self._next(busy)
             if message["type"] == "http.disconnect":
                 raise ClientDisconnect
-            if message.get("body"):
-                yield message["body"]
-            more = message.get("more_body", False)
+            self.ended = not message.get("more_body", False)
+            if body := message.get("body"):
+                self.arrived += len(body)
+                if self.arrived >= PROGRESS_BYTES:
+                    self.progresses()
+                yield body
+
+    def progresses(self) -> None:
+        """The caller sends what can be worked on."""
+        self.waited_s, self.arrived = 0.0, 0
+
+    async def rest(self) -> None:
+        """Takes and drops what is left of the body; returns when it has ended or the caller left."""
+        while not self.ended:
+            message = await self.receive()
+            self.ended = message["type"] == "http.disconnect" or not message.get("more_body", False)
 
     async def leave(self) -> None:
-        """Returns when the caller leaves; call it once the body was read."""
-        while (await self.receive())["type"] != "http.disconnect":
-            pass
+        """Returns when the caller leaves; what still comes is dropped."""
+        while (message := await self.receive())["type"] != "http.disconnect":
+            self.ended = self.ended or not message.get("more_body", False)
 
     async def _next(self, busy: Callable[[], bool]) -> Mapping[str, Any]:
         receiving = asyncio.ensure_future(self.receive())
+        ending, loop = self.terms.drain.reading_ends, asyncio.get_running_loop()
+        either: set[asyncio.Future[Any]] = {receiving, ending}
         try:
-            while not (await asyncio.wait({receiving}, timeout=self.patience_s))[0]:
-                if not busy():
-                    msg = f"nothing arrived for {self.patience_s:g} s"
-                    raise BodyTimeout(msg)
+            while not receiving.done():
+                began, ours = loop.time(), busy()
+                left_s = self.terms.patience_s if ours else max(0.0, self.terms.patience_s - self.waited_s)
+                await asyncio.wait(either, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+                if ending.done():
+                    raise ShuttingDown
+                if not (ours or busy()):
+                    self.waited_s += loop.time() - began
+                    if self.waited_s >= self.terms.patience_s and not receiving.done():
+                        msg = f"no whole line or record batch arrived within {self.terms.patience_s:g} s"
+                        raise BodyTimeout(msg)
             return receiving.result()
         finally:
             receiving.cancel()
@@ -158,7 +188,7 @@ class _Caller:
             _Stalled: It was not taken in time.
         """
         try:
-            async with asyncio.timeout(self.patience_s):
+            async with asyncio.timeout(self.terms.patience_s):
                 if not self.answered:
                     self.answered = True
                     await self.send(self.head)
@@ -188,13 +218,13 @@ class _Exchange(Generic[G]):
             ClientDisconnect: The caller left.
             ServiceError: Why nothing was sent.
         """
-        reading = asyncio.ensure_future(self._read())
+        self.reading = reading = asyncio.ensure_future(self._read())
         writing = asyncio.ensure_future(self._write())
         try:
             await asyncio.wait({reading, writing}, return_when=asyncio.FIRST_COMPLETED)
-            if not writing.done():
+            if not writing.done() and not reading.cancelled():
                 raise ClientDisconnect
-            writing.result()
+            await writing
         finally:
             tasks = {reading, writing, *self.working}
             for task in tasks:
@@ -209,6 +239,9 @@ class _Exchange(Generic[G]):
         try:
             chunks = self.caller.chunks(busy=lambda: bool(self.working))
             async for group, size in self.bulk.groups(chunks, self.allowance):
+                self.caller.progresses()
+                if self.caller.terms.drain.reading_ends.done():
+                    raise ShuttingDown  # noqa: TRY301 - said at the end of the answer
                 task = asyncio.create_task(self._answer(group))
                 del group  # else it would be held until the next one comes, though it is answered
                 self.working.add(task)
@@ -234,10 +267,10 @@ class _Exchange(Generic[G]):
         Raises:
             ServiceError: Why nothing was sent.
         """
-        while not isinstance(work := await self.queue.get(), _End):
+        while not isinstance(work := await self._work(), _End):
             task, size = work
             try:
-                data = await task
+                data = await self._in_time(task)
             except Exception as error:  # noqa: BLE001 - said at the end of the answer
                 work = _End(error)
                 break
@@ -249,4 +282,43 @@ class _Exchange(Generic[G]):
         if fault is not None and not isinstance(fault, ServiceError):
             log.error("a stream failed", exc_info=fault)
             fault = SemidError("an unforeseen error; the service's log has it")
-        await self.caller.answer(self.bulk.end(fault), more=False)
+        await self.caller.answer(self.bulk.end(fault), more=fault is not None)
+        if fault is not None:
+            await self._let_go()
+            await self.caller.answer(b"", more=False)
+
+    async def _work(self) -> tuple[asyncio.Task[bytes], int] | _End:
+        """What is next."""
+        if not self.queue.empty():
+            return self.queue.get_nowait()
+        getting = asyncio.ensure_future(self.queue.get())
+        try:
+            return await self._in_time(getting)
+        except ShuttingDown as error:
+            return _End(error)
+        finally:
+            getting.cancel()
+
+    async def _in_time(self, work: asyncio.Future[T]) -> T:
+        """What comes of it.
+
+        Raises:
+            ShuttingDown: Nothing did in time.
+        """
+        if not work.done():
+            either: set[asyncio.Future[Any]] = {work, self.caller.terms.drain.answering_ends}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise ShuttingDown
+        return work.result()
+
+    async def _let_go(self) -> None:
+        """Takes what the caller still sends, for a moment.
+
+        Bytes that nobody has read reset a connection that is closed, and the end of the answer may be lost with it.
+        """
+        self.reading.cancel()
+        await asyncio.wait({self.reading})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                await self.caller.rest()

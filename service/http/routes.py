@@ -69,11 +69,12 @@ async def tokenize(request: Request) -> Response:
         named = state.tokenization.tokenizer(options.tokenizer)
         origin = named.origin(options.namespace)
         if media_type == ndjson.MEDIA_TYPE:
-            return streamed(request, state.gate, Ndjson(partial(state.tokenization.entries, named, options)), origin)
+            lines = Ndjson(partial(state.tokenization.entries, named, options))
+            return streamed(request, state.gate, state.terms, lines, origin)
         use_case = partial(state.columns.answer, named, options)
         levels = len(named.manifest.codebook_sizes)
         bulk = ArrowStream(use_case, named.reader, levels, origin, max_batch_bytes=state.gate.max_body_bytes)
-        return streamed(request, state.gate, bulk, origin)
+        return streamed(request, state.gate, state.terms, bulk, origin)
     tokenize = state.tokenization.tokenize
     beside_query = (lambda body: tokenize(body.beside(options))) if request.scope["query_string"] else tokenize
     return await answered(request, state.gate, TokenizeRequest, beside_query)

@@ -16,6 +16,7 @@ from starlette.convertors import PathConvertor, register_url_convertor
 from service.bodies import BodyGate, parse_json
 from service.bulk import arrow, ndjson
 from service.bulk.streams import BulkFormat, StreamedAnswer
+from service.bulk.terms import StreamTerms
 from service.content import MAX_ITEM_ID_BYTES
 from service.errors import PROBLEM_JSON, MalformedRequest, UnsupportedMediaType
 from service.http.callers import require_json, unless_disconnected
@@ -201,7 +202,9 @@ async def answered(
         return as_json(await unless_disconnected(request, use_case(parsed)))
 
 
-def streamed(request: Request, gate: BodyGate, bulk: BulkFormat[G], origin: Mapping[str, str]) -> Response:
+def streamed(
+    request: Request, gate: BodyGate, terms: StreamTerms, bulk: BulkFormat[G], origin: Mapping[str, str]
+) -> Response:
     """What a bulk format answers to a body of any length, while it arrives; the origin goes into headers.
 
     Raises:
@@ -211,7 +214,7 @@ def streamed(request: Request, gate: BodyGate, bulk: BulkFormat[G], origin: Mapp
         msg = f"the body is compressed ({encoding!r}); send it as it is"
         raise UnsupportedMediaType(msg)
     headers = {f"semid-{name}": value for name, value in origin.items()}
-    return StreamedAnswer(bulk, gate.allowance(), headers, patience_s=gate.timeout_s)
+    return StreamedAnswer(bulk, gate.allowance(), headers, terms)
 
 
 def _problem(schema: str) -> dict[str, Any]:

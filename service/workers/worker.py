@@ -166,6 +166,7 @@ class WorkerServer(Server):
         """Drain; a worker that leaves while others stay lets its callers go first."""
         if self._acceptor is not None:
             self._acceptor.stop()
+        self.begin_drain()
         if self._leaving:
             await self._let_callers_go()
         await super().shutdown(sockets)

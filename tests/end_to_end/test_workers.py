@@ -8,10 +8,12 @@ import os
 import re
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -306,19 +308,63 @@ def test_a_worker_is_replaced_once_the_system_lets_another_be_begun(service: Any
     one_of_each(service)
 
 
-def test_sigterm_lets_every_worker_finish_and_ends_with_0(service: Any, one_of_each: OneOfEach) -> None:
+class Stream:
+    """A body of lines that does not end, and its answer."""
+
+    def __init__(self, service: Any) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", service.http.base_url.port), timeout=WAIT_S)
+        head = "POST /tokenize HTTP/1.1\r\nhost: semid\r\ncontent-type: application/x-ndjson\r\n"
+        self._socket.sendall(f"{head}transfer-encoding: chunked\r\n\r\n".encode())
+        self._answer = self._socket.makefile("rb")
+
+    def send(self, line: dict[str, str]) -> None:
+        data = json.dumps(line).encode() + b"\n"
+        self._socket.sendall(b"%x\r\n%b\r\n" % (len(data), data))
+
+    def line(self) -> dict[str, Any]:
+        """The next of the answer."""
+        while not (line := self._answer.readline()).startswith(b"{"):
+            assert line, "the answer has ended"
+        return json.loads(line)  # type: ignore[no-any-return]
+
+    def rest(self) -> bytes:
+        """Of the answer."""
+        return self._answer.read()
+
+    def close(self) -> None:
+        self._answer.close()
+        self._socket.close()
+
+
+@pytest.fixture
+def stream(service: Any) -> Iterator[Stream]:
+    with closing(Stream(service)) as opened:
+        yield opened
+
+
+def test_sigterm_lets_every_worker_finish_tells_streams_and_ends_with_0(
+    service: Any, one_of_each: OneOfEach, stream: Stream
+) -> None:
     registry, processes = registry_server(service), workers(service)
     under_way = one_of_each(service)
     rests = [connection.begin_half({"items": [item(f"last {connection.worker}")]}) for connection in under_way]
+    stream.send(item("streamed"))
+    assert stream.line()["item_id"] == "streamed"
     before = len(service.log)
 
     service.terminate()
-    wait_until(lambda: service.log.count("Shutting down") >= 2 * WORKERS, "the workers do not drain")
+    wait_until(lambda: service.log[before:].count("Shutting down") >= WORKERS, "the workers do not drain")
     for connection, rest in zip(under_way, rests, strict=True):
         connection.http.send(rest)
     answers = [connection.answer() for connection in under_way]
 
+    stream.send(item("streamed later"))
+    assert stream.line()["item_id"] == "streamed later"
+    problem = stream.line()["problem"]
+
     assert [status for status, _ in answers] == [200] * WORKERS
+    assert (problem["type"], problem["title"]) == ("urn:semid:problem:shutting_down", "The service is shutting down")
+    assert stream.rest().strip() == b"0"
     assert service.wait(30) == 0, service.log
     psutil.wait_procs([registry, *processes], timeout=10)
     assert not any(process.is_running() for process in (registry, *processes))

@@ -22,6 +22,7 @@ from service.bulk import arrow
 from service.bulk.arrow import MEDIA_TYPE, ROWS_PER_GROUP, ArrowStream, _field, read_columns
 from service.bulk.columns import AnswerColumns, ItemColumns
 from service.bulk.streams import StreamedAnswer
+from service.bulk.terms import StreamTerms
 from service.content import ItemReader
 from tests.streaming import StreamingCaller
 
@@ -399,7 +400,7 @@ async def test_what_is_answered_is_not_held_while_the_caller_thinks(tokenizer: T
     try:
         arriving.put_nowait({"type": "http.request", "body": body, "more_body": True})
         exchange = asyncio.create_task(
-            StreamedAnswer(stream, gate.allowance(), {}, patience_s=60.0)({}, arriving.get, send)
+            StreamedAnswer(stream, gate.allowance(), {}, StreamTerms(60.0))({}, arriving.get, send)
         )
         async with asyncio.timeout(20):
             while len(answered) < 3:  # noqa: ASYNC110 - nobody tells; the head, and two slices

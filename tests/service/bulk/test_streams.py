@@ -11,8 +11,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from service.bodies import STREAM_BYTES, Allowance, BodyGate
-from service.bulk.streams import GROUPS_IN_FLIGHT, StreamedAnswer
-from service.errors import BodyTimeout, NotJson, Overloaded, RegistryUnavailable, SemidError
+from service.bulk.streams import GROUPS_IN_FLIGHT, PROGRESS_BYTES, StreamedAnswer
+from service.bulk.terms import StreamTerms
+from service.errors import BodyTimeout, NotJson, Overloaded, RegistryUnavailable, SemidError, ShuttingDown
 
 
 class Connection:
@@ -68,6 +69,8 @@ class Words:
         async for chunk in chunks:
             if chunk == b"broken":
                 raise NotJson("here")
+            if chunk.startswith(b"-"):  # more of it is to come
+                continue
             await allowance.take(len(chunk))
             yield chunk, len(chunk)
 
@@ -94,7 +97,8 @@ class Exchange:
         self.connection, self.words = Connection(), Words()
         self.gate = BodyGate(max_body_bytes=10, inflight_bytes=inflight_bytes, timeout_s=patience_s)
         allowance = self.gate.allowance()
-        self.answer = StreamedAnswer(self.words, allowance, {"semid-x": "y"}, patience_s=patience_s)
+        self.terms = StreamTerms(patience_s)
+        self.answer = StreamedAnswer(self.words, allowance, {"semid-x": "y"}, self.terms)
 
     def start(self) -> asyncio.Task[None]:
         return asyncio.create_task(self.answer({}, self.connection.receive, self.connection.send))
@@ -273,6 +277,89 @@ async def test_a_caller_who_takes_nothing_is_dropped(caplog: pytest.LogCaptureFi
 
     assert "took nothing" in caplog.text
     assert exchange.gate._held_bytes == 0
+
+
+async def test_bytes_that_trickle_are_no_progress() -> None:
+    exchange = Exchange(patience_s=0.3)
+    exchange.connection.arrives(b"a")
+    stream = exchange.start()
+
+    async with asyncio.timeout(5):
+        while not stream.done():
+            exchange.connection.arrives(b"-")
+            await asyncio.sleep(0.05)
+
+    assert exchange.connection.answer == b":a;body_timeout"
+
+
+@pytest.mark.parametrize("chunk", [b"word", b"-" * PROGRESS_BYTES])
+async def test_a_caller_who_sends_whole_items_or_much_of_one_may_be_slow(chunk: bytes) -> None:
+    exchange = Exchange(patience_s=0.6)
+    stream = exchange.start()
+
+    for _ in range(9):
+        exchange.connection.arrives(chunk)
+        await asyncio.sleep(0.1)
+    exchange.connection.arrives(b"last", end=True)
+
+    await stream
+    assert exchange.connection.answer.endswith(b"last;.")
+
+
+async def test_a_service_that_ends_answers_what_it_read_and_says_why_the_stream_ends() -> None:
+    exchange = Exchange()
+    exchange.words.free.clear()
+    exchange.connection.arrives(b"a", b"b")
+    stream = exchange.start()
+    await until(lambda: len(exchange.words.begun) == 2)
+
+    exchange.terms.drain.begin(0.2)
+    await asyncio.sleep(0.12)
+    exchange.connection.arrives(b"c")
+    exchange.words.free.set()
+
+    await stream
+    assert exchange.connection.answer == b":a;b;shutting_down"
+    assert not exchange.connection.sent[-1]["more_body"]
+    assert exchange.gate._held_bytes == 0
+
+
+async def test_a_body_that_ends_soon_is_answered_by_a_service_that_ends() -> None:
+    exchange = Exchange()
+    exchange.connection.arrives(b"a")
+    stream = exchange.start()
+    await until(lambda: exchange.connection.answer == b":a;")
+
+    exchange.terms.drain.begin(10.0)
+    exchange.connection.arrives(b"b", end=True)
+
+    await stream
+    assert exchange.connection.answer == b":a;b;."
+
+
+async def test_answers_that_take_too_long_are_not_waited_for_by_a_service_that_ends() -> None:
+    exchange = Exchange()
+    exchange.connection.arrives(b"a")
+    stream = exchange.start()
+    await until(lambda: exchange.connection.answer == b":a;")
+    exchange.words.free.clear()
+    exchange.connection.arrives(b"b")
+    await until(lambda: len(exchange.words.begun) == 2)
+
+    exchange.terms.drain.begin(0.2)
+
+    await stream
+    assert exchange.connection.answer == b":a;shutting_down"
+    assert exchange.words.dropped == [b"b"]
+
+
+async def test_a_stream_that_has_no_answer_yet_is_refused_by_a_service_that_ends() -> None:
+    exchange = Exchange()
+    stream = exchange.start()
+    exchange.terms.drain.begin(0.1)
+
+    with pytest.raises(ShuttingDown):
+        await stream
 
 
 # Allowance -----------------------------------------------------------------------------------------------------------
