@@ -18,7 +18,7 @@ ENV PIP_EXTRA_INDEX_URL=${TORCH_INDEX}
 FROM base AS torch-cuda
 
 FROM torch-${VARIANT} AS build
-# A compiler for the residual search (models/native); it stays behind in this stage.
+# A compiler for models/native; it stays behind in this stage.
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 RUN python -m venv /opt/semid

@@ -1,21 +1,27 @@
-"""What pyproject.toml has no words for: the compiled search, a plain shared library that ctypes opens.
+"""What pyproject.toml has no words for: what is compiled, plain shared libraries that ctypes opens.
 
-Where there is no C compiler the installation goes on without it. Nothing is compiled for one processor alone
-(-march=native), as an environment may be moved: the library looks for itself what it runs on.
+Where there is no C compiler the installation goes on without them. Nothing is compiled for one processor alone
+(-march=native), as an environment may be moved: each looks for itself what it runs on.
 """
 
 from setuptools import Extension, setup
 
+LIBRARIES = {
+    "_residual_argmin": ("residual_argmin.c", "residual_search.h"),
+    "_packed_bert": ("packed_bert.c", "bert_layers.h"),
+}
+
 setup(
     ext_modules=[
         Extension(
-            "models.native._residual_argmin",
-            sources=["models/native/residual_argmin.c"],
-            depends=["models/native/residual_search.h"],
+            f"models.native.{name}",
+            sources=[f"models/native/{source}"],
+            depends=[f"models/native/{header}"],
             extra_compile_args=["-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-pthread"],
             extra_link_args=["-pthread"],
             libraries=["m"],
             optional=True,
         )
+        for name, (source, header) in LIBRARIES.items()
     ]
 )

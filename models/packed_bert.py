@@ -61,14 +61,14 @@ class PackedBert:
     """
 
     def __init__(self, model: SentenceTransformer, dtype: torch.dtype) -> None:
-        network = _network(model)
+        network = network_of(model)
         embeddings = network.embeddings
         self._heads: int = network.config.num_attention_heads
         self._words = embeddings.word_embeddings.weight.detach()
         self._positions = (embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]).detach()
         self._norm = _norm(embeddings.LayerNorm)
         self._layers = [_layer(layer, dtype) for layer in network.encoder.layer]
-        self._pools_mean = _pooling_mode(model) == "mean"
+        self._pools_mean = pooling_of(model) == "mean"
         self._normalizes = len(model) == 3
 
     @torch.inference_mode()
@@ -122,12 +122,12 @@ def is_packable(model: SentenceTransformer) -> bool:
     if not can_pack(model.device):
         return False
     classes = [type(module).__name__ for module in model]
-    network = _network(model)
+    network = network_of(model)
     config = getattr(network, "config", None)
     return (
         classes in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
         and type(network).__name__ == "BertModel"
-        and _pooling_mode(model) in ("mean", "cls")
+        and pooling_of(model) in ("mean", "cls")
         and getattr(config, "hidden_act", None) == "gelu"
         and getattr(config, "position_embedding_type", "absolute") == "absolute"
         and not getattr(config, "is_decoder", True)
@@ -135,11 +135,13 @@ def is_packable(model: SentenceTransformer) -> bool:
     )
 
 
-def _network(model: SentenceTransformer) -> Any:
+def network_of(model: SentenceTransformer) -> Any:
+    """The transformer in it; None where there is none."""
     return getattr(model[0], "auto_model", None)
 
 
-def _pooling_mode(model: SentenceTransformer) -> str | None:
+def pooling_of(model: SentenceTransformer) -> str | None:
+    """How it pools, such as `mean` or `cls`."""
     settings: dict[str, Any] = getattr(model[1], "get_config_dict", dict)()
     return settings.get("pooling_mode")
 

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from models.errors import CheckpointError
+from models.native.forward import CompiledBert, compiled_bert
 from models.packed_bert import PackedBert, is_packable
 
 if TYPE_CHECKING:
@@ -114,6 +115,12 @@ class TextEncoder:
         """Whether `embed` takes the packed forward pass: a BERT on the CPU that agrees with sentence-transformers."""
         return self._packed is not None
 
+    @property
+    def forward_pass(self) -> str:
+        """What embeds texts in float32, in words for a person."""
+        names = {CompiledBert: "compiled, AVX-512", PackedBert: "torch, packed"}
+        return names.get(type(self._packed), "sentence-transformers")
+
     def embed(self, pieces: Sequence[WordPieces], dtype: torch.dtype = torch.float32) -> Tensor:
         """One forward pass: packed where that can be, else padded.
 
@@ -162,14 +169,22 @@ class TextEncoder:
         return hashlib.sha256(json.dumps(self.split([*CANARY_TEXTS, long])).encode()).hexdigest()
 
     @cached_property
-    def _packed(self) -> PackedBert | None:
-        """The packed forward pass in float32, where it gives known texts the embeddings they have without it."""
+    def _packed(self) -> CompiledBert | PackedBert | None:
+        """The packed forward pass in float32, where it gives known texts the embeddings they have without it.
+
+        The compiled one where there is one, else torch's.
+        """
         if not is_packable(self._model):
             return None
+        if (compiled := compiled_bert(self._model)) is not None and self._agrees(compiled):
+            return compiled
         packed = PackedBert(self._model, torch.float32)
+        return packed if self._agrees(packed) else None
+
+    def _agrees(self, forward: CompiledBert | PackedBert) -> bool:
         pieces = self.split(CANARY_TEXTS)
-        differences = packed(pieces) - self._forward(self._model, pieces, self.device)
-        return packed if bool((differences.norm(dim=1) <= PACKED_TOLERANCE).all()) else None
+        differences = forward(pieces) - self._forward(self._model, pieces, self.device)
+        return bool((differences.norm(dim=1) <= PACKED_TOLERANCE).all())
 
     @cached_property
     def _packed_in_bfloat16(self) -> PackedBert:

@@ -47,6 +47,8 @@ class Loader:
             tests_itself=True,
         )
         log.info("%s searches its codebooks by: %s", manifest.full_name, tokenizer.search)
+        if tokenizer.text_encoder is not None:
+            log.info("%s embeds texts by: %s", manifest.full_name, tokenizer.text_encoder.forward_pass)
         self._metrics.bounds_of_model(manifest.full_name, asdict(tokenizer.bounds))
         batcher = Batcher(
             tokenizer,

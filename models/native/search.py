@@ -10,12 +10,13 @@ import ctypes
 import functools
 import weakref
 from collections.abc import Sequence
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+
+from models.native.libraries import opened
 
 if TYPE_CHECKING:
     from models.quantizer import SearchTable
@@ -140,15 +141,8 @@ def compiled_search(codebooks: Sequence[Tensor], tables: Sequence[SearchTable]) 
 
 @functools.cache
 def installed_library() -> ctypes.CDLL | None:
-    """The library that the installation compiled; None where it had no compiler, or another machine's lies here."""
-    for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(LIBRARY + suffix)
-        if path.is_file():
-            try:
-                return open_library(path)
-            except OSError:
-                return None
-    return None
+    """The library that the installation compiled, if it did."""
+    return opened(LIBRARY, open_library)
 
 
 def open_library(path: Path) -> ctypes.CDLL:

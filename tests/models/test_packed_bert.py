@@ -78,6 +78,7 @@ def test_another_architecture_takes_the_padded_way(text_encoder, batch, monkeypa
     monkeypatch.setattr(text_encoder, "_packed", None)
     # then
     assert not text_encoder.is_packed
+    assert text_encoder.forward_pass == "sentence-transformers"
     assert torch.allclose(text_encoder.embed(pieces), expected, rtol=0, atol=2e-6)
     errors = (text_encoder.embed(pieces, torch.bfloat16) - expected).norm(dim=1)
     assert 1e-4 < float(errors.max()) < 2e-2
@@ -85,6 +86,7 @@ def test_another_architecture_takes_the_padded_way(text_encoder, batch, monkeypa
 
 def test_a_packed_pass_that_disagrees_is_not_taken(monkeypatch):
     # given a forward pass that computes something else
+    monkeypatch.setattr("models.text_encoder.compiled_bert", lambda _: None)
     monkeypatch.setattr(PackedBert, "__call__", lambda _, pieces: torch.ones(len(pieces), 384))
     # when
     text_encoder = TextEncoder(TextEncoderConfig())

@@ -1,0 +1,343 @@
+/* The forward pass for one width. Before each inclusion: WIDTH, NAME(x), and AVX-512 allowed. */
+
+#define INLINE static inline __attribute__((always_inline))
+#define LANES 16
+#define TILE 14 /* rows of a product held in registers, with 32 columns */
+#define SCORES (MOST_TOKENS + LANES)
+
+#ifndef BERT_VECTORS
+#define BERT_VECTORS
+
+/* What a tile starts from and ends with. */
+enum { AS_IT_IS = 0, ADDS = 1, GELU = 2 };
+
+/* e to the power of x, for x of at most 0. */
+INLINE __m512 exponential(__m512 x)
+{
+    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 8);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+    __m512 y = _mm512_set1_ps(1.0f / 5040);
+    const float factors[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1, 1};
+#pragma GCC unroll 7
+    for (int i = 0; i < 7; i++)
+        y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(factors[i]));
+    return _mm512_scalef_ps(y, n);
+}
+
+/* x / 2 (1 + erf(x / sqrt 2)). With z = |x| / sqrt 2 and t = 1 / (1 + 3 z / 8), erfc(z) is exp(-z z) t P(t): P is a least
+ * squares fit over z up to 10, 1.3e-8 off at most. */
+INLINE __m512 gelu(__m512 x)
+{
+    const __m512 z = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.707106781f));
+    const __m512 t = _mm512_div_ps(_mm512_set1_ps(1), _mm512_fmadd_ps(z, _mm512_set1_ps(0.375f), _mm512_set1_ps(1)));
+    const float factors[] = {-2.875547412e-01f, 4.328167783e-01f, -2.298420806e-01f, 2.739889504e-01f,
+                             1.214048363e-01f,  2.053362278e-01f, 2.106468180e-01f,  2.116136244e-01f};
+    __m512 p = _mm512_set1_ps(6.158959733e-02f);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++)
+        p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(factors[i]));
+    const __m512 power = exponential(_mm512_mul_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(-0.5f)));
+    const __m512 tail = _mm512_mul_ps(x, _mm512_mul_ps(_mm512_mul_ps(p, t), _mm512_mul_ps(power, _mm512_set1_ps(0.5f))));
+    const __mmask16 below = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
+    return _mm512_mask_blend_ps(below, _mm512_sub_ps(x, tail), tail);
+}
+
+#endif
+
+/* c (rows, 32) = a (rows, depth) b (depth, 32), of rows that the compiler knows.
+ *
+ * bias: (32), or none. ahead: what is fetched meanwhile, `lines` cache lines for each number of the depth. */
+INLINE void NAME(tile)(const int rows, int64_t depth, const float *restrict a, const int64_t a_stride,
+                       const float *restrict b, const int64_t b_stride, float *restrict c, const int64_t c_stride,
+                       const float *bias, const int ends, const char *ahead, const int lines)
+{
+    __m512 sums[TILE][2];
+#pragma GCC unroll 14
+    for (int i = 0; i < rows; i++)
+        sums[i][0] = sums[i][1] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < depth; k++) {
+        const __m512 left = _mm512_loadu_ps(b), right = _mm512_loadu_ps(b + LANES);
+        if (lines > 0)
+            _mm_prefetch(ahead, _MM_HINT_T1);
+        if (lines > 1)
+            _mm_prefetch(ahead + 64, _MM_HINT_T1);
+        ahead += 64 * lines;
+#pragma GCC unroll 14
+        for (int i = 0; i < rows; i++) {
+            const __m512 each = _mm512_set1_ps(a[i * a_stride]);
+            sums[i][0] = _mm512_fmadd_ps(each, left, sums[i][0]);
+            sums[i][1] = _mm512_fmadd_ps(each, right, sums[i][1]);
+        }
+        a++;
+        b += b_stride;
+    }
+#pragma GCC unroll 14
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; half++) {
+            float *to = c + i * c_stride + half * LANES;
+            __m512 sum = sums[i][half];
+            if (bias)
+                sum = _mm512_add_ps(sum, _mm512_loadu_ps(bias + half * LANES));
+            if (ends & ADDS)
+                sum = _mm512_add_ps(sum, _mm512_loadu_ps(to));
+            if (ends & GELU)
+                sum = gelu(sum);
+            _mm512_storeu_ps(to, sum);
+        }
+}
+
+#define TILES(CALL)                                                                                                   \
+    switch (rows) {                                                                                                   \
+    case 1: CALL(1); break;                                                                                           \
+    case 2: CALL(2); break;                                                                                           \
+    case 3: CALL(3); break;                                                                                           \
+    case 4: CALL(4); break;                                                                                           \
+    case 5: CALL(5); break;                                                                                           \
+    case 6: CALL(6); break;                                                                                           \
+    case 7: CALL(7); break;                                                                                           \
+    case 8: CALL(8); break;                                                                                           \
+    case 9: CALL(9); break;                                                                                           \
+    case 10: CALL(10); break;                                                                                         \
+    case 11: CALL(11); break;                                                                                         \
+    case 12: CALL(12); break;                                                                                         \
+    case 13: CALL(13); break;                                                                                         \
+    case 14: CALL(14); break;                                                                                         \
+    }
+
+/* A tile of a square, with the next panel fetched at `lines` lines a step. */
+#define SQUARE_TILE(PURPOSE, ENDS, LINES)                                                                             \
+    static __attribute__((noinline)) void NAME(PURPOSE)(int rows, const float *a, const float *b, float *c,            \
+                                                        const float *bias, const char *ahead)                         \
+    {                                                                                                                 \
+        TILES(PURPOSE##_CALL)                                                                                         \
+    }
+#define plain_CALL(R) NAME(tile)(R, WIDTH, a, WIDTH, b, PANEL, c, WIDTH, bias, AS_IT_IS, ahead, 1)
+SQUARE_TILE(plain, AS_IT_IS, 1)
+#define adding_CALL(R) NAME(tile)(R, WIDTH, a, WIDTH, b, PANEL, c, WIDTH, bias, ADDS, ahead, 1)
+SQUARE_TILE(adding, ADDS, 1)
+#define gelu_CALL(R) NAME(tile)(R, WIDTH, a, WIDTH, b, PANEL, c, WIDTH, bias, GELU, ahead, 1)
+SQUARE_TILE(gelu, GELU, 1)
+
+/* Of attention: scores of some queries and 32 keys; contexts of some queries, 32 numbers of each. */
+static __attribute__((noinline)) void NAME(score)(int rows, int64_t depth, const float *a, const float *b, float *c)
+{
+#define SCORE_CALL(R) NAME(tile)(R, depth, a, WIDTH, b, PANEL, c, SCORES, NULL, AS_IT_IS, NULL, 0)
+    TILES(SCORE_CALL)
+#undef SCORE_CALL
+}
+
+static __attribute__((noinline)) void NAME(gather)(int rows, int64_t depth, const float *a, const float *b, float *c)
+{
+#define GATHER_CALL(R) NAME(tile)(R, depth, a, SCORES, b, WIDTH, c, WIDTH, NULL, AS_IT_IS, NULL, 0)
+    TILES(GATHER_CALL)
+#undef GATHER_CALL
+}
+
+typedef void (*NAME(square_tile))(int, const float *, const float *, float *, const float *, const char *);
+
+/* One panel's columns of c (rows, WIDTH) from a (rows, WIDTH). */
+INLINE void NAME(multiply)(NAME(square_tile) tile, int64_t rows, const float *a, const float *panel, float *c,
+                           const float *bias, const float *next)
+{
+    const int64_t blocks = (rows + TILE - 1) / TILE;
+    const char *ahead = (const char *)next;
+    for (int64_t block = 0; block < blocks; block++) {
+        const int64_t from = rows * block / blocks, to = rows * (block + 1) / blocks;
+        /* The first two tiles fetch all of the next panel; the others what is fetched already. */
+        tile((int)(to - from), a + from * WIDTH, panel, c + from * WIDTH, bias,
+             ahead + (block == 1 ? WIDTH * 64 : 0));
+    }
+}
+
+/* What one stage of a layer does with its squares: products with panels from `from` to `to` of all of them. */
+INLINE void NAME(products)(NAME(square_tile) tile, const float *weights, int64_t from, int64_t to, int64_t rows,
+                           const float *a, float *c, const float *bias)
+{
+    for (int64_t panel = from; panel < to; panel++) {
+        const int64_t square = panel / (WIDTH / PANEL), column = panel % (WIDTH / PANEL) * PANEL;
+        const float *of_panel = weights + panel * WIDTH * PANEL;
+        NAME(multiply)(tile, rows, a, of_panel, c + square * rows * WIDTH + column, bias + square * WIDTH + column,
+                       of_panel + WIDTH * PANEL);
+    }
+}
+
+/* Layer norm of a row in place; norm is its weight and bias (2, WIDTH). */
+INLINE void NAME(normalize)(float *row, const float *norm, float epsilon)
+{
+    __m512 sums = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
+    for (int i = 0; i < WIDTH; i += LANES)
+        sums = _mm512_add_ps(sums, _mm512_loadu_ps(row + i));
+    const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sums) / WIDTH);
+    for (int i = 0; i < WIDTH; i += LANES) {
+        const __m512 apart = _mm512_sub_ps(_mm512_loadu_ps(row + i), mean);
+        squares = _mm512_fmadd_ps(apart, apart, squares);
+    }
+    const __m512 scale = _mm512_set1_ps(1 / sqrtf(_mm512_reduce_add_ps(squares) / WIDTH + epsilon));
+    for (int i = 0; i < WIDTH; i += LANES) {
+        const __m512 apart = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(row + i), mean), scale);
+        _mm512_storeu_ps(row + i, _mm512_fmadd_ps(apart, _mm512_loadu_ps(norm + i), _mm512_loadu_ps(norm + WIDTH + i)));
+    }
+}
+
+/* A word piece's row before the first layer. */
+INLINE void NAME(look_up)(const packed_bert *bert, int64_t piece, int64_t place, float *row)
+{
+    const float *word = bert->words + piece * WIDTH, *at = bert->places + place * WIDTH;
+    for (int64_t i = 0; i < WIDTH; i++)
+        row[i] = word[i] + at[i];
+    NAME(normalize)(row, bert->norm, bert->epsilon);
+}
+
+/* Weights of attention, in place, of a row of scores; those beyond `length` up to its vector become 0. */
+INLINE void NAME(soften)(float *scores, int64_t length, float scale)
+{
+    const int64_t whole = length / LANES * LANES;
+    const __mmask16 rest = (__mmask16)((1u << (length - whole)) - 1);
+    __m512 largest = _mm512_set1_ps(-INFINITY), sums = _mm512_setzero_ps();
+    for (int64_t j = 0; j < whole; j += LANES)
+        largest = _mm512_max_ps(largest, _mm512_loadu_ps(scores + j));
+    largest = _mm512_mask_max_ps(largest, rest, largest, _mm512_loadu_ps(scores + whole));
+    const __m512 most = _mm512_set1_ps(_mm512_reduce_max_ps(largest)), scales = _mm512_set1_ps(scale);
+    for (int64_t j = 0; j < length; j += LANES) {
+        __m512 power = exponential(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(scores + j), most), scales));
+        if (j == whole)
+            power = _mm512_maskz_mov_ps(rest, power);
+        sums = _mm512_add_ps(sums, power);
+        _mm512_storeu_ps(scores + j, power);
+    }
+    const __m512 share = _mm512_set1_ps(1 / _mm512_reduce_add_ps(sums));
+    for (int64_t j = 0; j < length; j += LANES)
+        _mm512_storeu_ps(scores + j, _mm512_mul_ps(_mm512_loadu_ps(scores + j), share));
+}
+
+/* One head's attention within one text; the contexts take the queries' place. Arrays (length, WIDTH) of this head. */
+static void NAME(attend)(int64_t length, int64_t size, float *queries, const float *keys, const float *values,
+                         float *turned)
+{
+    _Alignas(64) float scores[TILE * SCORES];
+    const float scale = 1 / sqrtf((float)size);
+    const int64_t groups = (length + PANEL - 1) / PANEL;
+    for (int64_t group = 0; group < groups; group++)
+        for (int64_t j = 0; j < PANEL; j++) {
+            float *to = turned + group * size * PANEL + j;
+            const float *key = keys + (group * PANEL + j) * WIDTH;
+            const bool there = group * PANEL + j < length;
+            for (int64_t i = 0; i < size; i++)
+                to[i * PANEL] = there ? key[i] : 0;
+        }
+    const int64_t blocks = (length + TILE - 1) / TILE;
+    for (int64_t block = 0; block < blocks; block++) {
+        const int64_t from = length * block / blocks;
+        const int rows = (int)(length * (block + 1) / blocks - from);
+        float *own = queries + from * WIDTH;
+        for (int64_t group = 0; group < groups; group++)
+            NAME(score)(rows, size, own, turned + group * size * PANEL, scores + group * PANEL);
+        for (int i = 0; i < rows; i++)
+            NAME(soften)(scores + i * SCORES, length, scale);
+        for (int64_t i = 0; i < size; i += PANEL)
+            NAME(gather)(rows, length, scores, values + i, own + i);
+    }
+}
+
+/* One share, texts from `first` to `last` that begin at `start`; stages are none for a thread that is alone. */
+static void NAME(embed_share)(const request *asked, int64_t first, int64_t last, int64_t start, int64_t rows, float *room,
+                              stage *own, bool leads)
+{
+    const packed_bert *bert = asked->bert;
+    const int64_t panels = WIDTH / PANEL, square = WIDTH * WIDTH, head = WIDTH / bert->heads;
+    float *x = room, *query = x + rows * WIDTH, *key = query + rows * WIDTH, *value = key + rows * WIDTH;
+    float *inner = value + rows * WIDTH;
+    _Alignas(64) float turned[MOST_TOKENS * MOST_HEAD];
+    EACH_RANGE(own, rows, 16)
+        for (int64_t text = first, row = 0; text < last; row += asked->lengths[text++])
+            for (int64_t place = 0; place < asked->lengths[text]; place++)
+                if (row + place >= from && row + place < to)
+                    NAME(look_up)(bert, asked->pieces[start + row + place], place, x + (row + place) * WIDTH);
+    for (int64_t layer = 0; layer < bert->layers; layer++) {
+        const float *weights = bert->weights + layer * SQUARES * square, *vectors = bert->vectors + layer * VECTORS * WIDTH;
+        own = after(own);
+        EACH_RANGE(own, 3 * panels, 3)
+            NAME(products)(NAME(plain), weights, from, to, rows, x, query, vectors);
+        own = after(own);
+        EACH_RANGE(own, bert->heads, 1)
+            for (int64_t h = from; h < to; h++)
+                for (int64_t text = first, at = 0; text < last; at += asked->lengths[text++]) {
+                    const int64_t begin = at * WIDTH + h * head;
+                    NAME(attend)(asked->lengths[text], head, query + begin, key + begin, value + begin, turned);
+                }
+        own = after(own);
+        EACH_RANGE(own, panels, 2)
+            NAME(products)(NAME(adding), weights + 3 * square, from, to, rows, query, x, vectors + BIAS_ATTENDED * WIDTH);
+        own = after(own);
+        EACH_RANGE(own, rows, 16)
+            for (int64_t row = from; row < to; row++)
+                NAME(normalize)(x + row * WIDTH, vectors + NORM_ATTENDED * WIDTH, bert->epsilon);
+        own = after(own);
+        EACH_RANGE(own, 4 * panels, 4)
+            NAME(products)(NAME(gelu), weights + 4 * square, from, to, rows, x, inner, vectors + BIAS_UP * WIDTH);
+        own = after(own);
+        EACH_RANGE(own, panels, 2)
+            for (int64_t s = 0; s < 4; s++) {
+                const float *down = weights + (8 + s) * square, *bias = s == 0 ? vectors + BIAS_DOWN * WIDTH : NULL;
+                for (int64_t panel = from; panel < to; panel++)
+                    NAME(multiply)(NAME(adding), rows, inner + s * rows * WIDTH, down + panel * WIDTH * PANEL,
+                                   x + panel * PANEL, bias ? bias + panel * PANEL : NULL,
+                                   down + (panel + 1) * WIDTH * PANEL);
+            }
+        own = after(own);
+        EACH_RANGE(own, rows, 16)
+            for (int64_t row = from; row < to; row++)
+                NAME(normalize)(x + row * WIDTH, vectors + NORM * WIDTH, bert->epsilon);
+    }
+    if (!leads)
+        return;
+    for (int64_t text = first, at = 0; text < last; at += asked->lengths[text++]) {
+        float *pooled = asked->embeddings + text * WIDTH, *own = x + at * WIDTH;
+        memcpy(pooled, own, WIDTH * sizeof(float));
+        if (bert->pools_mean) {
+            for (int64_t row = 1; row < asked->lengths[text]; row++)
+                for (int64_t i = 0; i < WIDTH; i++)
+                    pooled[i] += own[row * WIDTH + i];
+            for (int64_t i = 0; i < WIDTH; i++)
+                pooled[i] /= (float)asked->lengths[text];
+        }
+        if (bert->normalizes) {
+            double squares = 0;
+            for (int64_t i = 0; i < WIDTH; i++)
+                squares += (double)pooled[i] * pooled[i];
+            const float norm = (float)sqrt(squares), divisor = norm < 1e-12f ? 1e-12f : norm;
+            for (int64_t i = 0; i < WIDTH; i++)
+                pooled[i] /= divisor;
+        }
+    }
+}
+
+/* A thread's work: its part of the one share, or share after share. */
+static void NAME(embed)(request *asked, int thread)
+{
+    float *room = asked->together ? asked->room : asked->room + thread * asked->room_each;
+    int64_t mine = asked->together ? 0 : atomic_fetch_add(&asked->next_share, 1);
+    for (int64_t share = 0, first = 0, start = 0; first < asked->texts; share++) {
+        int64_t rows = asked->lengths[first], last = first + 1;
+        while (last < asked->texts && rows + asked->lengths[last] <= asked->rows)
+            rows += asked->lengths[last++];
+        if (share == mine) {
+            NAME(embed_share)(asked, first, last, start, rows, room, asked->stages, thread == 0 || !asked->together);
+            mine = asked->together ? -1 : atomic_fetch_add(&asked->next_share, 1);
+        }
+        first = last;
+        start += rows;
+    }
+}
+
+#undef INLINE
+#undef LANES
+#undef TILE
+#undef SCORES
+#undef TILES
+#undef SQUARE_TILE
+#undef plain_CALL
+#undef adding_CALL
+#undef gelu_CALL

@@ -1,0 +1,168 @@
+"""The compiled forward pass of a BERT encoder in float32, see `packed_bert.c`; for processors with AVX-512.
+
+What a text comes to depends neither on the texts beside it nor on the number of threads, to the last bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import weakref
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from models.native.libraries import opened
+from models.packed_bert import network_of, pooling_of
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+LIBRARY = "_packed_bert"
+
+# Word pieces that go through all layers together: their activations stay in a core's cache.
+ROWS = 128
+
+# Bytes of a cache line, where a thread's room begins.
+LINE = 64
+
+
+class CompiledBert:
+    """The forward pass of a sentence-transformers model that `models.packed_bert.is_packable`.
+
+    Not thread-safe: a call works in the room of the one before it.
+
+    Args:
+        library: Of `open_library`.
+        model: Its weights, float32 on the CPU; the embedding tables are shared with it.
+
+    Raises:
+        ValueError: The library has nothing for a model of this shape, or for this processor.
+        MemoryError: There is no room for the weights.
+    """
+
+    def __init__(self, library: ctypes.CDLL, model: SentenceTransformer) -> None:
+        network = network_of(model)
+        config, embeddings = network.config, network.embeddings
+        self._width, self._longest = config.hidden_size, config.max_position_embeddings
+        shape = (config.num_hidden_layers, self._width, config.intermediate_size, config.num_attention_heads)
+        if not library.packed_bert_can(*shape, self._longest):
+            msg = f"no compiled forward pass for {shape} on this processor"
+            raise ValueError(msg)
+        norm = embeddings.LayerNorm
+        token_type = embeddings.token_type_embeddings.weight[0]
+        self._tables = [
+            embeddings.word_embeddings.weight.detach(),
+            (embeddings.position_embeddings.weight + token_type).detach(),
+            torch.cat([norm.weight, norm.bias]).detach(),
+        ]
+        self._embed, self._room_of = library.packed_bert_embed, library.packed_bert_room
+        self._room = torch.empty(0)
+        self._handle = library.packed_bert_new(
+            self._width,
+            config.num_hidden_layers,
+            config.num_attention_heads,
+            norm.eps,
+            pooling_of(model) == "mean",
+            len(model) == 3,
+            *(table.data_ptr() for table in self._tables),
+        )
+        if not self._handle:
+            raise MemoryError("no memory for the weights of a compiled forward pass")
+        weakref.finalize(self, library.packed_bert_free, self._handle)
+        for number, layer in enumerate(network.encoder.layer):
+            squares, vectors = _squares(layer), _vectors(layer)
+            library.packed_bert_fill(self._handle, number, squares.data_ptr(), vectors.data_ptr())
+
+    @torch.inference_mode()
+    def __call__(self, pieces: Sequence[Sequence[int]]) -> Tensor:
+        """Embeddings of texts as word pieces, each of one piece at least: (B, D) float32, in the order given.
+
+        Raises:
+            IndexError: There is no such word piece, or a text has none or more than there are positions for.
+            MemoryError: There is no room to work in.
+        """
+        ids = torch.tensor(list(chain.from_iterable(pieces)))
+        counts = [len(row) for row in pieces]
+        longest, threads = max(counts), torch.get_num_threads()
+        if not (0 < min(counts) <= longest <= self._longest) or not (
+            0 <= ids.min() <= ids.max() < len(self._tables[0])
+        ):
+            raise IndexError("a text has no word pieces, too many, or one that is not in the vocabulary")
+        lengths = torch.tensor(counts)
+        embeddings = torch.empty(len(pieces), self._width)
+        needed = self._room_of(self._handle, longest, ROWS, threads)
+        if len(self._room) < needed + LINE:
+            self._room = torch.empty(needed + LINE)
+        room = -(-self._room.data_ptr() // LINE) * LINE
+        if not self._embed(
+            self._handle,
+            ids.data_ptr(),
+            lengths.data_ptr(),
+            len(pieces),
+            longest,
+            embeddings.data_ptr(),
+            room,
+            ROWS,
+            threads,
+        ):
+            raise MemoryError("no memory for a compiled forward pass")
+        return embeddings
+
+
+def compiled_bert(model: SentenceTransformer) -> CompiledBert | None:
+    """The forward pass of a model that is packable; None where there is none for it, or for this processor."""
+    library = installed_library()
+    try:
+        return CompiledBert(library, model) if library is not None else None
+    except ValueError:
+        return None
+
+
+@functools.cache
+def installed_library() -> ctypes.CDLL | None:
+    """The library that the installation compiled, if it did."""
+    return opened(LIBRARY, open_library)
+
+
+def open_library(path: Path) -> ctypes.CDLL:
+    """A compiled library, its functions declared.
+
+    Raises:
+        OSError: It is no library of this machine, or one without a forward pass.
+    """
+    library = ctypes.CDLL(str(path))
+    if not hasattr(library, "packed_bert_embed"):
+        msg = f"{path} was compiled for a processor that it has nothing for"
+        raise OSError(msg)
+    address, number, count = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    for name, result, arguments in (
+        ("can", ctypes.c_bool, [number] * 5),
+        ("new", address, [*[number] * 3, ctypes.c_float, count, count, *[address] * 3]),
+        ("fill", None, [address, number, address, address]),
+        ("free", None, [address]),
+        ("room", number, [address, number, number, count]),
+        ("embed", ctypes.c_bool, [*[address] * 3, number, number, address, address, number, count]),
+    ):
+        function = getattr(library, f"packed_bert_{name}")
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+def _squares(layer: Any) -> Tensor:
+    """A layer's weights as squares (12, D, D), each (out, in): query, key, value, attended, 4 up and 4 down."""
+    own, up, down = layer.attention.self, layer.intermediate.dense.weight, layer.output.dense.weight
+    parts = [own.query.weight, own.key.weight, own.value.weight, layer.attention.output.dense.weight, up]
+    return torch.cat([*parts, *down.split(len(down), dim=1)]).detach().contiguous()
+
+
+def _vectors(layer: Any) -> Tensor:
+    """A layer's biases in the same order, then weights and biases of its norms: (13 D)."""
+    own, attended, output = layer.attention.self, layer.attention.output, layer.output
+    parts = [own.query, own.key, own.value, attended.dense, layer.intermediate.dense, output.dense]
+    norms = [attended.LayerNorm.weight, attended.LayerNorm.bias, output.LayerNorm.weight, output.LayerNorm.bias]
+    return torch.cat([*(part.bias for part in parts), *norms]).detach()

@@ -1,0 +1,283 @@
+/* A BERT encoder's forward pass over packed texts in float32, for processors with AVX-512.
+ *
+ * What a library's product of few rows waits for is memory: a text's forty rows meet forty megabytes of weights. Here
+ * the weights of all layers lie in the order of their use, on large pages, in panels that fit the second cache; while
+ * one panel is multiplied the next one is fetched. Activations stay in the cache, and bias, residual and GELU are done
+ * as a product leaves the registers.
+ *
+ * All matrices are cut into squares of the model's width (384 or 768, see bert_layers.h): three of query, key and
+ * value, one behind attention, four up and four down. A square is width / 32 panels of (width, 32).
+ *
+ * A batch is worked on in shares of whole texts, each at most `rows` word pieces (a longer text is a share alone). Several
+ * shares are spread over the threads; the panels, heads and rows of a single one are.
+ */
+
+#define _GNU_SOURCE
+#include <math.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MOST_THREADS 64
+#define MOST_LAYERS 24
+#define MOST_TOKENS 512
+#define MOST_HEAD 64
+#define PANEL 32
+#define SQUARES 12
+#define STAGES 7 /* of a layer */
+#define SPINS 4096
+
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/mman.h>
+
+typedef struct {
+    int64_t width, layers, heads;
+    float epsilon;
+    bool pools_mean, normalizes;
+    const float *words, *places, *norm; /* (V, D), (P, D), weight and bias (2, D): kept by the caller */
+    float *weights;                     /* (layers, SQUARES, D / PANEL, D, PANEL) */
+    size_t bytes;
+    float *vectors; /* (layers, 13, D): biases of query, key, value, attention, up (4), down; two norms */
+} packed_bert;
+
+enum { BIAS_ATTENDED = 3, BIAS_UP = 4, BIAS_DOWN = 8, NORM_ATTENDED = 9, NORM = 11, VECTORS = 13 };
+
+/* A stage of one share that threads work on together: its units are taken one by one, so a thread that the system has
+ * not woken yet keeps nobody waiting. */
+typedef struct {
+    _Alignas(64) atomic_int taken, done;
+} stage;
+
+typedef struct {
+    const packed_bert *bert;
+    const int64_t *pieces, *lengths; /* word pieces one after another, and how many each text has */
+    int64_t texts;
+    float *embeddings; /* (texts, D) */
+    float *room;       /* of each thread, or of all */
+    int64_t room_each, rows;
+    bool together; /* all threads at one share */
+    atomic_long next_share;
+    stage *stages;
+} request;
+
+/* What a caller and its helpers hold together, the last of them frees it. A helper that the system wakes only when all
+ * is done finds its door closed: nobody waits for it. */
+enum { OPEN, ENTERED, CLOSED };
+
+typedef struct {
+    request asked;
+    atomic_int holders, left, doors[MOST_THREADS], names;
+    stage stages[];
+} venture;
+
+static void rest(int spins)
+{
+    if (spins < SPINS)
+        __builtin_ia32_pause();
+    else
+        sched_yield(); /* the other one may wait for this core */
+}
+
+/* The next unit of a stage for this thread; -1 once all units are done, by whomever. */
+static int64_t next_unit(stage *own, int units, int64_t finished)
+{
+    if (finished >= 0)
+        atomic_fetch_add_explicit(&own->done, 1, memory_order_release);
+    const int unit = atomic_load_explicit(&own->taken, memory_order_relaxed) < units
+                         ? atomic_fetch_add_explicit(&own->taken, 1, memory_order_relaxed)
+                         : units;
+    if (unit < units)
+        return unit;
+    for (int spins = 0; atomic_load_explicit(&own->done, memory_order_acquire) < units; spins++)
+        rest(spins);
+    return -1;
+}
+
+static stage *after(stage *own)
+{
+    return own ? own + 1 : NULL;
+}
+
+/* For each range of `count` things in units of `each`, from `from` to `to`: one range of all where a thread is alone. */
+#define EACH_RANGE(own, count, each)                                                                                  \
+    for (int64_t of_one = (own) ? (each) : (count), units = ((count) + of_one - 1) / of_one,                          \
+                 unit = (own) ? next_unit(own, (int)units, -1) : 0, from, to;                                         \
+         unit >= 0 && (from = unit * of_one, to = from + of_one < (count) ? from + of_one : (count), true);           \
+         unit = (own) ? next_unit(own, (int)units, unit) : -1)
+
+/* Floats that a share of so many rows is worked on in: x, query, key, value, and four squares' width between up and down. */
+static int64_t room_of(int64_t width, int64_t rows)
+{
+    return 8 * rows * width;
+}
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma")
+#include <immintrin.h>
+
+#define WIDTH 384
+#define NAME(x) x##_384
+#include "bert_layers.h"
+#undef WIDTH
+#undef NAME
+
+#define WIDTH 768
+#define NAME(x) x##_768
+#include "bert_layers.h"
+#undef WIDTH
+#undef NAME
+
+#pragma GCC pop_options
+
+/* Whether this processor and this shape of a BERT are provided for. */
+bool packed_bert_can(int64_t layers, int64_t width, int64_t inner, int64_t heads, int64_t positions)
+{
+    __builtin_cpu_init();
+    return (width == 384 || width == 768) && layers > 0 && layers <= MOST_LAYERS &&
+           inner == 4 * width && heads > 0 && width % (heads * PANEL) == 0 &&
+           width / heads <= MOST_HEAD &&
+           positions <= MOST_TOKENS && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma");
+}
+
+void packed_bert_free(packed_bert *bert)
+{
+    if (!bert)
+        return;
+    if (bert->weights)
+        munmap(bert->weights, bert->bytes);
+    free(bert->vectors);
+    free(bert);
+}
+
+/* A forward pass whose layers are to be filled by packed_bert_fill; none without memory. The tables are kept as they are:
+ * words (V, D), places (P, D), norm (2, D), its weight and bias. */
+packed_bert *packed_bert_new(int64_t width, int64_t layers, int64_t heads, float epsilon, int pools_mean,
+                             int normalizes, const float *words, const float *places, const float *norm)
+{
+    packed_bert *bert = calloc(1, sizeof *bert);
+    if (!bert)
+        return NULL;
+    const size_t page = (size_t)1 << 21, bytes = (size_t)(layers * SQUARES * width * width) * sizeof(float);
+    *bert = (packed_bert){.width = width, .layers = layers, .heads = heads, .epsilon = epsilon,
+                          .pools_mean = pools_mean, .normalizes = normalizes, .words = words, .places = places,
+                          .norm = norm, .bytes = (bytes + page - 1) / page * page};
+    bert->vectors = aligned_alloc(64, (size_t)(layers * VECTORS * width) * sizeof(float));
+    /* Large pages have to begin at multiples of their size: what lies around that is given back. */
+    char *got = mmap(NULL, bert->bytes + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (got != MAP_FAILED) {
+        const size_t before = (page - (uintptr_t)got % page) % page;
+        if (before)
+            munmap(got, before);
+        if (page - before)
+            munmap(got + before + bert->bytes, page - before);
+        bert->weights = (float *)(got + before);
+        madvise(bert->weights, bert->bytes, MADV_HUGEPAGE); /* where there are none, small ones do */
+    }
+    if (bert->weights && bert->vectors)
+        return bert;
+    packed_bert_free(bert);
+    return NULL;
+}
+
+/* Copies one layer: squares (12, D, D), each (out, in), and vectors (13, D), in the order of `packed_bert`. */
+void packed_bert_fill(packed_bert *bert, int64_t layer, const float *squares, const float *vectors)
+{
+    const int64_t width = bert->width, square = width * width;
+    float *to = bert->weights + layer * SQUARES * square;
+    for (int64_t s = 0; s < SQUARES; s++)
+        for (int64_t panel = 0; panel < width / PANEL; panel++)
+            for (int64_t in = 0; in < width; in++)
+                for (int64_t out = 0; out < PANEL; out++)
+                    *to++ = squares[s * square + (panel * PANEL + out) * width + in];
+    memcpy(bert->vectors + layer * VECTORS * width, vectors, (size_t)(VECTORS * width) * sizeof(float));
+}
+
+/* Floats of room that packed_bert_embed needs for texts of at most `longest` word pieces with so many threads. */
+int64_t packed_bert_room(const packed_bert *bert, int64_t longest, int64_t rows, int threads)
+{
+    return room_of(bert->width, longest > rows ? longest : rows) * threads;
+}
+
+static void work(request *asked, int thread)
+{
+    (asked->bert->width == 384 ? embed_384 : embed_768)(asked, thread);
+}
+
+static void let_go(venture *shared)
+{
+    if (atomic_fetch_sub(&shared->holders, 1) == 1)
+        free(shared);
+}
+
+static void *help(void *argument)
+{
+    venture *shared = argument;
+    const int thread = atomic_fetch_add(&shared->names, 1);
+    if (atomic_exchange(&shared->doors[thread], ENTERED) == OPEN) {
+        work(&shared->asked, thread);
+        atomic_fetch_add(&shared->left, 1);
+    }
+    let_go(shared);
+    return NULL;
+}
+
+/* Embeddings (texts, D) of texts as word pieces, each of one at least, `longest` at most; false without memory.
+ *
+ * room: aligned to 64 bytes, see packed_bert_room; no other call may use it meanwhile. rows: of a share. */
+bool packed_bert_embed(const packed_bert *bert, const int64_t *pieces, const int64_t *lengths, int64_t texts,
+                       int64_t longest, float *embeddings, float *room, int64_t rows, int threads)
+{
+    int64_t total = 0;
+    for (int64_t text = 0; text < texts; text++)
+        total += lengths[text];
+    request asked = {.bert = bert, .pieces = pieces, .lengths = lengths, .texts = texts, .embeddings = embeddings,
+                     .room = room, .room_each = room_of(bert->width, longest > rows ? longest : rows), .rows = rows,
+                     .together = total <= rows || texts == 1};
+    if (threads <= 1) {
+        work(&asked, 0);
+        return true;
+    }
+    if (threads > MOST_THREADS)
+        threads = MOST_THREADS;
+    const size_t stages = asked.together ? (size_t)(STAGES * bert->layers + 1) : 0;
+    const size_t bytes = sizeof(venture) + stages * sizeof(stage);
+    venture *shared = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    if (!shared)
+        return false;
+    memset(shared, 0, bytes);
+    shared->asked = asked;
+    shared->asked.stages = stages ? shared->stages : NULL;
+    atomic_store(&shared->names, 1);
+    atomic_store(&shared->holders, threads);
+    pthread_attr_t alone;
+    pthread_attr_init(&alone);
+    pthread_attr_setdetachstate(&alone, PTHREAD_CREATE_DETACHED);
+    for (int i = 1; i < threads; i++) {
+        pthread_t helper;
+        if (pthread_create(&helper, &alone, help, shared) != 0)
+            atomic_fetch_sub(&shared->holders, 1);
+    }
+    pthread_attr_destroy(&alone);
+    work(&shared->asked, 0);
+    int entered = 0;
+    for (int i = 1; i < threads; i++)
+        entered += atomic_exchange(&shared->doors[i], CLOSED) == ENTERED;
+    for (int spins = 0; atomic_load(&shared->left) < entered; spins++)
+        rest(spins);
+    let_go(shared);
+    return true;
+}
+
+#else
+bool packed_bert_can(int64_t layers, int64_t width, int64_t inner, int64_t heads, int64_t positions)
+{
+    (void)layers, (void)width, (void)inner, (void)heads, (void)positions;
+    return false;
+}
+#endif

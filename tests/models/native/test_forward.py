@@ -1,0 +1,137 @@
+"""The compiled forward pass beside the ones in torch, which are its oracles; compiled afresh."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+from copy import deepcopy
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from models.native.forward import CompiledBert, compiled_bert, open_library
+from models.packed_bert import PackedBert
+from models.text_encoder import TextEncoder, TextEncoderConfig
+
+SOURCES = Path(__file__).parents[3] / "models" / "native"
+
+if shutil.which("cc") is None:
+    pytest.skip("there is no C compiler", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """The library, as an installation compiles it."""
+    target = tmp_path_factory.mktemp("compiled") / "packed_bert.so"
+    options = ["-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-pthread", "-shared", "-fPIC"]
+    subprocess.run(["cc", *options, "-o", target, SOURCES / "packed_bert.c", "-lm"], check=True, capture_output=True)
+    try:
+        opened = open_library(target)
+    except OSError as error:
+        pytest.skip(str(error))
+    if not opened.packed_bert_can(6, 384, 1536, 12, 512):
+        pytest.skip("this processor has no AVX-512")
+    return opened
+
+
+@pytest.fixture(scope="module")
+def pieces(text_encoder) -> list[list[int]]:
+    """Word pieces of texts of many lengths in no order, of which several shares are made."""
+    draw = random.Random(3)
+    lengths = [1, 2, 2, 3, 5, 8, 13, 14, 15, 16, 21, 27, 28, 29, 33, 40, 61, 127, 128, 129, 254]
+    draw.shuffle(lengths)
+    return [[101, *draw.choices(range(1000, 30000), k=length), 102] for length in lengths]
+
+
+def bert(width: int, heads: int, *, layers: int = 2) -> list[object]:
+    """A small BERT of random weights as sentence-transformers holds it, with mean pooling and no normalisation."""
+    from sentence_transformers.sentence_transformer.modules import Pooling
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(heads)
+    config = BertConfig(
+        vocab_size=30522,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        initializer_range=0.1,
+    )
+    network = BertModel(config).eval().requires_grad_(requires_grad=False)
+    return [SimpleNamespace(auto_model=network), Pooling(width, "mean")]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("normalized", [True, False])
+def test_compiled_embeddings_are_sentence_transformers_own(library, pooling, normalized, text_encoder, pieces):
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    # given
+    model = deepcopy(text_encoder._model)
+    model[1] = Pooling(384, pooling)
+    if not normalized:
+        del model[2]
+    expected = text_encoder._forward(model, pieces, torch.device("cpu"))
+    # when
+    embeddings = CompiledBert(library, model)(pieces)
+    # then
+    assert torch.allclose(embeddings, expected, rtol=0, atol=2e-6 * float(expected.norm(dim=1).max()))
+
+
+@pytest.mark.parametrize(("width", "heads"), [(384, 6), (768, 12), (768, 24)])
+def test_other_widths_and_heads_come_to_what_torch_comes_to(library, width, heads, pieces):
+    # given texts, one of them as long as there are positions
+    model = bert(width, heads)
+    texts = [*pieces, random.Random(5).choices(range(30522), k=512)]
+    expected = PackedBert(model, torch.float32)(texts)
+    # when
+    embeddings = CompiledBert(library, model)(texts)
+    # then
+    assert torch.allclose(embeddings, expected, rtol=0, atol=1e-5 * float(expected.norm(dim=1).max()))
+
+
+def test_a_text_comes_to_the_same_bits_alone_in_any_batch_and_on_any_threads(library, text_encoder, pieces):
+    # given
+    forward = CompiledBert(library, text_encoder._model)
+    whole = forward(pieces)
+    before = torch.get_num_threads()
+    # when
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            backwards = forward(pieces[::-1])
+            alone = torch.cat([forward([row]) for row in pieces])
+            # then
+            assert torch.equal(backwards.flip(0), whole)
+            assert torch.equal(alone, whole)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("wrong", [[], [101, 30522], [-1], [7] * 513])
+def test_word_pieces_that_there_is_nothing_for_are_refused(library, text_encoder, wrong):
+    forward = CompiledBert(library, text_encoder._model)
+    with pytest.raises(IndexError, match="no word pieces, too many, or one that is not in the vocabulary"):
+        forward([[101, 102], wrong])
+
+
+def test_a_shape_that_nothing_is_compiled_for_goes_the_other_way(library, monkeypatch):
+    monkeypatch.setattr("models.native.forward.installed_library", lambda: library)
+    assert isinstance(compiled_bert(bert(384, 12, layers=1)), CompiledBert)
+    assert compiled_bert(bert(384, 8, layers=1)) is None
+    assert compiled_bert(bert(128, 4, layers=1)) is None
+
+
+def test_a_text_encoder_takes_the_compiled_pass_where_it_agrees(library, monkeypatch):
+    # given
+    monkeypatch.setattr("models.native.forward.installed_library", lambda: library)
+    assert TextEncoder(TextEncoderConfig()).forward_pass == "compiled, AVX-512"
+    # when it computes something else, or was not compiled
+    monkeypatch.setattr(CompiledBert, "__call__", lambda _, pieces: torch.ones(len(pieces), 384))
+    disagreeing = TextEncoder(TextEncoderConfig())
+    monkeypatch.setattr("models.native.forward.installed_library", lambda: None)
+    # then
+    assert disagreeing.forward_pass == TextEncoder(TextEncoderConfig()).forward_pass == "torch, packed"
