@@ -85,7 +85,8 @@ def _bound(addresses: Sequence[tuple[int, Any]], port: int) -> list[socket.socke
 
 
 def _socket(family: int, address: Any) -> socket.socket:
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # Its protocol is named, or asyncio leaves connections waiting for acknowledgements before they send (Nagle).
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

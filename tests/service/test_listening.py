@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 from collections.abc import Iterator
@@ -89,3 +90,20 @@ def test_a_service_whose_address_is_taken_says_so_before_it_loads_anything(
         signal.signal(signal.SIGHUP, hang_up)
 
     assert refusal == f"127.0.0.1:{port_of(bound)} cannot be listened on: Address already in use"
+
+
+async def test_answers_do_not_wait_for_acknowledgements(bound: socket.socket) -> None:
+    # given
+    delays: asyncio.Queue[bool] = asyncio.Queue()
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = writer.get_extra_info("socket")
+        await delays.put(not connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    # when
+    async with await asyncio.start_server(answer, sock=bound):
+        _, writer = await asyncio.open_connection(*bound.getsockname())
+        # then
+        assert not await delays.get()
+        writer.close()
