@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
@@ -31,6 +31,9 @@ def read_settings(checkpoint: Path | None = None) -> Settings:
     return settings.model_copy(update={"checkpoint": checkpoint, "further_checkpoints": ()})
 
 
+Force = Annotated[bool, typer.Option("--force", help="Write over what is there already.")]
+
+
 @contextmanager
 def failures() -> Iterator[None]:
     """What goes wrong, in words."""
@@ -41,6 +44,16 @@ def failures() -> Iterator[None]:
         yield
     except (CheckpointError, SemidError, ValueError, OSError) as error:
         raise failure(str(error)) from error
+
+
+def refuse_taken(out: Path, *, force: bool) -> None:
+    """Before hours of work, not after: what is there already is not written over without `--force`.
+
+    Raises:
+        Exit: A file, or a directory that is not empty, is there.
+    """
+    if not force and (any(out.iterdir()) if out.is_dir() else out.exists()):
+        raise failure(f"{out} is there already; with --force it is written over")
 
 
 class Bar:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.frame import failure
+from service.cli.frame import Force, failure, refuse_taken
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +49,7 @@ def recommend(
     record: Annotated[
         list[Path] | None, typer.Option(exists=True, dir_okay=False, help="A table of semid export; may be repeated.")
     ] = None,
+    force: Force = False,
 ) -> None:
     """Train TIGER on each tokenizer's IDs and measure how well it recommends each user's last item."""
     import torch
@@ -64,6 +65,7 @@ def recommend(
     from service.errors import SemidError
     from service.follower import FollowerError
 
+    refuse_taken(out, force=force)
     if threads:
         torch.set_num_threads(threads)
     try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from service.backup.formats import Format
-from service.cli.frame import Bar, failure, failures, read_settings
+from service.cli.frame import Bar, Force, failure, failures, read_settings, refuse_taken
 
 if TYPE_CHECKING:
     from service.registry.history import Comparison
@@ -32,6 +32,7 @@ def export(
     checkpoint: Checkpoint = None,
     tokenizer: TokenizerName = None,
     token_base: Annotated[int, typer.Option(min=0, help="jsonl: the number of the token <a_0>.")] = 0,
+    force: Force = False,
 ) -> None:
     """Copy the record of a namespace to a file, at one revision, while the service goes on.
 
@@ -43,6 +44,7 @@ def export(
 
     if token_base and format_ is not Format.JSONL:
         raise typer.BadParameter(f"{format_.value} has no token ids", param_hint="--token-base")
+    refuse_taken(file, force=force)
     settings = read_settings(checkpoint)
     with failures(), Bar(file.name, " items") as bar:
         description, suffixes = asyncio.run(

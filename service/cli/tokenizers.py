@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli.frame import failure
+from service.cli.frame import Force, failure, refuse_taken
 
 
 def train(
@@ -141,6 +141,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of every sample.")] = 0,
     embedding_cache: Annotated[Path | None, typer.Option(help="Directory; keeps embeddings between runs.")] = None,
     device: Annotated[str, typer.Option(help="Where the tokenizers run: auto, cpu, cuda or cuda:N.")] = "auto",
+    force: Force = False,
 ) -> None:
     """Compare tokenizers on a catalogue: one report, as a page and as JSON."""
     from models import CheckpointError
@@ -149,6 +150,7 @@ def evaluate(
     from models.evaluation.subjects import Inputs
     from models.training.run import device_of
 
+    refuse_taken(out, force=force)
     try:
         ids = frozenset(unseen.read_text(encoding="utf-8").split("\n")) - {""} if unseen else None
         inputs = Inputs(

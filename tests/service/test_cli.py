@@ -151,6 +151,32 @@ def test_the_tokenizer_that_is_named_is_asked(service: Any, url: str, catalogue:
     assert "That tokenizer is not loaded" in unknown.output
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["export", "{out}"],
+        ["recommend", "--catalogue", "{items}", "--interactions", "{items}", "--out", "{out}"],
+        ["evaluate", "{items}", "--catalogue", "{items}", "--out", "{out}"],
+    ],
+)
+def test_what_is_there_already_is_not_written_over_unless_asked_to(
+    catalogue: Path, tmp_path: Path, words: list[str]
+) -> None:
+    out = tmp_path / ("record.parquet" if words[0] == "export" else "report")
+    kept = out if words[0] == "export" else out / "earlier"
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("earlier")
+    words = [word.format(out=out, items=catalogue) for word in words]
+
+    refused, forced = run(*words), run(*words, "--force")
+
+    assert refused.exit_code == forced.exit_code == 1  # the latter for what is wrong otherwise
+    said = f"{out} is there already; with --force it is written over"
+    assert said in " ".join(refused.stderr.split())
+    assert said not in " ".join(forced.stderr.split())
+    assert kept.read_text() == "earlier"
+
+
 def test_the_table_does_not_appear_when_the_service_refuses(tmp_path: Path, url: str) -> None:
     items = tmp_path / "items.jsonl"
     items.write_text('{"item_id": "good", "title": "kettle"}\n')
