@@ -4,7 +4,7 @@ from models.checkpoint import DEFAULT_CHECKPOINT, Manifest, TextPrecision, load,
 from models.errors import CheckpointError
 from models.ladder import Encoding, Precision
 from models.template import TextTemplate
-from models.tokenizer import Tokenizer
+from models.tokenizer import Explanation, Tokenizer
 from models.trie import DeadPrefix, Trie
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "CheckpointError",
     "DeadPrefix",
     "Encoding",
+    "Explanation",
     "Manifest",
     "Precision",
     "TextPrecision",

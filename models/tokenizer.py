@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -56,10 +56,24 @@ class TokenizerParts:
     decoder: DecoderNetwork
 
 
+class Explanation(NamedTuple):
+    """What the canonical path makes of one content, level by level.
+
+    Attributes:
+        codes: (L,) int64.
+        margins: (L,) float64, see `NearestCodeword.margin`.
+        residual_norms: (L + 1,) float64; `[l]` is of what level l receives, `[L]` of what no level took.
+    """
+
+    codes: Tensor
+    margins: Tensor
+    residual_norms: Tensor
+
+
 class Tokenizer:
     """A frozen tokenizer.
 
-    Not thread-safe: one thread owns it. `split` alone may be called from others.
+    Not thread-safe: one thread owns it. `split` and `explain` alone may be called from others.
 
     Args:
         full_name: `name@fingerprint`, the manifest's.
@@ -197,6 +211,29 @@ class Tokenizer:
                 lambda row: self._canonical(text_encoder.embed_exactly(distinct[row]), alternatives),
             )
         return Encoding(*(tensor[place] for tensor in encoding))
+
+    @torch.inference_mode()
+    def explain(self, content: WordPieces | Tensor) -> Explanation:
+        """How one content comes to its codes, on the canonical path; safe to call from any thread.
+
+        Args:
+            content: Word pieces of `split`, or an embedding (D,) float.
+
+        Raises:
+            ValueError: As in `encode` and `encode_texts`.
+            CheckpointError: As in `encode`.
+        """
+        with full_precision(self.device):
+            if isinstance(content, Tensor):
+                self._check_embeddings(content[None])
+                embedding = content[None].to("cpu", torch.float64)
+            else:
+                embedding = self._require_text_encoder().embed_exactly(content)
+            quantization = self._exact_quantizer.quantize(self._exact_network(embedding), exact=True)
+        norms = quantization.residuals[0].norm(dim=1)
+        if not bool(norms.isfinite().all()):
+            raise ValueError("the canonical latent of an item is not finite; it has no codes")
+        return Explanation(quantization.codes[0], quantization.margins[0], norms)
 
     @torch.inference_mode()
     def embed(self, pieces: Sequence[WordPieces]) -> Tensor:

@@ -25,8 +25,12 @@ from service.bulk.terms import StreamTerms
 from service.decoding.queries import Decoding
 from service.decoding.routes import router as decoding_router
 from service.decoding.schemas import ChangesGoneProblem, NextRequest
-from service.errors import PROBLEM_JSON, MalformedRequest, SemidError, ServiceError
+from service.errors import PROBLEM_JSON, ItemError, MalformedRequest, SemidError, ServiceError
+from service.explaining.queries import Explaining
+from service.explaining.routes import router as explaining_router
+from service.explaining.schemas import ExplainRequest
 from service.http.direct import DirectRoutes
+from service.http.pages import router as pages_router
 from service.http.routes import router
 from service.loading import Loader
 from service.metrics import Metrics
@@ -38,11 +42,13 @@ from service.registry.marks import Marks
 from service.schemas import LookupRequest, Problem, RetiredProblem, TokenizeRequest, describe
 from service.settings import Settings
 from service.state import State
+from service.stats.queries import Statistics
+from service.stats.routes import router as stats_router
 from service.tokenization import Limits, Tokenization
 from service.tokenizers import LoadedTokenizer, Tokenizers, TokenizerSet, require_distinct
 
 CLIENT_CLOSED_REQUEST = 499
-ROUTERS = (router, decoding_router)
+ROUTERS = (router, decoding_router, explaining_router, stats_router, pages_router)
 
 
 def create_app(settings: Settings | None = None, metrics: Metrics | None = None) -> FastAPI:
@@ -75,7 +81,7 @@ def create_app(settings: Settings | None = None, metrics: Metrics | None = None)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(Exception, _unforeseen)
-    answered = {ServiceError: _service_error, ClientDisconnect: _client_left}
+    answered = {ServiceError: _service_error, ItemError: _item_error, ClientDisconnect: _client_left}
     for error, handler in answered.items():
         app.add_exception_handler(error, handler)
     app.add_middleware(DirectRoutes, routes=[route for part in ROUTERS for route in part.routes], handlers=answered)
@@ -121,6 +127,8 @@ async def compose(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -
         tokenization=tokenization,
         columns=ColumnTokenization(tokenization, records, metrics),
         decoding=Decoding(tokenizers, records, max_prefixes=settings.max_lookups, max_wait_s=settings.max_wait_s),
+        explaining=Explaining(tokenizers, records),
+        statistics=Statistics(tokenizers, records),
         tokenizers=tokenizers,
         registry=registry,
         gate=BodyGate(
@@ -138,7 +146,15 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        for model in (TokenizeRequest, LookupRequest, Problem, RetiredProblem, ChangesGoneProblem, NextRequest):
+        for model in (
+            TokenizeRequest,
+            LookupRequest,
+            Problem,
+            RetiredProblem,
+            ChangesGoneProblem,
+            NextRequest,
+            ExplainRequest,
+        ):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema
@@ -153,6 +169,12 @@ def _problem(problem: dict[str, Any], headers: dict[str, str] | None = None) -> 
 async def _service_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
     return _problem(error.as_problem(), error.headers())
+
+
+async def _item_error(_: Request, error: Exception) -> Response:
+    """Of the item that is all of a request; one among others has its error in its place."""
+    assert isinstance(error, ItemError)
+    return _problem(error.as_problem())
 
 
 async def _validation_error(_: Request, error: Exception) -> Response:

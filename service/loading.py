@@ -15,8 +15,11 @@ from models import Manifest, load
 from service.batching.batcher import Batcher
 from service.batching.capacity import Capacity
 from service.content import ItemReader
+from service.explaining.explainer import Explainer
 from service.metrics import Metrics
 from service.settings import Settings
+from service.stats.drift import ErrorWindow, WatchedEncoder
+from service.stats.training import TrainingErrors
 from service.tokenizers import LoadedTokenizer
 
 log = logging.getLogger(__name__)
@@ -50,8 +53,9 @@ class Loader:
         if tokenizer.text_encoder is not None:
             log.info("%s embeds texts by: %s", manifest.full_name, tokenizer.text_encoder.forward_pass)
         self._metrics.bounds_of_model(manifest.full_name, asdict(tokenizer.bounds))
+        errors = ErrorWindow(TrainingErrors.of(manifest))
         batcher = Batcher(
-            tokenizer,
+            WatchedEncoder(tokenizer, errors),
             batch_tokens=settings.batch_tokens,
             batch_s=settings.batch_ms / 1000,
             capacity=self._capacity,
@@ -63,7 +67,9 @@ class Loader:
         except BaseException:
             await batcher.stop()
             raise
-        return LoadedTokenizer(manifest, ItemReader(tokenizer, max_text_bytes=settings.max_text_bytes), batcher)
+        errors.forget()  # what warmed it up is no item's
+        reader = ItemReader(tokenizer, max_text_bytes=settings.max_text_bytes)
+        return LoadedTokenizer(manifest, reader, batcher, Explainer(tokenizer), errors)
 
 
 def _device(settings: Settings) -> str:

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from service.bulk.columns import ColumnTokenization
     from service.bulk.terms import StreamTerms
     from service.decoding.queries import Decoding
+    from service.explaining.queries import Explaining
     from service.metrics import Metrics
     from service.registry import Registry
+    from service.stats.queries import Statistics
     from service.tokenization import Tokenization
     from service.tokenizers import Tokenizers
 
@@ -30,6 +32,8 @@ class State:
     tokenization: Tokenization
     columns: ColumnTokenization
     decoding: Decoding
+    explaining: Explaining
+    statistics: Statistics
     tokenizers: Tokenizers
     registry: Registry
     gate: BodyGate

@@ -9,15 +9,27 @@ from models import Manifest
 from service.batching.batcher import Batcher
 from service.content import ItemReader
 from service.errors import AmbiguousTokenizer, TokenizerLoadedTwice, UnknownTokenizer
+from service.explaining.explainer import Explainer
+from service.stats.drift import ErrorWindow
 
 
 @dataclass(frozen=True)
 class LoadedTokenizer:
-    """A tokenizer at work: what it says of itself, what content it takes, and its model's thread."""
+    """A tokenizer at work.
+
+    Attributes:
+        manifest: What it says of itself.
+        reader: What content it takes.
+        batcher: Its model's thread.
+        explainer: Shows how one content comes to its codes.
+        errors: The quantization errors of what its model encoded lately.
+    """
 
     manifest: Manifest
     reader: ItemReader
     batcher: Batcher
+    explainer: Explainer
+    errors: ErrorWindow
 
     @property
     def full_name(self) -> str:

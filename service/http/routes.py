@@ -7,7 +7,6 @@ from typing import Annotated
 from urllib.parse import unquote_to_bytes
 
 from fastapi import APIRouter, Path, Query, Request, Response
-from fastapi.responses import FileResponse
 
 from service.bulk import arrow, ndjson
 from service.bulk.arrow import ArrowStream
@@ -43,7 +42,7 @@ from service.schemas import (
     TokenizeResponse,
     TokenizersResponse,
 )
-from service.state import EXPLORER, State
+from service.state import State
 
 router = APIRouter()
 
@@ -174,12 +173,6 @@ async def metrics(request: Request) -> Response:
     """Counters and histograms in Prometheus' text format."""
     metrics = State.of(request).metrics
     return Response(metrics.render(), headers={"content-type": metrics.content_type})
-
-
-@router.get("/", include_in_schema=False)
-async def explorer() -> FileResponse:
-    """The page."""
-    return FileResponse(EXPLORER / "index.html")
 
 
 def _check_item_id(request: Request, item_id: str) -> None:

@@ -22,11 +22,13 @@ from service.errors import (
     TooManyItems,
     UnknownTokenizer,
 )
+from service.explaining.explainer import Explainer
 from service.metrics import Metrics
 from service.overflow import OverflowPolicy
 from service.records import Records
 from service.registry import Registry
 from service.schemas import LookupRequest, TokenizeRequest
+from service.stats.drift import ErrorWindow
 from service.tokenization import Limits, Tokenization
 from service.tokenizers import LoadedTokenizer, Tokenizers, TokenizerSet
 
@@ -47,7 +49,8 @@ async def compose(tokenizer: Tokenizer, checkpoint: Path, connect: Connect) -> A
         metrics=Metrics().of_model(manifest.full_name),
     )
     batcher.start()
-    loaded = LoadedTokenizer(manifest, ItemReader(tokenizer, max_text_bytes=1000), batcher)
+    reader = ItemReader(tokenizer, max_text_bytes=1000)
+    loaded = LoadedTokenizer(manifest, reader, batcher, Explainer(tokenizer), ErrorWindow(None))
 
     async def compose(url: str, **limits: int) -> Tokenization:
         return Tokenization(

@@ -1,0 +1,1 @@
+"""How one content comes to its codes: a dry run that shows its path."""

@@ -1,0 +1,94 @@
+// The change feed, as a decoder follows it: asked with a cursor, waited for by the service.
+
+import { changes, Problem, scope } from "./api.js";
+import { byId, chain, count, el, problem, whenSeen } from "./dom.js";
+
+const SHOWN = 60;
+const BACK = 25; // so many of the past to begin with
+const WAIT_S = 20;
+const PAUSE_MS = 1000;
+const RETRY_MS = 5000;
+
+let paused = false;
+let following = new AbortController();
+
+export function start() {
+  byId("changes-pause").addEventListener("click", () => {
+    paused = !paused;
+    byId("changes-pause").textContent = paused ? "Go on" : "Pause";
+    byId("changes-pause").setAttribute("aria-pressed", String(paused));
+  });
+  whenSeen(byId("changes"), () => {
+    follow();
+    scope.addEventListener("changed", follow);
+  });
+}
+
+async function follow() {
+  following.abort();
+  following = new AbortController();
+  const { signal } = following;
+  byId("changes-list").replaceChildren(el("li", { class: "empty" }, "Nothing has changed yet."));
+  let cursor = null;
+  while (!signal.aborted) {
+    try {
+      if (paused || document.hidden) await pause(PAUSE_MS, signal);
+      else cursor = cursor === null ? await beginning(signal) : await next(cursor, signal);
+    } catch (error) {
+      if (error.name === "AbortError") return;
+      if (error.status === 410) cursor = null; // too far behind, or the record has begun another epoch
+      else {
+        tell(error);
+        await pause(RETRY_MS, signal).catch(() => {});
+      }
+    }
+  }
+}
+
+/** A little before the record's revision, or as far back as changes are kept. */
+async function beginning(signal) {
+  const { revision, epoch } = await changes(0, { limit: 1, signal }).catch((error) => {
+    if (error instanceof Problem && error.status === 410) return { revision: error.members.revision, epoch: null };
+    throw error;
+  });
+  return { after: Math.max(0, revision - BACK), epoch };
+}
+
+async function next({ after, epoch }, signal) {
+  const answer = await changes(after, { epoch, wait: WAIT_S, signal });
+  byId("changes-hint").textContent = `Every assignment, return, retirement and replacement, as a decoder follows them. The record is at revision ${count(answer.revision)}.`;
+  if (answer.changes.length) add(answer.changes);
+  else await pause(PAUSE_MS, signal); // the service may not wait as long as it was asked to
+  return { after: answer.next_after, epoch: answer.epoch || epoch };
+}
+
+function add(found) {
+  const list = byId("changes-list");
+  list.querySelectorAll(".empty, .failed").forEach((line) => line.remove());
+  list.prepend(...found.reverse().map(line));
+  while (list.children.length > SHOWN) list.lastElementChild.remove();
+}
+
+function tell(error) {
+  const list = byId("changes-list");
+  list.querySelectorAll(".empty, .failed").forEach((line) => line.remove());
+  list.prepend(el("li", { class: "failed" }, problem(error)));
+}
+
+function line(change) {
+  const numbers = change.semantic_id.split("-").map(Number);
+  return el("li", {},
+    el("span", { class: "revision num" }, count(change.revision)),
+    el("span", { class: `badge ${change.change}` }, change.change),
+    el("span", { class: "id" }, change.item_id),
+    chain(numbers.slice(0, -1), numbers.at(-1), { levels: numbers.length - 1 }),
+  );
+}
+
+const pause = (ms, signal) => new Promise((resolve, reject) => {
+  const timer = setTimeout(resolve, ms);
+  signal.addEventListener("abort", () => {
+    clearTimeout(timer);
+    reject(new DOMException("Stopped", "AbortError"));
+  }, { once: true });
+});
