@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from models import CheckpointError, Manifest, read_manifest
 from service.bodies import BodyGate
 from service.bulk.columns import ColumnTokenization
+from service.bulk.entries import EntryTokenization
 from service.bulk.terms import StreamTerms
 from service.decoding.queries import Decoding
 from service.decoding.routes import router as decoding_router
@@ -123,9 +124,11 @@ async def compose(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -
         overflow=OverflowPolicy(settings.overflow),
         metrics=metrics,
     )
+    columns = ColumnTokenization(tokenization, records, metrics)
     return State(
         tokenization=tokenization,
-        columns=ColumnTokenization(tokenization, records, metrics),
+        columns=columns,
+        entries=EntryTokenization(tokenization, columns),
         decoding=Decoding(tokenizers, records, max_prefixes=settings.max_lookups, max_wait_s=settings.max_wait_s),
         explaining=Explaining(tokenizers, records),
         statistics=Statistics(tokenizers, records),

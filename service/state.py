@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from service.bodies import BodyGate
     from service.bulk.columns import ColumnTokenization
+    from service.bulk.entries import EntryTokenization
     from service.bulk.terms import StreamTerms
     from service.decoding.queries import Decoding
     from service.explaining.queries import Explaining
@@ -31,6 +32,7 @@ class State:
 
     tokenization: Tokenization
     columns: ColumnTokenization
+    entries: EntryTokenization
     decoding: Decoding
     explaining: Explaining
     statistics: Statistics

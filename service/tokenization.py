@@ -81,11 +81,20 @@ class Tokenization:
         Raises:
             ServiceError: A fault of the whole request.
         """
+        tokenizer = self.admitted(request)
+        return {**tokenizer.origin(request.namespace), "items": await self.entries(tokenizer, request, request.items)}
+
+    def admitted(self, request: TokenizeRequest) -> LoadedTokenizer:
+        """The tokenizer that a request names, to its end.
+
+        Raises:
+            TooManyItems: It has more items than one request may.
+            UnknownTokenizer, AmbiguousTokenizer: See `Tokenizers.named`.
+        """
         if len(request.items) > self._limits.max_items:
             msg = f"{len(request.items)} items, at most {self._limits.max_items} are taken in one request"
             raise TooManyItems(msg)
-        tokenizer = self._tokenizers.named(request.tokenizer)
-        return {**tokenizer.origin(request.namespace), "items": await self.entries(tokenizer, request, request.items)}
+        return self._tokenizers.named(request.tokenizer)
 
     async def entries(
         self, tokenizer: LoadedTokenizer, request: TokenizeOptions, entries: Sequence[object]

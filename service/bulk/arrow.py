@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from service.bodies import Allowance
-from service.bulk.columns import AnswerColumns, ItemColumns, Places
+from service.bulk.columns import AnswerColumns, EmbeddingColumn, ItemColumns, Places
 from service.content import MAX_ITEM_ID_BYTES, ItemReader, digest_of
 from service.errors import BodyTooLarge, BrokenStream, InvalidItemId, ItemError, MalformedRequest, SemidError
 
@@ -270,14 +270,6 @@ class _Texts:
         return texts
 
 
-@dataclass(frozen=True)
-class _Embeddings:
-    matrix: NDArray[np.float32]
-
-    def at(self, places: Places) -> NDArray[np.float32]:
-        return self.matrix if len(places) == len(self.matrix) else self.matrix[places]
-
-
 def read_columns(rows: pa.RecordBatch, reader: ItemReader) -> ItemColumns:
     """The items of a record batch.
 
@@ -291,14 +283,14 @@ def read_columns(rows: pa.RecordBatch, reader: ItemReader) -> ItemColumns:
     doubted |= _has_nul(item_ids)
     if kind == "text":
         raw = _binary(column)
-        contents: _Texts | _Embeddings = _Texts(column)
+        contents: _Texts | EmbeddingColumn = _Texts(column)
         lengths = np.fromiter(map(len, raw), np.int64, len(raw))
         first = np.frombuffer(b"".join([text[:1] or b" " for text in raw]), np.uint8)
         doubted |= (lengths > reader.max_text_bytes) | _BEGINS_SPACE[first] | _has_nul(raw)
         digests = b"".join([digest_of("text", text) for text in raw])
     else:
         matrix, missing = _matrix(column, reader.shape.dimension)
-        contents = _Embeddings(matrix)
+        contents = EmbeddingColumn(matrix)
         doubted |= missing | ~np.isfinite(matrix).all(axis=1) | ~matrix.any(axis=1)
         data = np.ascontiguousarray(matrix, "<f4").data.cast("B")
         width = 4 * reader.shape.dimension

@@ -1,4 +1,4 @@
-r"""Items as columns: an array for each of their parts, so that a bulk format costs no object for an item.
+r"""Items as columns: an array for each of their parts, so that many cost no object each.
 
     columns --registry--> unchanged items: answered
                       \--> new items --batcher--> codes --registry--> answered
@@ -37,6 +37,17 @@ class ContentColumn(Protocol):
 
     def at(self, places: Places) -> Contents:
         """The texts, or the embeddings (n, D) float32, at these places."""
+
+
+@dataclass(frozen=True)
+class EmbeddingColumn:
+    """Embeddings (B, D) float32."""
+
+    matrix: NDArray[np.float32]
+
+    def at(self, places: Places) -> NDArray[np.float32]:
+        """Those at these places; all of them as they are."""
+        return self.matrix if len(places) == len(self.matrix) else self.matrix[places]
 
 
 @dataclass(frozen=True)

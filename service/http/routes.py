@@ -68,7 +68,7 @@ async def tokenize(request: Request) -> Response:
         named = state.tokenization.tokenizer(options.tokenizer)
         origin = named.origin(options.namespace)
         if media_type == ndjson.MEDIA_TYPE:
-            lines = Ndjson(partial(state.tokenization.entries, named, options))
+            lines = Ndjson(partial(state.entries.entries, named, options))
             return streamed(request, state.gate, state.terms, lines, origin)
         use_case = partial(state.columns.answer, named, options)
         levels = len(named.manifest.codebook_sizes)
