@@ -91,6 +91,7 @@ class TextEncoder:
         self._directory = _locate(config)
         self._model = _load(self._directory, self.device)
         self._word_piece_tokenizer = self._model.tokenizer
+        self._splitter = _splitter(self._model.tokenizer, self.max_tokens)
         self.prompt = self._model.prompts.get(self._model.default_prompt_name or "", "") or ""
 
     @property
@@ -106,6 +107,8 @@ class TextEncoder:
     def split(self, texts: Sequence[str]) -> list[list[int]]:
         """Word pieces of each text with the special ones, cut at `max_tokens`."""
         prompted = [self.prompt + text.strip() for text in texts]
+        if self._splitter is not None:
+            return [encoding.ids for encoding in self._splitter.encode_batch(prompted)]
         encoded = self._word_piece_tokenizer(prompted, truncation=True, max_length=self.max_tokens)
         pieces: list[list[int]] = encoded["input_ids"]
         return pieces
@@ -286,6 +289,20 @@ def full_precision(device: torch.device) -> Iterator[None]:
     require_full_precision()
     with torch.autocast("cpu", enabled=False), torch.autocast(device.type, enabled=False):
         yield
+
+
+def _splitter(word_piece_tokenizer: Any, max_tokens: int) -> Any:
+    """A copy of what a fast tokenizer does its work by, which cuts texts as asked; None where it is no fast one.
+
+    The tokenizer's own call takes five times as long for a text, most of it for what is not wanted here.
+    """
+    if not getattr(word_piece_tokenizer, "is_fast", False):
+        return None
+    backend = copy.deepcopy(word_piece_tokenizer.backend_tokenizer)
+    backend.no_padding()
+    backend.enable_truncation(max_tokens, direction=word_piece_tokenizer.truncation_side)
+    backend.encode_special_tokens = getattr(word_piece_tokenizer, "split_special_tokens", False)
+    return backend
 
 
 def _weight_files(directory: Path) -> list[Path]:
