@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from service.cli.catalogue import tokenize
 from service.cli.frame import failure, read_settings
 from service.cli.item_embeddings import item_embeddings
 from service.cli.recommend import recommend
 from service.cli.record import export, import_, registry
+from service.cli.tokenize import tokenize
 from service.cli.tokenizers import evaluate, train
 
 app = typer.Typer(

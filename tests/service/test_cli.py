@@ -77,12 +77,12 @@ def test_rejected_items_stand_in_a_file_with_their_reason_and_the_exit_status_sa
 
     result = run("tokenize", items, "--url", url, "--namespace", namespace)
 
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     assert "1 items were rejected" in result.output
     assert [row["item_id"] for row in read(tmp_path / "items.ids.parquet")] == ["good"]
     (rejected,) = read(tmp_path / "items.ids.rejected.jsonl")
-    assert rejected["item_id"] == "bad"
-    assert rejected["error"]["type"] == "urn:semid:problem:invalid_text"
+    assert (rejected["row"], rejected["item_id"]) == (2, "bad")
+    assert rejected["type"] == "urn:semid:problem:invalid_text"
 
 
 def test_a_dry_run_writes_codes_and_assigns_nothing(

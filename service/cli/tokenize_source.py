@@ -1,0 +1,135 @@
+"""A catalogue's file -> what a client sends, from any row on, and its answers as columns."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from models.catalogue import CatalogueItem, has_embeddings, read_items, rows_of
+from service.cli.tokenize_journal import ANSWERS
+from service.client import FailedItem, TokenizedItem, TokenizerClient
+from service.client.batches import batches_of
+from service.client.calls import OnChange
+
+ROWS_TOGETHER = 1024
+
+
+class Source(Protocol):
+    """The rows of a file.
+
+    Attributes:
+        rows: How many there are.
+    """
+
+    rows: int
+
+    def answers(
+        self, client: TokenizerClient, skip: int, *, assign: bool, on_change: OnChange
+    ) -> Iterator[pa.RecordBatch]:
+        """The answers (`ANSWERS`) to the rows behind the first `skip`, in order.
+
+        Raises:
+            TokenizerError: The client's.
+            ValueError: The file cannot be read.
+        """
+
+
+def source_of(path: Path) -> Source:
+    """The file, by what it holds.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
+    return Embeddings(path) if has_embeddings(path) else Texts(path)
+
+
+class Texts:
+    """Titles, descriptions, texts: sent item by item, for the tokenizer's own template."""
+
+    def __init__(self, path: Path) -> None:
+        next(read_items(path, 1), None)  # what is wrong with its columns is said before anything is asked for
+        self.rows = _rows(path)
+        self._path = path
+
+    def answers(
+        self, client: TokenizerClient, skip: int, *, assign: bool, on_change: OnChange
+    ) -> Iterator[pa.RecordBatch]:
+        """As `Source`."""
+        items = (item for batch in read_items(self._path) for item in batch)
+        entries = map(_entry, islice(items, skip, None))
+        for answers in batches_of(client.tokenize(entries, assign=assign, on_change=on_change), ROWS_TOGETHER):
+            yield pa.RecordBatch.from_pylist([_row(answer) for answer in answers], schema=ANSWERS)
+
+
+class Embeddings:
+    """Parquet with `item_id` and `embedding`: sent as Arrow."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = pq.ParquetFile(path, pre_buffer=False)
+        self.rows = self._file.metadata.num_rows
+        if "item_id" not in self._file.schema_arrow.names:
+            raise ValueError(f"{path} has no column 'item_id'; its columns are {self._file.schema_arrow.names}")
+
+    def answers(
+        self, client: TokenizerClient, skip: int, *, assign: bool, on_change: OnChange
+    ) -> Iterator[pa.RecordBatch]:
+        """As `Source`."""
+        batches = client.tokenize_batches(self._batches(skip), assign=assign, on_change=on_change)
+        for answers in batches:
+            columns = [answers[name].cast(ANSWERS.field(name).type) for name in ANSWERS.names]
+            yield pa.RecordBatch.from_arrays(columns, schema=ANSWERS)
+
+    def _batches(self, skip: int) -> Iterator[pa.RecordBatch]:
+        metadata = self._file.metadata
+        groups, first = list(range(metadata.num_row_groups)), 0
+        while groups and first + metadata.row_group(groups[0]).num_rows <= skip:
+            first += metadata.row_group(groups.pop(0)).num_rows
+        if not groups:
+            return
+        for batch in self._file.iter_batches(ROWS_TOGETHER * 4, row_groups=groups, columns=["item_id", "embedding"]):
+            if first + len(batch) > skip:
+                yield self._read(batch.slice(max(0, skip - first)))
+            first += len(batch)
+
+    def _read(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        kind = batch["embedding"].type
+        try:
+            size = kind.list_size if pa.types.is_fixed_size_list(kind) else len(batch["embedding"][0])
+            embeddings = batch["embedding"].cast(pa.list_(pa.float32(), size))
+            return pa.record_batch({"item_id": batch["item_id"].cast(pa.string()), "embedding": embeddings})
+        except (pa.ArrowException, TypeError, AttributeError) as error:
+            words = f"{self._path}: item_id has to be strings or integers, embedding lists of floats, all of one length"
+            raise ValueError(words) from error
+
+
+def _rows(path: Path) -> int:
+    """How many rows a file has."""
+    known = rows_of(path)
+    if known is not None:
+        return known
+    with path.open(encoding="utf-8-sig", newline="", errors="replace") as file:
+        if path.suffix == ".csv":
+            return max(0, sum(1 for row in csv.reader(file) if row) - 1)
+        return sum(1 for line in file if line.strip())
+
+
+def _entry(item: CatalogueItem) -> dict[str, Any]:
+    """A row as an item of `POST /tokenize`."""
+    if item.text is not None:
+        return {"item_id": item.item_id, "text": item.text}
+    return {"item_id": item.item_id, "fields": dict(item.fields)}
+
+
+def _row(answer: TokenizedItem | FailedItem) -> dict[str, Any]:
+    """An answer as a row of `ANSWERS`."""
+    if isinstance(answer, FailedItem):
+        error = answer.error
+        return {"item_id": answer.item_id, "error": {"type": error.type, "title": error.title, "detail": error.detail}}
+    return {name: getattr(answer, name) for name in ANSWERS.names if name != "error"}
