@@ -25,7 +25,7 @@
 #define ALIGNMENT 64
 #define MOST_LANES 16
 /* Rows whose residuals stay in the cache from level to level; a multiple of every tile's rows. */
-#define BLOCK_ROWS 96
+#define BLOCK_ROWS 384
 /* Of the residual's and the codewords' reach: beyond it scores may overflow. */
 #define LARGEST_SQUARE 1e37
 /* Of the same: nearer to a plane than this is a tie; twice TIE_TOLERANCE of models/quantizer.py. */
@@ -62,16 +62,20 @@ typedef struct {
 typedef struct {
     void *memory;
     double *residuals; /* (block, padded) */
-    double *reach;     /* (block), the residual's norm and the radius */
-    float *points;     /* (block, d), the centred residuals */
+    double *squares;   /* (block), of the norms of the points */
+    float *points;     /* (block, padded), the residuals around the level's centre */
     float *scores;     /* (rows of a tile, width) */
     bool *in_doubt;    /* (block) */
 } workspace;
 
-/* Vectors of the language itself: the compiler makes of them what the processor has. Additions keep their order. */
-typedef double doubles __attribute__((vector_size(64)));
-typedef float floats __attribute__((vector_size(32)));
-#define DOUBLES 8
+/* Vectors of the language itself: the compiler makes of them what the processor has. */
+typedef double two_doubles __attribute__((vector_size(16)));
+typedef float two_singles __attribute__((vector_size(8)));
+typedef double four_doubles __attribute__((vector_size(32)));
+typedef float four_singles __attribute__((vector_size(16)));
+typedef double eight_doubles __attribute__((vector_size(64)));
+typedef float eight_singles __attribute__((vector_size(32)));
+#define SUMS 8
 
 static int64_t whole(int64_t number, int64_t of)
 {
@@ -89,17 +93,17 @@ static bool take(workspace *space, const residual_search *search, int64_t block,
     for (int64_t level = 0; level < search->levels; level++)
         width = search->tables[level].width > width ? search->tables[level].width : width;
     tile = tile < block ? tile : block;
-    const int64_t residuals = whole(block * search->padded * 8, ALIGNMENT), reach = whole(block * 8, ALIGNMENT);
-    const int64_t points = whole(block * search->dimension * 4, ALIGNMENT), scores = whole(tile * width * 4, ALIGNMENT);
-    char *memory = reserve(residuals + reach + points + scores + block);
+    const int64_t residuals = whole(block * search->padded * 8, ALIGNMENT), squares = whole(block * 8, ALIGNMENT);
+    const int64_t points = whole(block * search->padded * 4, ALIGNMENT), scores = whole(tile * width * 4, ALIGNMENT);
+    char *memory = reserve(residuals + squares + points + scores + block);
     if (!memory)
         return false;
     space->memory = memory;
     space->residuals = (double *)memory;
-    space->reach = (double *)(memory + residuals);
-    space->points = (float *)(memory + residuals + reach);
-    space->scores = (float *)(memory + residuals + reach + points);
-    space->in_doubt = (bool *)(memory + residuals + reach + points + scores);
+    space->squares = (double *)(memory + residuals);
+    space->points = (float *)(memory + residuals + squares);
+    space->scores = (float *)(memory + residuals + squares + points);
+    space->in_doubt = (bool *)(memory + residuals + squares + points + scores);
     return true;
 }
 
@@ -146,6 +150,12 @@ static void write_level(const request *asked, const residual_search *search, int
         write_numbers(asked, (row * (search->levels + 1) + level + 1) * search->dimension, residual, search->dimension);
 }
 
+static inline void fetch(const void *from, int64_t bytes)
+{
+    for (int64_t at = 0; at < bytes; at += ALIGNMENT)
+        __builtin_prefetch((const char *)from + at);
+}
+
 typedef struct {
     double gap;  /* by how much another codeword is farther than the first, in squared distances */
     double span; /* their own squared distance */
@@ -172,6 +182,10 @@ static inline uint32_t bits_of(four_masks masks)
 }
 
 #define NAME(x) x##_anywhere
+#define doubles two_doubles
+#define singles two_singles
+#define PART 2
+#define SOME_ROWS 4
 #define FOR_PROCESSOR
 #define LANES 4
 #define ROWS 6
@@ -198,6 +212,10 @@ static inline uint32_t bits_of(four_masks masks)
 
 #if defined(__x86_64__)
 #define NAME(x) x##_avx2
+#define doubles four_doubles
+#define singles four_singles
+#define PART 4
+#define SOME_ROWS 4
 #define FOR_PROCESSOR __attribute__((target("avx2,fma")))
 #define LANES 8
 #define ROWS 6
@@ -226,6 +244,10 @@ static inline uint32_t bits_of(four_masks masks)
 #include "residual_search.h"
 
 #define NAME(x) x##_avx512
+#define doubles eight_doubles
+#define singles eight_singles
+#define PART 8
+#define SOME_ROWS 8
 #define FOR_PROCESSOR __attribute__((target("avx512f,avx512dq,avx512vl,avx2,fma")))
 #define LANES 16
 #define ROWS 12
@@ -308,7 +330,7 @@ residual_search *residual_search_new(int64_t levels, int64_t dimension, int kind
     residual_search *search = calloc(1, sizeof *search);
     if (!search)
         return NULL;
-    *search = (residual_search){levels, dimension, whole(dimension, DOUBLES), kind, calloc((size_t)levels, sizeof(level_table))};
+    *search = (residual_search){levels, dimension, whole(dimension, SUMS), kind, calloc((size_t)levels, sizeof(level_table))};
     if (search->tables)
         return search;
     free(search);

@@ -1,7 +1,8 @@
 /* The search, compiled once for each kind of processor.
  *
  * Before each inclusion: NAME(x), FOR_PROCESSOR (the attribute that allows its instructions), LANES, ROWS (of a tile),
- * WIDE (groups of lanes searched at once for a row alone), and on vectors of LANES floats:
+ * SOME_ROWS (of a tile where there are fewer), WIDE (groups of lanes searched at once for a row alone), PART (numbers of
+ * float64 in a vector; `doubles` and `singles` are vectors of as many numbers), and on vectors of LANES floats:
  *   vec, LOAD, STORE, SPREAD (a number to all lanes), MULTIPLY_ADD, SUBTRACT, MULTIPLY, LEAST (of all lanes),
  *   LESSER(a, b) and GREATER(a, b), which are b where either is NaN,
  *   AT_MOST(a, b) and NOT_ABOVE(a, b): bits of the lanes in which a <= b, and in which not a > b (so NaN counts),
@@ -9,65 +10,83 @@
  * and on `places`, vectors of as many int32: SPREAD_PLACE, ADD_PLACES, STORE_PLACES, WHERE_LESS(a, b, x, y).
  */
 
+#define PARTS (SUMS / PART)
+
+/* float64 sums are eight, each of every eighth number, however many of them a vector holds, and then added up so. */
 FOR_PROCESSOR static inline __attribute__((always_inline)) double NAME(total)(const doubles *sums)
 {
-    const double *s = (const double *)sums;
+    double s[SUMS] __attribute__((aligned(ALIGNMENT)));
+    memcpy(s, sums, sizeof s);
     return ((s[0] + s[4]) + (s[1] + s[5])) + ((s[2] + s[6]) + (s[3] + s[7]));
 }
 
-FOR_PROCESSOR static inline __attribute__((always_inline)) comparison NAME(compare)(const level_table *table, int64_t padded,
-                                                                const double *residual, int64_t first, int64_t other)
+FOR_PROCESSOR static inline __attribute__((always_inline)) comparison NAME(compare)(
+    const level_table *table, int64_t padded, const double *residual, int64_t first, int64_t other)
 {
     const double *one = table->codewords + first * padded, *two = table->codewords + other * padded;
-    doubles gaps = {0}, spans = {0};
-    for (int64_t i = 0; i < padded; i += DOUBLES) {
-        const doubles a = *(const doubles *)(one + i), b = *(const doubles *)(two + i);
-        const doubles x = *(const doubles *)(residual + i), apart = a - b;
-        gaps += apart * ((x - a) + (x - b));
-        spans += apart * apart;
-    }
-    return (comparison){NAME(total)(&gaps), NAME(total)(&spans)};
-}
-
-/* Takes a codeword (or none) from a residual, and centres what is left for the next level (or not); the next reach. */
-FOR_PROCESSOR static inline __attribute__((always_inline)) double NAME(advance)(
-    double *residual, const double *codeword, const level_table *next, int64_t dimension, int64_t padded, float *point)
-{
-    doubles squares = {0};
-    for (int64_t i = 0; i < padded; i += DOUBLES) {
-        doubles numbers = *(const doubles *)(residual + i);
-        if (codeword) {
-            numbers -= *(const doubles *)(codeword + i);
-            *(doubles *)(residual + i) = numbers;
+    doubles gaps[PARTS] = {{0}}, spans[PARTS] = {{0}};
+    for (int64_t i = 0; i < padded; i += SUMS)
+#pragma GCC unroll 4
+        for (int part = 0; part < PARTS; part++) {
+            const int64_t at = i + part * PART;
+            const doubles a = *(const doubles *)(one + at), b = *(const doubles *)(two + at);
+            const doubles x = *(const doubles *)(residual + at), apart = a - b;
+            gaps[part] += apart * ((x - a) + (x - b));
+            spans[part] += apart * apart;
         }
-        if (!next)
-            continue;
-        const doubles centred = numbers - *(const doubles *)(next->centre + i);
-        squares += centred * centred;
-        if (i + DOUBLES <= dimension) {
-            const floats single = __builtin_convertvector(centred, floats);
-            memcpy(point + i, &single, sizeof single);
-        } else
-            for (int64_t at = i; at < dimension; at++)
-                point[at] = (float)centred[at - i];
-    }
-    return next ? sqrt(NAME(total)(&squares)) + next->radius : 0;
+    return (comparison){NAME(total)(gaps), NAME(total)(spans)};
 }
 
-FOR_PROCESSOR static inline __attribute__((always_inline)) double NAME(square)(const double *numbers, int64_t padded)
+/* Takes a codeword from a residual. */
+FOR_PROCESSOR static inline __attribute__((always_inline)) void NAME(take_away)(double *residual, const double *codeword,
+                                                                                int64_t padded)
 {
-    doubles squares = {0};
-    for (int64_t i = 0; i < padded; i += DOUBLES)
-        squares += *(const doubles *)(numbers + i) * *(const doubles *)(numbers + i);
-    return NAME(total)(&squares);
+    for (int64_t i = 0; i < padded; i += PART)
+        *(doubles *)(residual + i) -= *(const doubles *)(codeword + i);
+}
+
+/* The point that a residual is around a level's centre, and the square of its norm. */
+FOR_PROCESSOR static inline __attribute__((always_inline)) double NAME(centred)(const double *residual,
+                                                                                const double *centre, int64_t padded,
+                                                                                float *point)
+{
+    doubles squares[PARTS] = {{0}};
+    for (int64_t i = 0; i < padded; i += SUMS)
+#pragma GCC unroll 4
+        for (int part = 0; part < PARTS; part++) {
+            const int64_t at = i + part * PART;
+            const doubles number = *(const doubles *)(residual + at) - *(const doubles *)(centre + at);
+            squares[part] += number * number;
+            *(singles *)(point + at) = __builtin_convertvector(number, singles);
+        }
+    return NAME(total)(squares);
+}
+
+/* The square of a residual's norm. */
+FOR_PROCESSOR static inline __attribute__((always_inline)) double NAME(square)(const double *residual, int64_t padded)
+{
+    doubles squares[PARTS] = {{0}};
+    for (int64_t i = 0; i < padded; i += SUMS)
+        for (int part = 0; part < PARTS; part++) {
+            const doubles number = *(const doubles *)(residual + i + part * PART);
+            squares[part] += number * number;
+        }
+    return NAME(total)(squares);
 }
 
 /* Scores of `rows` points against `groups` groups of codewords: |c|^2 - 2 x.c, the terms in the order of the dimensions
  * whatever the tile, so that a row's scores do not depend on the rows beside it. */
 FOR_PROCESSOR static inline __attribute__((always_inline)) void NAME(tile)(
-    const float *points, int64_t dimension, const float *codewords, const float *norms, float *scores, int64_t width,
-    const int rows, const int groups)
+    const float *points, int64_t stride, int64_t dimension, const float *codewords, const float *norms, float *scores,
+    int64_t width, const int rows, const int groups)
 {
+    /* Every third row has a pointer of its own, the others are one and two strides further: that many registers do. */
+    const float *thirds[(ROWS + 2) / 3];
+#pragma GCC unroll 16
+    for (int third = 0; third < (rows + 2) / 3; third++) {
+        thirds[third] = points + 3 * third * stride;
+        __asm__("" : "+r"(thirds[third]));
+    }
     vec sums[ROWS][WIDE];
 #pragma GCC unroll 16
     for (int row = 0; row < rows; row++)
@@ -81,7 +100,7 @@ FOR_PROCESSOR static inline __attribute__((always_inline)) void NAME(tile)(
             words[group] = LOAD(codewords + (group * dimension + at) * LANES);
 #pragma GCC unroll 16
         for (int row = 0; row < rows; row++) {
-            const vec number = SPREAD(points[row * dimension + at]);
+            const vec number = SPREAD(thirds[row / 3][row % 3 * stride + at]);
 #pragma GCC unroll 16
             for (int group = 0; group < groups; group++)
                 sums[row][group] = MULTIPLY_ADD(number, words[group], sums[row][group]);
@@ -94,31 +113,31 @@ FOR_PROCESSOR static inline __attribute__((always_inline)) void NAME(tile)(
             STORE(scores + row * width + group * LANES, sums[row][group]);
 }
 
-/* Scores (rows, width) of points (rows, d). Groups come in pairs. */
-FOR_PROCESSOR static void NAME(score)(const level_table *table, int64_t dimension, const float *points, int64_t rows,
-                                      float *scores)
+/* Scores (rows, width) of points (rows, padded). Groups come in pairs. */
+FOR_PROCESSOR static void NAME(score)(const level_table *table, int64_t dimension, int64_t padded, const float *points,
+                                      int64_t rows, float *scores)
 {
     const int64_t width = table->width, groups = width / LANES;
-#define TILE(at, n, g) \
-    NAME(tile)(points + (at) * dimension, dimension, table->packed + group * dimension * LANES, \
-               table->norms + group * LANES, scores + (at) * width + group * LANES, width, n, g)
-    if (rows == ROWS) {
-        for (int64_t group = 0; group < groups; group += 2)
-            TILE(0, ROWS, 2);
-        return;
-    }
+#define TILE(n, g) \
+    NAME(tile)(points + row * padded, padded, dimension, table->packed + group * dimension * LANES, \
+               table->norms + group * LANES, scores + row * width + group * LANES, width, n, g)
+#define TILES(n) \
+    for (; row + n <= rows; row += n) \
+        for (int64_t group = 0; group < groups; group += 2) \
+            TILE(n, 2)
     int64_t row = 0;
-    for (; row + 4 <= rows; row += 4)
-        for (int64_t group = 0; group < groups; group += 2)
-            TILE(row, 4, 2);
+    TILES(ROWS);
+    TILES(SOME_ROWS);
+    TILES(4);
     for (; row < rows; row++) {
         int64_t group = 0;
         for (; group + WIDE <= groups; group += WIDE)
-            TILE(row, 1, WIDE);
+            TILE(1, WIDE);
         for (; group < groups; group += 2)
-            TILE(row, 1, 2);
+            TILE(1, 2);
     }
 #undef TILE
+#undef TILES
 }
 
 /* The smallest of the numbers (width) and the next one, in float32; where it lies, or -1 where equal ones do. NaN is
@@ -129,6 +148,7 @@ FOR_PROCESSOR static inline __attribute__((always_inline)) int64_t NAME(two_leas
     const vec origin = SPREAD(chosen);
     vec first = SPREAD(INFINITY), second = first;
     places at_first = SPREAD_PLACE(0), place = at_first;
+#pragma GCC unroll 4
     for (int64_t at = 0; at < width; at += LANES) {
         vec number = LOAD(scores + at);
         if (spans)
@@ -167,26 +187,27 @@ FOR_PROCESSOR static inline __attribute__((always_inline)) int64_t NAME(nearest)
     return nearest;
 }
 
-/* The residual's distance to the nearest plane, NaN where it is a tie. `alone`: no other codeword is within the slack. */
-FOR_PROCESSOR static inline __attribute__((always_inline)) double NAME(margin)(
-    const level_table *table, int64_t padded, const double *residual, int64_t nearest, bool alone, const float *scores,
-    float slack, double exact_slack, double tie)
+/* The codeword whose plane is the nearest to a residual that has no other codeword within the slack: the nearest one
+ * itself where there is no other, and -1 where float32 leaves several. */
+FOR_PROCESSOR static inline __attribute__((always_inline)) int64_t NAME(behind_the_nearest_plane)(
+    const level_table *table, int64_t nearest, const float *scores, float slack)
+{
+    float least, next;
+    const int64_t other = NAME(two_least)(scores, table->inverse_spans + nearest * table->width, scores[nearest],
+                                          table->width, &least, &next);
+    if (least == INFINITY)
+        return nearest;
+    return next > least + 2 * slack * table->closest[nearest] ? other : -1;
+}
+
+/* The distance to the nearest plane where float32 leaves several: each that rounding may have put above the smallest
+ * upper bound is measured. NaN where it is a tie. */
+FOR_PROCESSOR static double NAME(margin)(const level_table *table, int64_t padded, const double *residual,
+                                         int64_t nearest, const float *scores, float slack, double exact_slack,
+                                         double tie)
 {
     const float *spans = table->inverse_spans + nearest * table->width;
-    const float chosen = scores[nearest];
-    if (alone) {
-        float least, next;
-        const int64_t other = NAME(two_least)(scores, spans, chosen, table->width, &least, &next);
-        if (least == INFINITY)
-            return INFINITY;
-        if (other >= 0 && next > least + 2 * slack * table->closest[nearest]) {
-            const comparison with = NAME(compare)(table, padded, residual, nearest, other);
-            const double distance = (with.gap - exact_slack) / (2 * sqrt(with.span));
-            return distance > tie ? distance : NAN;
-        }
-    }
-    /* Several planes may be the nearest: each that rounding may have put above the smallest upper bound is measured. */
-    const vec above = SPREAD(chosen - slack), below = SPREAD(chosen + slack);
+    const vec above = SPREAD(scores[nearest] - slack), below = SPREAD(scores[nearest] + slack);
     vec planes = SPREAD(INFINITY);
     for (int64_t at = 0; at < table->width; at += LANES)
         planes = LESSER(MULTIPLY(SUBTRACT(LOAD(scores + at), above), LOAD(spans + at)), planes);
@@ -208,41 +229,66 @@ FOR_PROCESSOR static inline __attribute__((always_inline)) double NAME(margin)(
     return margin;
 }
 
-/* One level of a tile of rows, from `first` of the block on. */
+/* One level of a tile of rows, from `first` of the block on. A step for all rows before the next one: the processor
+ * has several rows' under way at once, and what a step needs was fetched during the one before. */
 FOR_PROCESSOR static void NAME(search_tile)(const residual_search *search, const request *asked, workspace *space,
                                             int64_t level, int64_t start, int64_t first, int64_t rows)
 {
     const int64_t dimension = search->dimension, padded = search->padded;
-    const level_table *table = search->tables + level, *next = level + 1 < search->levels ? table + 1 : NULL;
-    int64_t nearest[ROWS];
+    const level_table *table = search->tables + level, *following = level + 1 < search->levels ? table + 1 : NULL;
+    const int64_t width = table->width;
+    double *residuals = space->residuals + first * padded;
+    int64_t nearest[ROWS], other[ROWS];
     float slack[ROWS];
-    bool alone[ROWS];
-    NAME(score)(table, dimension, space->points + first * dimension, rows, space->scores);
+    double exact_slack[ROWS], tie[ROWS], gaps[ROWS], spans[ROWS], margins[ROWS];
     for (int64_t row = 0; row < rows; row++) {
-        const double square = space->reach[first + row] * space->reach[first + row];
+        const double reach = sqrt(space->squares[first + row]) + table->radius, square = reach * reach;
         slack[row] = (float)(4 * (dimension + 8) * (FLT_EPSILON * square + FLT_MIN));
-        nearest[row] = space->in_doubt[first + row] || !(square < LARGEST_SQUARE)
-                           ? -1
-                           : NAME(nearest)(table, padded, space->residuals + (first + row) * padded,
-                                           space->scores + row * table->width, slack[row], alone + row);
+        exact_slack[row] = 2 * (dimension + 8) * DBL_EPSILON * square;
+        tie[row] = TIE * reach;
+        space->in_doubt[first + row] |= !(square < LARGEST_SQUARE);
+    }
+    NAME(score)(table, dimension, padded, space->points + first * padded, rows, space->scores);
+    for (int64_t row = 0; row < rows; row++) {
+        bool alone = false;
+        nearest[row] = -1;
+        if (!space->in_doubt[first + row])
+            nearest[row] = NAME(nearest)(table, padded, residuals + row * padded, space->scores + row * width,
+                                         slack[row], &alone);
+        other[row] = alone ? 0 : -1;
         if (nearest[row] < 0)
             continue;
-        const char *spans = (const char *)(table->inverse_spans + nearest[row] * table->width);
-        for (int64_t at = 0; at < table->width * 4; at += ALIGNMENT)
-            __builtin_prefetch(spans + at);
+        fetch(table->inverse_spans + nearest[row] * width, width * 4);
+        fetch(table->codewords + nearest[row] * padded, padded * 8);
+    }
+    for (int64_t row = 0; row < rows; row++)
+        if (other[row] == 0) {
+            other[row] = NAME(behind_the_nearest_plane)(table, nearest[row], space->scores + row * width, slack[row]);
+            if (other[row] >= 0)
+                fetch(table->codewords + other[row] * padded, padded * 8);
+        }
+    for (int64_t row = 0; row < rows; row++) {
+        comparison with = {INFINITY, 1};
+        if (other[row] >= 0 && other[row] != nearest[row])
+            with = NAME(compare)(table, padded, residuals + row * padded, nearest[row], other[row]);
+        gaps[row] = with.gap;
+        spans[row] = with.span;
     }
     for (int64_t row = 0; row < rows; row++) {
-        double *residual = space->residuals + (first + row) * padded;
-        const double reach = space->reach[first + row];
-        double margin = NAN;
-        if (nearest[row] >= 0)
-            margin = NAME(margin)(table, padded, residual, nearest[row], alone[row], space->scores + row * table->width,
-                                  slack[row], 2 * (dimension + 8) * DBL_EPSILON * reach * reach, TIE * reach);
-        const bool in_doubt = margin != margin;
-        space->in_doubt[first + row] = in_doubt;
-        const int64_t code = in_doubt ? 0 : nearest[row];
-        space->reach[first + row] = NAME(advance)(residual, table->codewords + code * padded, next, dimension, padded,
-                                                  space->points + (first + row) * dimension);
+        margins[row] = (gaps[row] - exact_slack[row]) / (2 * sqrt(spans[row]));
+        margins[row] = margins[row] > tie[row] ? margins[row] : NAN;
+    }
+    for (int64_t row = 0; row < rows; row++) {
+        double *residual = residuals + row * padded, margin = nearest[row] < 0 ? NAN : margins[row];
+        if (nearest[row] >= 0 && other[row] < 0)
+            margin = NAME(margin)(table, padded, residual, nearest[row], space->scores + row * width, slack[row],
+                                  exact_slack[row], tie[row]);
+        space->in_doubt[first + row] = margin != margin;
+        const int64_t code = margin != margin ? 0 : nearest[row];
+        NAME(take_away)(residual, table->codewords + code * padded, padded);
+        if (following)
+            space->squares[first + row] =
+                NAME(centred)(residual, following->centre, padded, space->points + (first + row) * padded);
         write_level(asked, search, start + first + row, level, code, margin, residual);
     }
 }
@@ -251,7 +297,7 @@ FOR_PROCESSOR static void NAME(search_tile)(const residual_search *search, const
 FOR_PROCESSOR static int64_t NAME(quantize)(const residual_search *search, const request *asked, int64_t from,
                                             int64_t to)
 {
-    const int64_t dimension = search->dimension, padded = search->padded;
+    const int64_t padded = search->padded;
     const int64_t block = to - from < BLOCK_ROWS ? to - from : BLOCK_ROWS;
     workspace space;
     if (!take(&space, search, block, ROWS))
@@ -261,8 +307,8 @@ FOR_PROCESSOR static int64_t NAME(quantize)(const residual_search *search, const
         const int64_t rows = to - start < block ? to - start : block;
         read_latents(asked, search, start, rows, &space);
         for (int64_t row = 0; row < rows; row++)
-            space.reach[row] = NAME(advance)(space.residuals + row * padded, NULL, search->tables, dimension, padded,
-                                             space.points + row * dimension);
+            space.squares[row] = NAME(centred)(space.residuals + row * padded, search->tables->centre, padded,
+                                               space.points + row * padded);
         for (int64_t level = 0; level < search->levels; level++)
             for (int64_t first = 0; first < rows; first += ROWS)
                 NAME(search_tile)(search, asked, &space, level, start, first, rows - first < ROWS ? rows - first : ROWS);
@@ -293,9 +339,14 @@ FOR_PROCESSOR static int64_t NAME(quantize)(const residual_search *search, const
 #undef NOT_ABOVE
 #undef places
 #undef SPREAD_PLACE
-#undef ADD_PLACES
 #undef STORE_PLACES
 #undef WHERE_LESS
 #undef WHERE_AT_MOST
 #undef LEAST
 #undef GREATER
+#undef PARTS
+#undef PART
+#undef SOME_ROWS
+#undef doubles
+#undef singles
+#undef ADD_PLACES
