@@ -106,12 +106,14 @@ def climb(
         tried, certain = rung.encode(undecided)
         tried.precision.fill_(rung.precision)
         if encoding is None:
-            encoding = tried
+            encoding, bound = tried, rung.bound
         else:
             _put(encoding, undecided, tried)
-        undecided = undecided[~(certain > rung.bound[undecided])]
-        if not len(undecided):
+            bound = rung.bound[undecided]
+        final = certain > bound
+        if bool(final.all()):
             return encoding
+        undecided = undecided[~final]
     assert encoding is not None
     known: dict[Hashable, Encoding] = {}
     for row in undecided.tolist():

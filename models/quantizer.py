@@ -94,6 +94,26 @@ class Quantization(NamedTuple):
     residuals: Tensor
 
 
+class Codes(NamedTuple):
+    """What most callers want of a quantization.
+
+    Attributes:
+        codes: (B, L) int64.
+        margin: (B,) float, the smallest over the levels.
+        error: (B,) float, the squared norm of the residual that no level took.
+    """
+
+    codes: Tensor
+    margin: Tensor
+    error: Tensor
+
+    @classmethod
+    def of(cls, quantization: Quantization) -> Codes:
+        """Those of a quantization."""
+        codes, margins, residuals = quantization
+        return cls(codes, margins.amin(dim=1), residuals[:, -1].square().sum(dim=1))
+
+
 class Quantizer(nn.Module, ABC):
     """latents (B, d) -> codes (B, L) -> latents (B, d)."""
 
@@ -130,6 +150,14 @@ class Quantizer(nn.Module, ABC):
             exact: Compute every distance by differences and settle ties by `TIE_TOLERANCE`; slower, the canonical
                 path's choice.
         """
+
+    def encode(self, latents: Tensor) -> Codes:
+        """Codes of each latent, in brief; as `quantize` in its fast form.
+
+        Args:
+            latents: (B, d) float, finite.
+        """
+        return Codes.of(self.quantize(latents))
 
     def rank(self, quantization: Quantization, count: int, *, exact: bool = False) -> Ranking:  # noqa: ARG002
         """What the last level could say in place of its code, the nearest first: alternatives for a full group.

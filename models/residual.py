@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models.native import CompiledSearch, compiled_search
 from models.quantizer import (
+    Codes,
     Quantization,
     Quantizer,
     Ranking,
@@ -71,32 +72,33 @@ class ResidualQuantizer(Quantizer):
         codebooks = [codebook.detach() for codebook in self.codebooks]
         tables = [search_table(codebook) for codebook in codebooks]
         self._tables, self._search = [*tables], None
-        if codebooks[0].device.type == "cpu":
+        dtype = codebooks[0].dtype
+        if codebooks[0].device.type == "cpu" and dtype in {torch.float32, torch.float64}:
             exact = [codebook.double() for codebook in codebooks]
-            same = codebooks[0].dtype == torch.float64
-            self._search = compiled_search(exact, tables if same else [search_table(one) for one in exact])
+            its_tables = tables if dtype == torch.float64 else [search_table(codebook) for codebook in exact]
+            self._search = compiled_search(exact, its_tables, dtype)
 
     def quantize(self, latents: Tensor, *, exact: bool = False) -> Quantization:
         """See `Quantizer.quantize`; compiled where it is prepared on a processor and no gradient is asked for."""
-        if exact or self._search is None or not self._fits_the_search(latents):
+        if exact or self._search is None or not self._search.fits(latents):
             return self._quantize(latents, exact=exact)
         found = self._search(latents)
+        assert found.margins is not None
         assert found.residuals is not None
         quantization = Quantization(found.codes, found.margins, found.residuals)
         if len(found.doubtful):
-            settled = self._quantize(latents[found.doubtful], exact=True)
-            for whole, part in zip(quantization, settled, strict=True):
-                whole[found.doubtful] = part
+            _put(quantization, found.doubtful, self._quantize(latents[found.doubtful], exact=True))
         return quantization
 
-    def _fits_the_search(self, latents: Tensor) -> bool:
-        return (
-            latents.dtype == self.codebooks[0].dtype
-            and latents.dtype in {torch.float32, torch.float64}
-            and latents.device.type == "cpu"
-            and latents.shape[1:] == (self.dimension,)
-            and not (latents.requires_grad and torch.is_grad_enabled())
-        )
+    def encode(self, latents: Tensor) -> Codes:
+        """See `Quantizer.encode`."""
+        if self._search is None or not self._search.fits(latents):
+            return super().encode(latents)
+        found = self._search(latents, brief=True)
+        codes = Codes(found.codes, found.margin.to(latents.dtype), found.error.to(latents.dtype))
+        if len(found.doubtful):
+            _put(codes, found.doubtful, Codes.of(self._quantize(latents[found.doubtful], exact=True)))
+        return codes
 
     def _quantize(self, latents: Tensor, *, exact: bool = False) -> Quantization:
         codes, margins, residuals = [], [], [latents]
@@ -126,3 +128,8 @@ class ResidualQuantizer(Quantizer):
     def decode(self, codes: Tensor) -> Tensor:
         """The sum of the chosen codewords, (B, d)."""
         return self.codewords(codes).sum(dim=1)
+
+
+def _put(whole: Sequence[Tensor], rows: Tensor, part: Sequence[Tensor]) -> None:
+    for tensor, some in zip(whole, part, strict=True):
+        tensor[rows] = some

@@ -287,6 +287,9 @@ def full_precision(device: torch.device) -> Iterator[None]:
         CheckpointError: Float32 arithmetic is lowered for the whole process.
     """
     require_full_precision()
+    if not (torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled(device.type)):
+        yield
+        return
     with torch.autocast("cpu", enabled=False), torch.autocast(device.type, enabled=False):
         yield
 

@@ -18,7 +18,7 @@ from models.ladder import Encoding, ErrorBounds, Precision, Rung, climb
 from models.network import DecoderNetwork, EncoderNetwork
 from models.packed_linear import FastNetwork
 from models.product import ProductQuantizer
-from models.quantizer import Quantization, Quantizer, Ranking
+from models.quantizer import Codes, Quantization, Quantizer, Ranking
 from models.residual import ResidualQuantizer
 from models.template import TextTemplate
 from models.text_encoder import TextEncoder, WordPieces, full_precision
@@ -152,12 +152,16 @@ class Tokenizer:
             ValueError: The shape is wrong, or a number is not finite or too large to have a finite latent.
             CheckpointError: Float32 arithmetic is lowered for the whole process.
         """
-        self._check_embeddings(embeddings)
+        self._check_shape(embeddings)
         double = embeddings.to("cpu", torch.float64)
         sizes = self.sizes(double)
+        # A norm is finite only where all numbers are; those of the sizes are fewer to look at.
+        if not bool(sizes.isfinite().all()) and not bool(embeddings.isfinite().all()):
+            raise ValueError("an embedding has a number that is not finite")
 
         def encode_fast(rows: Tensor) -> tuple[Encoding, Tensor]:
-            single = embeddings[rows].to(self.device, torch.float32)
+            some = embeddings if len(rows) == len(embeddings) else embeddings[rows]
+            single = some.to(self.device, torch.float32)
             return self._encode_latents(self._fast_network(single).to(torch.float64), alternatives)
 
         def encode(rows: Tensor) -> tuple[Encoding, Tensor]:
@@ -310,12 +314,9 @@ class Tokenizer:
             raise ValueError("the canonical latent of an item is not finite; it has no codes")
         return encoding
 
-    def _check_embeddings(self, embeddings: Tensor) -> None:
+    def _check_shape(self, embeddings: Tensor) -> None:
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dimension:
             msg = f"embeddings have shape {tuple(embeddings.shape)}, expected (B, {self.dimension})"
-            raise ValueError(msg)
-        if not bool(embeddings.isfinite().all()):
-            msg = "an embedding has a number that is not finite"
             raise ValueError(msg)
 
     def _require_text_encoder(self) -> TextEncoder:
@@ -338,6 +339,8 @@ def _in_parts(
     """The same, of so many rows at a time that what is computed of them stays in the processor's cache."""
 
     def encode_parts(rows: Tensor) -> tuple[Encoding, Tensor]:
+        if len(rows) <= EMBEDDINGS_AT_ONCE:
+            return encode(rows)
         parts = [encode(some) for some in rows.split(EMBEDDINGS_AT_ONCE)]
         columns = zip(*(encoding for encoding, _ in parts), strict=True)
         return Encoding(*map(torch.cat, columns)), torch.cat([certain for _, certain in parts])
@@ -349,10 +352,12 @@ def _encoding(
     quantizer: Quantizer, latents: Tensor, alternatives: int, *, exact: bool = False
 ) -> tuple[Encoding, Ranking | None]:
     """The encoding of latents (B, d), and the ranking of its alternatives where any are asked for."""
+    if not (exact or alternatives):
+        codes, margin, error = (tensor.cpu() for tensor in quantizer.encode(latents))
+        precision = torch.full((len(codes),), Precision.CANONICAL, dtype=torch.int64)
+        return Encoding(codes, margin, error, precision, codes[:, :0]), None
     quantization = quantizer.quantize(latents, exact=exact)
     ranking = quantizer.rank(quantization, alternatives, exact=exact) if alternatives else None
-    codes, margins, residuals = (tensor.cpu() for tensor in quantization)
-    margin = margins.amin(dim=1)
-    error = residuals[:, -1].square().sum(dim=1)
+    codes, margin, error = (tensor.cpu() for tensor in Codes.of(quantization))
     ranked = codes[:, :0] if ranking is None else ranking.codes.cpu()
     return Encoding(codes, margin, error, torch.full_like(codes[:, 0], Precision.CANONICAL), ranked), ranking

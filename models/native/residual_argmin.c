@@ -53,9 +53,10 @@ typedef struct {
 typedef struct {
     const void *latents; /* (B, d) */
     int64_t *codes;      /* (B, L) */
-    void *margins;       /* (B, L) */
+    void *margins;       /* (B, L), or none wanted */
     void *residuals;     /* (B, L + 1, d), or none wanted */
-    double *errors;      /* (B), squared norms of what no level took; or none wanted */
+    double *smallest;    /* (B), the smallest margin of each row */
+    double *errors;      /* (B), squared norms of what no level took */
     bool is_double;      /* float64 numbers, else float32 */
 } request;
 
@@ -142,9 +143,12 @@ static void write_level(const request *asked, const residual_search *search, int
 {
     const int64_t at = row * search->levels + level;
     asked->codes[at] = code;
-    if (asked->is_double)
+    /* Once NaN, it stays so. */
+    if (level == 0 || !(asked->smallest[row] <= margin))
+        asked->smallest[row] = margin;
+    if (asked->margins && asked->is_double)
         ((double *)asked->margins)[at] = margin;
-    else
+    else if (asked->margins)
         ((float *)asked->margins)[at] = (float)margin;
     if (asked->residuals)
         write_numbers(asked, (row * (search->levels + 1) + level + 1) * search->dimension, residual, search->dimension);
@@ -397,14 +401,16 @@ static void *quantize_share(void *argument)
     return NULL;
 }
 
-/* Codes, margins, and where they are wanted residuals and errors of latents (B, d); see `request`.
+/* Codes, the smallest margin and the error of latents (B, d), and where they are wanted margins and residuals; see
+ * `request`.
  *
- * How many rows are left in doubt (a margin of each is NaN, and its codes are none), or -1 without memory. The rows are
+ * How many rows are left in doubt (their smallest margin is NaN, and their codes are none), or -1 without memory. The rows are
  * shared evenly among at most so many threads, this one among them. */
 int64_t residual_search_quantize(const residual_search *search, const void *latents, int is_double, int64_t rows,
-                                 int64_t *codes, void *margins, void *residuals, double *errors, int threads)
+                                 int64_t *codes, double *smallest, double *errors, void *margins, void *residuals,
+                                 int threads)
 {
-    const request asked = {latents, codes, margins, residuals, errors, is_double != 0};
+    const request asked = {latents, codes, margins, residuals, smallest, errors, is_double != 0};
     if (threads <= 1 || rows <= 1)
         return KINDS[search->kind].quantize(search, &asked, 0, rows);
     if (threads > MOST_THREADS)

@@ -314,8 +314,7 @@ FOR_PROCESSOR static int64_t NAME(quantize)(const residual_search *search, const
                 NAME(search_tile)(search, asked, &space, level, start, first, rows - first < ROWS ? rows - first : ROWS);
         for (int64_t row = 0; row < rows; row++) {
             doubtful += space.in_doubt[row];
-            if (asked->errors)
-                asked->errors[start + row] = NAME(square)(space.residuals + row * padded, padded);
+            asked->errors[start + row] = NAME(square)(space.residuals + row * padded, padded);
         }
     }
     free(space.memory);

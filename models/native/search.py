@@ -38,17 +38,19 @@ class Found(NamedTuple):
 
     Attributes:
         codes: (B, L) int64.
-        margins: (B, L) of the latents' dtype, see `models.quantizer.NearestCodeword.margin`.
-        residuals: (B, L + 1, d) of the latents' dtype, or none where they were not wanted.
-        errors: (B,) float64, the squared norm of what no level took.
+        margin: (B,) float64, the smallest over the levels, see `models.quantizer.NearestCodeword.margin`.
+        error: (B,) float64, the squared norm of what no level took.
         doubtful: Rows (n,) int64 that are to be computed otherwise: a tie, or a number out of float32's range.
+        margins: (B, L) of the latents' dtype; none in brief.
+        residuals: (B, L + 1, d) of the latents' dtype; none in brief.
     """
 
     codes: Tensor
-    margins: Tensor
-    residuals: Tensor | None
-    errors: Tensor
+    margin: Tensor
+    error: Tensor
     doubtful: Tensor
+    margins: Tensor | None = None
+    residuals: Tensor | None = None
 
 
 class CompiledSearch:
@@ -58,6 +60,7 @@ class CompiledSearch:
         library: Of `open_library`.
         codebooks: (K_l, d) float64 each, on the CPU.
         tables: `models.quantizer.search_table` of each.
+        dtype: Of the latents, float32 or float64.
         kind: Which processor's instructions, at most.
 
     Raises:
@@ -65,8 +68,14 @@ class CompiledSearch:
     """
 
     def __init__(
-        self, library: ctypes.CDLL, codebooks: Sequence[Tensor], tables: Sequence[SearchTable], kind: int = FASTEST
+        self,
+        library: ctypes.CDLL,
+        codebooks: Sequence[Tensor],
+        tables: Sequence[SearchTable],
+        dtype: torch.dtype = torch.float64,
+        kind: int = FASTEST,
     ) -> None:
+        self._dtype = dtype
         self._levels, self._dimension = len(codebooks), codebooks[0].shape[1]
         self._work = self._dimension * sum(len(codebook) for codebook in codebooks)
         kind = library.residual_search_kind(kind)
@@ -89,54 +98,73 @@ class CompiledSearch:
     def __deepcopy__(self, memo: dict[int, object]) -> CompiledSearch:
         return self
 
-    def __call__(self, latents: Tensor, *, residuals: bool = True) -> Found:
-        """Search latents (B, d), float32 or float64, on the CPU.
+    def fits(self, latents: Tensor) -> bool:
+        """Whether these can be searched: (B, d) on the CPU, of the codebooks' dtype, and no gradient is asked for."""
+        return (
+            latents.dtype == self._dtype
+            and latents.is_cpu
+            and latents.ndim == 2
+            and latents.shape[1] == self._dimension
+            and not (latents.requires_grad and torch.is_grad_enabled())
+        )
+
+    def __call__(self, latents: Tensor, *, brief: bool = False) -> Found:
+        """Search latents (B, d) that fit, of any strides.
 
         Args:
-            latents: Any strides.
-            residuals: Whether they are wanted.
+            latents: (B, d).
+            brief: Without each level's margins and residuals.
 
         Raises:
             MemoryError: There is no room to work in.
         """
-        rows = len(latents)
+        rows = latents.shape[0]
         latents = latents.contiguous()
-        codes = torch.empty(rows, self._levels, dtype=torch.int64)
-        margins = torch.empty(rows, self._levels, dtype=latents.dtype)
-        errors = torch.empty(rows, dtype=torch.float64)
-        left = torch.empty(rows, self._levels + 1, self._dimension, dtype=latents.dtype) if residuals else None
+        codes = torch.empty((rows, self._levels), dtype=torch.int64)
+        margin, error = torch.empty((2, rows), dtype=torch.float64)
+        margins = residuals = None
+        if not brief:
+            margins = latents.new_empty(rows, self._levels)
+            residuals = latents.new_empty(rows, self._levels + 1, self._dimension)
+        threads = rows * self._work // THREAD_WORK
         doubtful = self._quantize(
             self._handle,
             latents.data_ptr(),
             latents.dtype == torch.float64,
             rows,
             codes.data_ptr(),
-            margins.data_ptr(),
-            None if left is None else left.data_ptr(),
-            errors.data_ptr(),
-            min(torch.get_num_threads(), rows * self._work // THREAD_WORK),
+            margin.data_ptr(),
+            error.data_ptr(),
+            None if margins is None else margins.data_ptr(),
+            None if residuals is None else residuals.data_ptr(),
+            threads if threads < 2 else min(threads, torch.get_num_threads()),
         )
         if doubtful < 0:
             raise MemoryError("no memory for a search")
-        return Found(codes, margins, left, errors, _rows_in_doubt(margins) if doubtful else _NO_ROWS)
+        return Found(
+            codes, margin, error, margin.isnan().nonzero().flatten() if doubtful else _NO_ROWS, margins, residuals
+        )
 
 
 _NO_ROWS = torch.empty(0, dtype=torch.int64)
 
 
-def _rows_in_doubt(margins: Tensor) -> Tensor:
-    return margins.isnan().any(dim=1).nonzero().flatten()
-
-
-def compiled_search(codebooks: Sequence[Tensor], tables: Sequence[SearchTable]) -> CompiledSearch | None:
+def compiled_search(
+    codebooks: Sequence[Tensor], tables: Sequence[SearchTable], dtype: torch.dtype
+) -> CompiledSearch | None:
     """The search of codebooks (K_l, d) with their tables, all float64 on the CPU; None where it cannot be had.
 
     That is where the library was not compiled, where a codebook is too large for a table of its spans, and where
     codewords lie too far apart for float32.
+
+    Args:
+        codebooks: (K_l, d) each.
+        tables: Of each.
+        dtype: Of the latents.
     """
     library = installed_library()
     fits = all(table.inverse_spans is not None and float(table.radius) < LARGEST_RADIUS for table in tables)
-    return CompiledSearch(library, codebooks, tables) if library is not None and fits else None
+    return CompiledSearch(library, codebooks, tables, dtype) if library is not None and fits else None
 
 
 @functools.cache
@@ -159,7 +187,7 @@ def open_library(path: Path) -> ctypes.CDLL:
         ("new", address, [number, number, count]),
         ("fill", ctypes.c_bool, [address, number, number, *[address] * 4, ctypes.c_double, address]),
         ("free", None, [address]),
-        ("quantize", number, [address, address, count, number, *[address] * 4, count]),
+        ("quantize", number, [address, address, count, number, *[address] * 5, count]),
     ):
         function = getattr(library, f"residual_search_{name}")
         function.restype, function.argtypes = result, arguments

@@ -14,7 +14,7 @@ from models.errors import CheckpointError
 from models.exactness import self_test
 from models.ladder import ErrorBounds
 from models.native.search import ANY_PROCESSOR, FASTEST, CompiledSearch, open_library
-from models.quantizer import Quantization, search_table
+from models.quantizer import Codes, Quantization, search_table
 from models.residual import ResidualQuantizer
 from models.tokenizer import Tokenizer
 
@@ -60,7 +60,9 @@ def searching(library):
 def search_by(quantizer, library, kind=FASTEST) -> ResidualQuantizer:
     quantizer.prepare()
     exact = [codebook.double() for codebook in quantizer.codebooks]
-    quantizer._search = CompiledSearch(library, exact, [search_table(one) for one in exact], kind)
+    quantizer._search = CompiledSearch(
+        library, exact, [search_table(one) for one in exact], quantizer.codebooks[0].dtype, kind
+    )
     return quantizer
 
 
@@ -94,7 +96,7 @@ def test_codes_margins_and_residuals_are_those_of_float64_by_differences(searchi
         assert torch.equal(found.codes, exact.codes)
         assert torch.allclose(found.margins.double(), exact.margins, rtol=1e-6, atol=1e-12)
         assert torch.allclose(found.residuals.double(), exact.residuals, rtol=1e-6, atol=1e-6)
-        assert torch.allclose(found.errors, exact.residuals[:, -1].square().sum(dim=1), rtol=1e-9)
+        assert torch.allclose(found.error, exact.residuals[:, -1].square().sum(dim=1), rtol=1e-9)
         assert found.margins.dtype == found.residuals.dtype == dtype
 
 
@@ -102,22 +104,42 @@ def test_a_row_comes_to_the_same_bits_alone_in_any_batch_on_any_threads_and_any_
     # given
     quantizer = searching((256, 100, 37), 45)
     latents = torch.randn(6000, 45, generator=generator, dtype=torch.float64)
+
     # when
-    whole = quantizer._search(latents)
-    alone = [quantizer._search(row) for row in latents[:50].split(1)]
-    backwards = quantizer._search(latents.flip(0))
+    def search(latents, by=quantizer) -> list[torch.Tensor]:
+        found = by._search(latents)
+        assert not len(found.doubtful)
+        return [found.codes, found.margin, found.error, found.margins, found.residuals]
+
+    whole = search(latents)
+    alone = [torch.cat(part) for part in zip(*map(search, latents[:50].split(1)), strict=True)]
     # then
-    assert equal((whole.codes[:50], whole.margins[:50]), [torch.cat(part) for part in zip(*alone, strict=True)][:2])
-    assert equal([part.flip(0) for part in backwards[:4]], whole[:4])
+    assert equal(alone, [part[:50] for part in whole])
+    assert equal([part.flip(0) for part in search(latents.flip(0))], whole)
     for kind in KINDS:
-        assert equal(searching((256, 100, 37), 45, kind=kind)._search(latents)[:4], whole[:4])
+        assert equal(search(latents, searching((256, 100, 37), 45, kind=kind)), whole)
     before = torch.get_num_threads()
     try:
         for threads in (2, 5):
             torch.set_num_threads(threads)
-            assert equal(quantizer._search(latents)[:4], whole[:4])
+            assert equal(search(latents), whole)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_codes_in_brief_are_those_of_the_whole_quantization(searching, dtype, generator):
+    # given a latent that is a tie, and one that is no number
+    quantizer = searching((64, 30), 7, dtype=dtype)
+    latents = torch.randn(50, 7, generator=generator, dtype=dtype)
+    latents[3], latents[9, 0] = quantizer.codebooks[0][:2].mean(dim=0), torch.nan
+    # when
+    brief, whole = quantizer.encode(latents), Codes.of(quantizer.quantize(latents))
+    # then
+    assert torch.equal(brief.codes, whole.codes)
+    assert torch.equal(brief.margin.nan_to_num(-1), whole.margin.nan_to_num(-1))
+    assert torch.allclose(brief.error, whole.error, rtol=1e-5 if dtype == torch.float32 else 1e-12, equal_nan=True)
+    assert brief.margin.dtype == brief.error.dtype == dtype
 
 
 @pytest.mark.parametrize("kind", KINDS)
