@@ -153,8 +153,7 @@ class Tokenizer:
             CheckpointError: Float32 arithmetic is lowered for the whole process.
         """
         self._check_shape(embeddings)
-        double = embeddings.to("cpu", torch.float64)
-        sizes = self.sizes(double)
+        sizes = self.sizes(embeddings)
         # A norm is finite only where all numbers are; those of the sizes are fewer to look at.
         if not bool(sizes.isfinite().all()) and not bool(embeddings.isfinite().all()):
             raise ValueError("an embedding has a number that is not finite")
@@ -165,7 +164,7 @@ class Tokenizer:
             return self._encode_latents(self._fast_network(single).to(torch.float64), alternatives)
 
         def encode(rows: Tensor) -> tuple[Encoding, Tensor]:
-            return self._encode_latents(self._network(double[rows].to(self.device)), alternatives)
+            return self._encode_latents(self._network(embeddings[rows].to(self.device, torch.float64)), alternatives)
 
         rungs = [Rung(Precision.FLOAT64, encode, self.bounds.embedding * sizes)]
         # Numbers of more digits would lose some in float32 before anything is computed.
@@ -175,8 +174,8 @@ class Tokenizer:
             return climb(
                 [rung._replace(encode=_in_parts(rung.encode)) for rung in rungs],
                 len(embeddings),
-                lambda row: self._canonical(double[row : row + 1], alternatives),
-                lambda row: double[row].numpy().tobytes(),
+                lambda row: self._canonical(embeddings[row : row + 1].to("cpu", torch.float64), alternatives),
+                lambda row: embeddings[row].to("cpu", torch.float64).numpy().tobytes(),
             )
 
     @torch.inference_mode()
@@ -299,8 +298,10 @@ class Tokenizer:
 
         Rounding is relative, so the bounds of embeddings grow by it.
         """
-        distances: Tensor = (embeddings.to("cpu", torch.float64) - self.centre).norm(dim=1)
-        return (distances * self._latents_per_norm).clamp_min(1)
+        # As many at a time as stay in the cache.
+        parts = embeddings.split(EMBEDDINGS_AT_ONCE)
+        distances = [torch.linalg.vector_norm(part.to("cpu", torch.float64) - self.centre, dim=1) for part in parts]
+        return torch.cat(distances).mul_(self._latents_per_norm).clamp_min_(1)
 
     def _encode_latents(self, latents: Tensor, alternatives: int) -> tuple[Encoding, Tensor]:
         """The encoding, and what (B,) each latent may be off by before its codes or its alternatives change."""
