@@ -1,83 +1,208 @@
 -- What the scripts share that change a record in one call, atomically; sent between lib.lua and the script itself.
 --
--- KEYS   meta, then for each request its forward bucket. Reverse buckets follow from the codes, which for an item
---        that is known only the record knows.
+-- KEYS   meta. The buckets follow from the requests, and for an item that is known from what only the record knows.
 -- ARGV   "1" to write even where nothing is new, so that a WAITAOF after this script covers what it read; else "0".
 --        Where requests follow: reverse buckets of one first code, bytes of packed codes, bytes of one code, the highest
---        suffix, how many changes to keep; the epoch and a revision that the record is known to have reached. Then for
---        each request the item id, and what is asked.
+--        suffix, how many changes to keep; the epoch and a revision that the record is known to have reached. Then all
+--        requests as one string, see RecordKeys.requests: for each its forward bucket in decimal, the item id and what is asked,
+--        behind their lengths of 1, 2 and 4 bytes.
 -- REPLY  the server's time in seconds, the revision after this call (0 where no epoch was given), then for each request
 --        its answer. The error OLDER where the record has another epoch or is not as far: then nothing was done.
+--
+-- A call of the server from here costs as much as all else that an item needs, and a write the most. So the fields of a
+-- bucket that follow each other are written together, and counts once a call.
+
+local REQUEST = '>Bc0Hc0Ic0'
 
 local meta = KEYS[1]
 local record = sub(meta, 1, -7) -- sid:{NAME
+local forward_buckets = 'sid:' .. sub(meta, 6, -7) .. ':f:'
+local root = record .. '}:root'
 local buckets, width, code_bytes, max_suffix = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local changes_kept = tonumber(ARGV[6])
-local REQUESTS = 9 -- where in ARGV they begin
+local inner_width = width and width - code_bytes -- of the codes of all levels but the last
 
 local now = tonumber(call('TIME')[1])
 local time = pack_time(now)
 
 local count = 0
-local changes = {}
+local changes, changed = {}, 0
 local returned = false
 
--- The buckets of the IDs that begin like these codes.
-local function partition(codes)
+local partitions, bucket_names, reverse_keys = {}, {}, {} -- each made once a call
+
+-- The buckets of what begins like this prefix of the codes.
+local function partition(prefix)
     if width == code_bytes then
         return record .. ':r:}:'
     end
-    local code = byte(codes, 1)
-    if code_bytes == 2 then
-        code = code * 256 + byte(codes, 2)
+    local first = sub(prefix, 1, code_bytes)
+    local found = partitions[first]
+    if not found then
+        local code = byte(first, 1)
+        if code_bytes == 2 then
+            code = code * 256 + byte(first, 2)
+        end
+        found = record .. ':r:' .. code .. '}:'
+        partitions[first] = found
     end
-    return record .. ':r:' .. code .. '}:'
+    return found
+end
+
+-- The bucket of what stands under a packed prefix, of the first code at least.
+local function bucket_under(prefix)
+    local key = reverse_keys[prefix]
+    if not key then
+        local bucket = extend(0, prefix, 1, #prefix) % buckets
+        local name = bucket_names[bucket]
+        if not name then
+            name = tostring(bucket)
+            bucket_names[bucket] = name
+        end
+        key = partition(prefix) .. name
+        reverse_keys[prefix] = key
+    end
+    return key
 end
 
 -- Of codes, or of an ID, which begins with its codes.
 local function reverse_key(codes)
-    return partition(codes) .. extend(0, codes, 1, width - code_bytes) % buckets
+    return bucket_under(sub(codes, 1, inner_width))
 end
 
-local live_counts, live_keys = {}, {} -- by packed prefix: how much its count changes, and where it lies
+local live_counts = {} -- by the packed codes of all levels but the last: how much the count of live IDs changes
 
--- Counts are put together first: all items of a call share the same few codes of the first level.
 local function count_live(codes, change)
+    local inner = sub(codes, 1, inner_width)
     count = count + change
-    local hash, key = 0, record .. '}:root'
-    for last = code_bytes, width - code_bytes, code_bytes do
-        local inner = sub(codes, 1, last)
-        local counted = live_counts[inner]
-        if not counted then
-            counted = 0
-            live_keys[inner] = key or partition(codes) .. hash % buckets
-        end
-        live_counts[inner] = counted + change
-        hash = extend(hash, codes, last - code_bytes + 1, last)
-        key = nil
+    live_counts[inner] = (live_counts[inner] or 0) + change
+end
+
+local function change_count(key, prefix, change)
+    if call('HINCRBY', key, prefix, change) == 0 then
+        call('HDEL', key, prefix)
     end
 end
 
+local function change_counts(key, prefixes, counts)
+    local known, fields, gone = call('HMGET', key, unpack(prefixes)), {}, {}
+    for i, prefix in ipairs(prefixes) do
+        local number = (tonumber(known[i]) or 0) + counts[prefix]
+        if number == 0 then
+            gone[#gone + 1] = prefix
+        else
+            fields[#fields + 1] = prefix
+            fields[#fields + 1] = number
+        end
+    end
+    if #fields > 0 then
+        call('HSET', key, unpack(fields))
+    end
+    if #gone > 0 then
+        call('HDEL', key, unpack(gone))
+    end
+end
+
+-- From the longest prefixes to the first codes; those of one parent lie in one bucket.
 local function write_live_counts()
-    for inner, change in pairs(live_counts) do
-        if change ~= 0 and call('HINCRBY', live_keys[inner], inner, change) == 0 then
-            call('HDEL', live_keys[inner], inner)
+    local counts = live_counts
+    for length = inner_width, code_bytes, -code_bytes do
+        local shorter, children = {}, {} -- by parent: one child, or a list of them
+        for prefix, change in pairs(counts) do
+            if change ~= 0 then
+                local parent = sub(prefix, 1, length - code_bytes)
+                local known = children[parent]
+                if not known then
+                    children[parent], shorter[parent] = prefix, change
+                else
+                    shorter[parent] = shorter[parent] + change
+                    if type(known) == 'table' then
+                        known[#known + 1] = prefix
+                    else
+                        children[parent] = { known, prefix }
+                    end
+                end
+            end
         end
+        for parent, found in pairs(children) do
+            local key = parent == '' and root or bucket_under(parent)
+            if type(found) == 'table' then
+                change_counts(key, found, counts)
+            else
+                change_count(key, found, counts[found])
+            end
+        end
+        counts = shorter
     end
 end
 
-local function note(change, id)
-    changes[#changes + 1] = change .. id .. ','
+local function note(kind, id)
+    changes[#changes + 1] = kind
+    changes[#changes + 1] = id
+    changes[#changes + 1] = ','
+    changed = changed + 1
+end
+
+local open_bucket, open_fields, opened = nil, {}, 0 -- what is about to be written into one reverse bucket
+local last_suffixes = {} -- by codes: the highest suffix as this call knows it, -1 where there is none
+local counter, counted -- codes of which a counter is still to be written into the open bucket, and its field's place
+
+local function write_open()
+    if opened > 0 then
+        call('HSET', open_bucket, unpack(open_fields, 1, opened))
+        opened, counter = 0, nil
+    end
+end
+
+-- The highest suffix issued under these codes; -1 where there is none.
+local function last_suffix(codes)
+    local last = last_suffixes[codes]
+    if not last then
+        local known = call('HMGET', reverse_key(codes), codes, codes .. '0')
+        last = tonumber(known[1]) or known[2] and 0 or -1
+        last_suffixes[codes] = last
+    end
+    return last
+end
+
+-- The next suffix of these codes and the live ID with it, or nil. Suffix 0 is a field of its own, so the first item of a
+-- group costs no counter.
+local function issue(codes, item_id)
+    local suffix = last_suffix(codes) + 1
+    if suffix > max_suffix then
+        return nil
+    end
+    last_suffixes[codes] = suffix
+    local key, id = reverse_key(codes), codes .. (suffix == 0 and '0' or suffix)
+    if key ~= open_bucket then
+        write_open()
+        open_bucket = key
+    end
+    open_fields[opened + 1], open_fields[opened + 2] = id, item_id
+    opened = opened + 2
+    if suffix > 0 then
+        if counter ~= codes then
+            counter, counted = codes, opened + 2
+            open_fields[opened + 1] = codes
+            opened = counted
+        end
+        open_fields[counted] = suffix
+    end
+    count_live(codes, 1)
+    note('A', id)
+    return suffix, id
 end
 
 -- An ID enters the listings, or leaves them; what it names stays.
 local function set_live(id, item_id)
+    write_open()
     call('HSET', reverse_key(id), id, item_id)
     count_live(id, 1)
     note('B', id)
 end
 
 local function set_dead(id, item_id)
+    write_open()
     call('HSET', reverse_key(id), id, DEAD .. item_id)
     count_live(id, -1)
 end
@@ -98,20 +223,24 @@ end
 
 -- Answers each request, and logs what changed.
 local function run(answer)
-    local known = {}
-    if #KEYS > 1 or (ARGV[7] or '') ~= '' then
+    local known, requests = {}, ARGV[9] or ''
+    if requests ~= '' or (ARGV[7] or '') ~= '' then
         known = call('HMGET', meta, 'epoch', 'revision')
         if (known[1] or '') ~= ARGV[7] or tonumber(known[2] or 0) < tonumber(ARGV[8]) then
             return redis.error_reply('OLDER ' .. (known[1] or '') .. ' ' .. (known[2] or 0))
         end
     end
     local replies = { now, tonumber(known[2] or 0) }
-    for i = 2, #KEYS do
-        local item_id, request = ARGV[REQUESTS + 2 * i - 4], ARGV[REQUESTS + 2 * i - 3]
-        replies[i + 1] = answer(KEYS[i], item_id, request) or false
+    local next_request, place, length = struct.unpack, 1, #requests
+    local number, bucket, item_id, request = 2, nil, nil, nil
+    while place <= length do
+        bucket, item_id, request, place = next_request(REQUEST, requests, place)
+        number = number + 1
+        replies[number] = answer(forward_buckets .. bucket, item_id, request) or false
     end
-    if #changes > 0 then
-        local revision = call('HINCRBY', meta, 'revision', #changes)
+    write_open()
+    if changed > 0 then
+        local revision = call('HINCRBY', meta, 'revision', changed)
         local oldest = string.format('%d', math.max(revision - changes_kept, 0))
         call('XADD', record .. '}:c', 'MINID', '~', oldest, string.format('%d-0', revision), 'c', table.concat(changes))
         call('HINCRBY', meta, 'count', count)

@@ -101,13 +101,9 @@ class AtomicRecord:
         await self._recalling.drain()
 
     async def _send(self, script: Script, requests: Sequence[Request]) -> list[Reply]:
-        keys: list[bytes] = [self._keys.meta]
         await self._history.begin()
-        arguments: list[bytes] = [*self._facts, b"%d" % self._history.revision]
-        for item_id, request in requests:
-            keys.append(self._keys.forward(item_id))
-            arguments += (item_id, request)
-        reply = await self._primary.call(partial(self._evaluate, script, keys, arguments))
+        arguments = [*self._facts, b"%d" % self._history.revision, self._keys.requests(requests)]
+        reply = await self._primary.call(partial(self._evaluate, script, [self._keys.meta], arguments))
         if isinstance(reply, ResponseError):
             await self._history.refused(reply)
         now, revision, *replies = reply

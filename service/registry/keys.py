@@ -8,7 +8,7 @@ from zlib import crc32
 from service.semantic_id import CodeLayout, hash_prefix
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 
 def meta_key(name: str) -> bytes:
@@ -62,6 +62,15 @@ class RecordKeys:
     def forward_bucket(self, number: int) -> bytes:
         """One of the buckets in which items stand, by its number from 0."""
         return self._forward + b"%d" % number
+
+    def requests(self, requests: Iterable[tuple[bytes, bytes]]) -> bytes:
+        """Item ids and what is asked of each, as `atomic.lua` reads them."""
+        parts: list[bytes] = []
+        for item_id, request in requests:
+            bucket = b"%d" % (crc32(item_id) % self.buckets)
+            lengths = len(bucket), bucket, len(item_id).to_bytes(2), item_id, len(request).to_bytes(4), request
+            parts.append(b"%c%b%b%b%b%b" % lengths)
+        return b"".join(parts)
 
     def reverse_buckets(self) -> Iterator[bytes]:
         """All buckets in which Semantic IDs stand."""

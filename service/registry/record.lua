@@ -13,32 +13,6 @@
 local REASSIGN = 82 -- the letter R
 local CONTENT = 9 -- in a request: digest, codes, alternatives begin after the letter
 
--- A live ID with the next suffix of these codes, or nil. Suffix 0 is a field of its own, so the first item of a group
--- costs no counter.
-local function issue(codes, item_id)
-    local reverse, suffix = reverse_key(codes), 0
-    -- A counter without a suffix 0 is of a group of which only later ones were put back.
-    if call('HEXISTS', reverse, codes) == 1 or call('HSETNX', reverse, codes .. '0', item_id) == 0 then
-        suffix = call('HINCRBY', reverse, codes, 1)
-        if suffix > max_suffix then
-            call('HINCRBY', reverse, codes, -1)
-            return nil
-        end
-        call('HSET', reverse, codes .. suffix, item_id)
-    end
-    count_live(codes, 1)
-    note('A', codes .. suffix)
-    return suffix
-end
-
-local function full(codes)
-    local highest = call('HGET', reverse_key(codes), codes)
-    if highest then
-        return tonumber(highest) >= max_suffix
-    end
-    return max_suffix == 0 and call('HEXISTS', reverse_key(codes), codes .. '0') == 1
-end
-
 -- The codes that a request's item may be placed under, best first: its own, then those of other last codes.
 local function candidates(request)
     local codes = sub(request, CONTENT + 1, CONTENT + width)
@@ -54,7 +28,7 @@ local function fits(id, request)
     for _, codes in ipairs(candidates(request)) do
         if sub(id, 1, width) == codes then
             return true
-        elseif not full(codes) then
+        elseif last_suffix(codes) < max_suffix then
             return false
         end
     end
@@ -78,10 +52,16 @@ local function reply_of(request, codes, suffix)
 end
 
 local function assign(forward, item_id, request)
-    for _, codes in ipairs(candidates(request)) do
-        local suffix = issue(codes, item_id)
+    local own = sub(request, CONTENT + 1, CONTENT + width)
+    local suffix, id = issue(own, item_id)
+    if suffix then
+        call('HSET', forward, item_id, '\0' .. time .. digest_of(request) .. id)
+        return suffix
+    end
+    for _, codes in ipairs(#request > CONTENT + width and candidates(request) or {}) do
+        suffix, id = issue(codes, item_id)
         if suffix then
-            call('HSET', forward, item_id, '\0' .. time .. digest_of(request) .. codes .. suffix)
+            call('HSET', forward, item_id, '\0' .. time .. digest_of(request) .. id)
             return reply_of(request, codes, suffix)
         end
     end
