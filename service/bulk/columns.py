@@ -221,10 +221,7 @@ class ColumnTokenization:
         record = await self._records.of(work.options.namespace, work.tokenizer.manifest, create=True)
         with self._metrics.registry_seconds.labels("claim").time():
             suffixes = await record.claim_columns(
-                work.item_ids(places),
-                work.columns.digests[places],
-                answers.codes[places],
-                reassign=work.options.on_change == "reassign",
+                work.item_ids(places), work.columns.digests[places], answers.codes[places]
             )
         answers.suffixes[places] = suffixes
         created = places[suffixes >= 0]

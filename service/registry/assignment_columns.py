@@ -65,16 +65,13 @@ def read_held(values: Sequence[bytes | None], layout: CodeLayout) -> Held:
     )
 
 
-def write_claims(
-    digests: NDArray[np.uint64], codes: NDArray[np.int32], layout: CodeLayout, *, reassign: bool
-) -> list[bytes]:
-    """What the script is asked for each item, see `assignment.Claim.request`.
+def write_contents(digests: NDArray[np.uint64], codes: NDArray[np.int32], layout: CodeLayout) -> list[bytes]:
+    """The digest and the packed codes of each item, as they stand in what the scripts are asked.
 
     Args:
         digests: (B,).
         codes: (B, L).
         layout: Of the tokenizer.
-        reassign: Whether IDs with other codes are replaced.
 
     Raises:
         ValueError: Codes that the tokenizer does not have.
@@ -83,9 +80,8 @@ def write_claims(
     if codes.shape[1] != len(sizes) or bool(((codes < 0) | (codes >= sizes)).any()):
         raise ValueError(f"not codes of codebooks {layout.codebook_sizes}")
     packed = np.ascontiguousarray(codes.astype(_code_type(layout))).view(np.uint8)
-    letter = np.full((len(codes), 1), ord("R" if reassign else "K"), np.uint8)
-    rows = np.hstack([letter, np.ascontiguousarray(digests)[:, None].view(np.uint8), packed]).tobytes()
-    width = 1 + DIGEST_BYTES + layout.width
+    rows = np.hstack([np.ascontiguousarray(digests)[:, None].view(np.uint8), packed]).tobytes()
+    width = DIGEST_BYTES + layout.width
     return [rows[start : start + width] for start in range(0, len(rows), width)]
 
 

@@ -4,8 +4,8 @@
 -- ARGV   "1" to write even where nothing is new, so that a WAITAOF after this script covers what it read; else "0".
 --        Where requests follow: reverse buckets of one first code, bytes of packed codes, bytes of one code, the highest
 --        suffix, how many changes to keep; the epoch and a revision that the record is known to have reached. Then all
---        requests as one string, see RecordKeys.requests: for each its forward bucket in decimal, the item id and what is asked,
---        behind their lengths of 1, 2 and 4 bytes.
+--        requests as one string, see `RecordKeys.requests`: for each the number of its forward bucket in decimal, the
+--        item id and what is asked, behind their lengths of 1, 2 and 4 bytes.
 -- REPLY  the server's time in seconds, the revision after this call (0 where no epoch was given), then for each request
 --        its answer. The error OLDER where the record has another epoch or is not as far: then nothing was done.
 --
@@ -20,7 +20,7 @@ local forward_buckets = 'sid:' .. sub(meta, 6, -7) .. ':f:'
 local root = record .. '}:root'
 local buckets, width, code_bytes, max_suffix = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local changes_kept = tonumber(ARGV[6])
-local inner_width = width and width - code_bytes -- of the codes of all levels but the last
+local inner_width = width - code_bytes -- of the codes of all levels but the last
 
 local now = tonumber(call('TIME')[1])
 local time = pack_time(now)
@@ -165,15 +165,19 @@ local function last_suffix(codes)
     return last
 end
 
--- The next suffix of these codes and the live ID with it, or nil. Suffix 0 is a field of its own, so the first item of a
--- group costs no counter.
-local function issue(codes, item_id)
+-- The next suffix of these codes and the ID with it, or nil.
+local function next_id(codes)
     local suffix = last_suffix(codes) + 1
     if suffix > max_suffix then
         return nil
     end
+    return suffix, codes .. (suffix == 0 and '0' or suffix)
+end
+
+-- The next ID of these codes goes live. Suffix 0 is a field of its own, so the first item of a group costs no counter.
+local function issue(codes, suffix, id, item_id)
     last_suffixes[codes] = suffix
-    local key, id = reverse_key(codes), codes .. (suffix == 0 and '0' or suffix)
+    local key = reverse_key(codes)
     if key ~= open_bucket then
         write_open()
         open_bucket = key
@@ -190,7 +194,6 @@ local function issue(codes, item_id)
     end
     count_live(codes, 1)
     note('A', id)
-    return suffix, id
 end
 
 -- An ID enters the listings, or leaves them; what it names stays.
@@ -221,8 +224,8 @@ local function find_former(former, codes)
     return nil, nil, former
 end
 
--- Answers each request, and logs what changed.
-local function run(answer)
+-- Runs a body that makes the replies to the requests, and logs what changed.
+local function logged(body)
     local known, requests = {}, ARGV[9] or ''
     if requests ~= '' or (ARGV[7] or '') ~= '' then
         known = call('HMGET', meta, 'epoch', 'revision')
@@ -231,13 +234,7 @@ local function run(answer)
         end
     end
     local replies = { now, tonumber(known[2] or 0) }
-    local next_request, place, length = struct.unpack, 1, #requests
-    local number, bucket, item_id, request = 2, nil, nil, nil
-    while place <= length do
-        bucket, item_id, request, place = next_request(REQUEST, requests, place)
-        number = number + 1
-        replies[number] = answer(forward_buckets .. bucket, item_id, request) or false
-    end
+    body(requests, replies)
     write_open()
     if changed > 0 then
         local revision = call('HINCRBY', meta, 'revision', changed)
@@ -253,4 +250,16 @@ local function run(answer)
         call('HSET', meta, 'synced', now)
     end
     return replies
+end
+
+-- Answers each request.
+local function run(answer)
+    return logged(function(requests, replies)
+        local place, length, unpacked = 1, #requests, struct.unpack
+        local bucket, item_id, request
+        while place <= length do
+            bucket, item_id, request, place = unpacked(REQUEST, requests, place)
+            replies[#replies + 1] = answer(forward_buckets .. bucket, item_id, request) or false
+        end
+    end)
 end

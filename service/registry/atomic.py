@@ -24,7 +24,8 @@ def _script(name: str) -> Script:
     return Script(b"".join(Path(__file__).with_name(part).read_bytes() for part in ("lib.lua", "atomic.lua", name)))
 
 
-_CLAIM, _RESTORE = _script("record.lua"), _script("restore.lua")
+_CLAIM, _ISSUE, _RESTORE = map(_script, ("record.lua", "issue.lua", "restore.lua"))
+ITEMS_PER_RUN = 512  # how many new items of a bulk go into one call: it keeps the server for a few milliseconds
 _RECALL = Path(__file__).with_name("recall.lua").read_bytes()  # short enough to be sent each time
 
 
@@ -48,6 +49,7 @@ class AtomicRecord:
         self._facts = (*(b"%d" % number for number in numbers), facts.history.epoch)
         self._revised = revised
         self._queue = RequestQueue(partial(self._send, _CLAIM))
+        self._issuing = RequestQueue(self._issue)
         self._restoring = RequestQueue(partial(self._send, _RESTORE))
         self._recalling = RequestQueue(self._recall)
 
@@ -59,6 +61,27 @@ class AtomicRecord:
             RegistryOlder: The registry has lost what was acknowledged; nothing was done.
         """
         return await self._queue.submit(requests)
+
+    async def issue(self, item_ids: Sequence[bytes], contents: Sequence[bytes]) -> list[int]:
+        """The suffixes issued to those of these items that are new, see `issue.lua`, in order, durable.
+
+        One run follows the other, so that others are served in between, and so that items of equal codes get their
+        suffixes in order.
+
+        Args:
+            item_ids: Their keys; items of near codes should follow each other.
+            contents: The digest and the packed codes of each.
+
+        Raises:
+            RegistryUnavailable: Nothing is acknowledged, though some may be issued.
+            RegistryOlder: The registry has lost what was acknowledged; nothing was done.
+        """
+        suffixes: list[int] = []
+        for start in range(0, len(item_ids), ITEMS_PER_RUN):
+            run = slice(start, start + ITEMS_PER_RUN)
+            (issued,) = await self._issuing.submit([self._keys.new_items(item_ids[run], contents[run])])
+            suffixes += issued
+        return suffixes
 
     async def restore(self, requests: Sequence[Request]) -> list[Reply]:
         """The same of requests to put IDs back, see `restore.lua`.
@@ -92,25 +115,36 @@ class AtomicRecord:
     @property
     def idle(self) -> bool:
         """Whether no request waits or is on its way."""
-        return self._queue.idle and self._restoring.idle and self._recalling.idle
+        return all(queue.idle for queue in self._queues)
 
     async def drain(self) -> None:
         """Returns when no request waits or is on its way."""
-        await self._queue.drain()
-        await self._restoring.drain()
-        await self._recalling.drain()
+        for queue in self._queues:
+            await queue.drain()
+
+    @property
+    def _queues(self) -> tuple[RequestQueue[Any, Any], ...]:
+        return self._queue, self._issuing, self._restoring, self._recalling
 
     async def _send(self, script: Script, requests: Sequence[Request]) -> list[Reply]:
+        now, replies = await self._change(script, self._keys.requests(requests))
+        at = datetime.fromtimestamp(now, UTC)
+        return [Reply(reply, at) for reply in replies]
+
+    async def _issue(self, runs: Sequence[bytes]) -> list[list[int]]:
+        return [(await self._change(_ISSUE, run))[1] for run in runs]
+
+    async def _change(self, script: Script, requests: bytes) -> tuple[int, list[Any]]:
+        """The time by the server's clock, and its replies to these requests."""
         await self._history.begin()
-        arguments = [*self._facts, b"%d" % self._history.revision, self._keys.requests(requests)]
+        arguments = [*self._facts, b"%d" % self._history.revision, requests]
         reply = await self._primary.call(partial(self._evaluate, script, [self._keys.meta], arguments))
         if isinstance(reply, ResponseError):
             await self._history.refused(reply)
         now, revision, *replies = reply
         self._history.reached(revision)
         self._revised(revision)
-        at = datetime.fromtimestamp(now, UTC)
-        return [Reply(reply, at) for reply in replies]
+        return now, replies
 
     async def _recall(self, item_ids: Sequence[bytes]) -> list[tuple[bytes | None, bytes | None]]:
         keys = map(self._keys.forward, item_ids)

@@ -72,6 +72,15 @@ class RecordKeys:
             parts.append(b"%c%b%b%b%b%b" % lengths)
         return b"".join(parts)
 
+    def new_items(self, item_ids: Iterable[bytes], contents: Iterable[bytes]) -> bytes:
+        """Item ids, and of each its digest and packed codes, as `issue.lua` reads them."""
+        buckets = self.buckets
+        parts: list[bytes] = []
+        for item_id, content in zip(item_ids, contents, strict=True):
+            bucket = b"%d" % (crc32(item_id) % buckets)
+            parts.append(b"%c%b%b%b%b" % (len(bucket), bucket, len(item_id).to_bytes(2), item_id, content))
+        return b"".join(parts)
+
     def reverse_buckets(self) -> Iterator[bytes]:
         """All buckets in which Semantic IDs stand."""
         for code in self.first_codes():

@@ -52,18 +52,20 @@ local function reply_of(request, codes, suffix)
 end
 
 local function assign(forward, item_id, request)
-    local own = sub(request, CONTENT + 1, CONTENT + width)
-    local suffix, id = issue(own, item_id)
-    if suffix then
-        call('HSET', forward, item_id, '\0' .. time .. digest_of(request) .. id)
-        return suffix
-    end
-    for _, codes in ipairs(#request > CONTENT + width and candidates(request) or {}) do
-        suffix, id = issue(codes, item_id)
-        if suffix then
-            call('HSET', forward, item_id, '\0' .. time .. digest_of(request) .. id)
-            return reply_of(request, codes, suffix)
+    local codes = sub(request, CONTENT + 1, CONTENT + width)
+    local suffix, id = next_id(codes)
+    if not suffix and #request > CONTENT + width then
+        for _, other in ipairs(candidates(request)) do
+            codes, suffix, id = other, next_id(other)
+            if suffix then
+                break
+            end
         end
+    end
+    if suffix then
+        issue(codes, suffix, id, item_id)
+        call('HSET', forward, item_id, '\0' .. time .. digest_of(request) .. id)
+        return reply_of(request, codes, suffix)
     end
     return nil
 end
@@ -90,9 +92,13 @@ local function reassign(forward, item_id, value, was_live, request)
             set_live(codes .. suffix, item_id)
             reply = '\0' .. assigned_at .. digest_of(request) .. codes .. suffix
         else
-            suffix = issue(codes, item_id)
+            local id
+            suffix, id = next_id(codes)
             assigned_at = time
-            reply = suffix and reply_of(request, codes, suffix)
+            if suffix then
+                issue(codes, suffix, id, item_id)
+                reply = reply_of(request, codes, suffix)
+            end
         end
         if suffix then
             note('R', sub(value, 14) .. ',' .. codes .. suffix)

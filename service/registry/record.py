@@ -24,7 +24,7 @@ from service.registry.assignment import (
     read_holder,
     write_semantic_id,
 )
-from service.registry.assignment_columns import Held, read_held, write_claims
+from service.registry.assignment_columns import Held, read_held, write_contents
 from service.registry.atomic import AtomicRecord
 from service.registry.changes import ChangeLog
 from service.registry.cluster import Cluster, Server
@@ -98,14 +98,16 @@ class Record:
         return read_held([value for value, _ in await self._items.held(item_ids)], self.layout)
 
     async def claim_columns(
-        self,
-        item_ids: Sequence[bytes],
-        digests: NDArray[np.uint64],
-        codes: NDArray[np.int32],
-        *,
-        reassign: bool = False,
+        self, item_ids: Sequence[bytes], digests: NDArray[np.uint64], codes: NDArray[np.int32]
     ) -> NDArray[np.int64]:
-        """Gives each item that is new its ID, like `claim`.
+        """Gives each item that is new its ID, like `claim`: tens of thousands at once, while others are served.
+
+        Those of equal codes get their suffixes in order.
+
+        Args:
+            item_ids: B of them, each once.
+            digests: (B,).
+            codes: (B, L).
 
         Returns:
             The suffix (B,) of each ID that was issued now; -1 where the item had one already, or its codes have none
@@ -115,10 +117,12 @@ class Record:
             ValueError: Codes that the tokenizer does not have.
             RegistryUnavailable: As in `claim`.
         """
-        requests = write_claims(digests, codes, self.layout, reassign=reassign)
-        replies = await self._items.submit(list(map(Request, item_ids, requests))) if requests else []
-        issued = (reply.value if isinstance(reply.value, int) else -1 for reply in replies)
-        return np.fromiter(issued, np.int64, len(replies))
+        contents = write_contents(digests, codes, self.layout)
+        order = np.lexsort(codes.T[::-1])
+        places = order.tolist()
+        suffixes = np.empty(len(places), np.int64)
+        suffixes[order] = await self._items.issue([item_ids[i] for i in places], [contents[i] for i in places])
+        return suffixes
 
     async def retire(self, item_ids: Sequence[str]) -> list[Assignment | None]:
         """Takes these items out of every listing; their IDs stay theirs and are never issued again.

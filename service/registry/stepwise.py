@@ -45,6 +45,12 @@ class SteppedRecord:
         """As `AtomicRecord.submit`."""
         return await self._queue.submit(requests)
 
+    async def issue(self, item_ids: Sequence[bytes], contents: Sequence[bytes]) -> list[int]:
+        """As `AtomicRecord.issue`; what is known of the others is as after a claim."""
+        requests = [Request(item_id, b"K" + content) for item_id, content in zip(item_ids, contents, strict=True)]
+        replies = await self._queue.submit(requests) if requests else []
+        return [reply.value if isinstance(reply.value, int) else -1 for reply in replies]
+
     async def restore(self, requests: Sequence[Request]) -> list[Reply]:
         """As `AtomicRecord.restore`."""
         return await self._restoring.submit(requests)

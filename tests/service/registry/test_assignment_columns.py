@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.registry.assignment import Assignment, Claim, write_assignment
-from service.registry.assignment_columns import read_held, write_claims
+from service.registry.assignment_columns import read_held, write_contents
 from service.semantic_id import MAX_SUFFIX, CodeLayout, SemanticId
 
 TIME = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -46,19 +46,19 @@ def test_what_items_hold_is_read_as_one_by_one(data: st.DataObject, layout: Code
             assert columns.content_changed[i] == one.content_changed
 
 
-@given(data=st.data(), layout=st.sampled_from(LAYOUTS), reassign=st.booleans())
-def test_claims_are_written_as_one_by_one(data: st.DataObject, layout: CodeLayout, *, reassign: bool) -> None:
+@given(st.data(), st.sampled_from(LAYOUTS))
+def test_contents_are_written_as_one_by_one(data: st.DataObject, layout: CodeLayout) -> None:
     held = [one for one in data.draw(st.lists(assignments(layout), max_size=8)) if one]
     digests = np.frombuffer(b"".join(one.digest for one in held), np.uint64)
     codes = np.array([one.semantic_id.codes for one in held], np.int32).reshape(-1, len(layout.codebook_sizes))
 
-    requests = write_claims(digests, codes, layout, reassign=reassign)
+    contents = write_contents(digests, codes, layout)
 
-    claims = [Claim("item", one.semantic_id.codes, one.digest, reassign) for one in held]
-    assert requests == [claim.request(layout) for claim in claims]
+    claims = [Claim("item", one.semantic_id.codes, one.digest) for one in held]
+    assert [b"K" + content for content in contents] == [claim.request(layout) for claim in claims]
 
 
 @pytest.mark.parametrize("codes", [[[0, 16, 0]], [[-1, 0, 0]], [[0, 0]]])
 def test_codes_that_no_codebook_has_are_not_written(codes: list[list[int]]) -> None:
     with pytest.raises(ValueError, match="not codes of codebooks"):
-        write_claims(np.zeros(1, np.uint64), np.array(codes, np.int32), LAYOUTS[0], reassign=False)
+        write_contents(np.zeros(1, np.uint64), np.array(codes, np.int32), LAYOUTS[0])
