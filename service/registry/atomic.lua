@@ -72,10 +72,14 @@ end
 
 local live_counts = {} -- by the packed codes of all levels but the last: how much the count of live IDs changes
 
-local function count_live(codes, change)
-    local inner = sub(codes, 1, inner_width)
+local function count_live_under(inner, change)
     count = count + change
     live_counts[inner] = (live_counts[inner] or 0) + change
+end
+
+-- Of codes, or of an ID, which begins with its codes.
+local function count_live(codes, change)
+    count_live_under(sub(codes, 1, inner_width), change)
 end
 
 local function change_count(key, prefix, change)
@@ -137,9 +141,8 @@ local function write_live_counts()
 end
 
 local function note(kind, id)
-    changes[#changes + 1] = kind
-    changes[#changes + 1] = id
-    changes[#changes + 1] = ','
+    local place = 3 * changed
+    changes[place + 1], changes[place + 2], changes[place + 3] = kind, id, ','
     changed = changed + 1
 end
 
@@ -165,7 +168,7 @@ local function last_suffix(codes)
     return last
 end
 
--- The next suffix of these codes and the ID with it, or nil.
+-- The next suffix of these codes and the ID with it, or nil; not known as issued before `issue`.
 local function next_id(codes)
     local suffix = last_suffix(codes) + 1
     if suffix > max_suffix then
@@ -174,10 +177,8 @@ local function next_id(codes)
     return suffix, codes .. (suffix == 0 and '0' or suffix)
 end
 
--- The next ID of these codes goes live. Suffix 0 is a field of its own, so the first item of a group costs no counter.
-local function issue(codes, suffix, id, item_id)
-    last_suffixes[codes] = suffix
-    local key = reverse_key(codes)
+-- What stands for an ID enters its bucket. Suffix 0 is a field of its own, so the first item of a group costs no counter.
+local function enter_id(key, codes, suffix, id, item_id)
     if key ~= open_bucket then
         write_open()
         open_bucket = key
@@ -192,8 +193,15 @@ local function issue(codes, suffix, id, item_id)
         end
         open_fields[counted] = suffix
     end
-    count_live(codes, 1)
     note('A', id)
+end
+
+-- The next ID of these codes goes live.
+local function issue(codes, suffix, id, item_id)
+    last_suffixes[codes] = suffix
+    local inner = sub(codes, 1, inner_width)
+    enter_id(bucket_under(inner), codes, suffix, id, item_id)
+    count_live_under(inner, 1)
 end
 
 -- An ID enters the listings, or leaves them; what it names stays.

@@ -7,58 +7,80 @@
 -- Requests of the same codes but for the last should follow each other: what lies in their bucket is read together.
 
 local ITEM = '>Bc0Hc0c8c' .. width
-local PARTS = 4 -- of a request: bucket, item id, digest, codes
+local PARTS = 5 -- of an item: forward bucket, item id, digest, its place among the replies, codes
 
-local function read(requests)
-    local parts, number, place, length, unpacked = {}, 0, 1, #requests, struct.unpack
+-- The parts of the items that are new, one after the other; the others are answered.
+local function new_items(requests, replies)
+    local parts, number, reply, place, length, unpacked = {}, 0, 2, 1, #requests, struct.unpack
+    local bucket, item_id, digest, codes, forward
     while place <= length do
-        parts[number + 1], parts[number + 2], parts[number + 3], parts[number + 4], place = unpacked(ITEM, requests, place)
-        number = number + PARTS
+        bucket, item_id, digest, codes, place = unpacked(ITEM, requests, place)
+        forward, reply = forward_buckets .. bucket, reply + 1
+        if call('HEXISTS', forward, item_id) == 1 then
+            replies[reply] = -1
+        else
+            parts[number + 1], parts[number + 2], parts[number + 3] = forward, item_id, digest
+            parts[number + 4], parts[number + 5] = reply, codes
+            number = number + PARTS
+        end
     end
     return parts, number
 end
 
--- Reads the suffixes under the codes of all requests from this one on that lie in the same bucket by the same prefix;
--- returns the place of the next after them.
-local function look_ahead(parts, number, place, inner)
-    local fields, codes = {}, nil
-    while place <= number do
-        local next_codes = parts[place]
-        if next_codes ~= codes then
-            if sub(next_codes, 1, inner_width) ~= inner then
-                break
-            end
-            codes = next_codes
-            if not last_suffixes[codes] then
-                fields[#fields + 1] = codes
-                fields[#fields + 1] = codes .. '0'
-            end
+-- The highest suffixes, by codes, of the requests from a place on that have the same codes but for the last; and the place
+-- of the next after them.
+local function look_ahead(parts, number, place, inner, key)
+    local codes = parts[place]
+    place = place + PARTS
+    while parts[place] == codes do
+        place = place + PARTS
+    end
+    local lasts = {}
+    if place > number or sub(parts[place], 1, inner_width) ~= inner then
+        local known = call('HMGET', key, codes, codes .. '0')
+        lasts[codes] = tonumber(known[1]) or known[2] and 0 or -1
+        return lasts, place
+    end
+    local fields = { codes, codes .. '0' }
+    while place <= number and sub(parts[place], 1, inner_width) == inner do
+        if parts[place] ~= codes then
+            codes = parts[place]
+            fields[#fields + 1] = codes
+            fields[#fields + 1] = codes .. '0'
         end
         place = place + PARTS
     end
-    if #fields > 0 then
-        local known = call('HMGET', bucket_under(inner), unpack(fields))
-        for i = 1, #fields, 2 do
-            last_suffixes[fields[i]] = tonumber(known[i]) or known[i + 1] and 0 or -1
-        end
+    local known = call('HMGET', key, unpack(fields))
+    for i = 1, #fields, 2 do
+        lasts[fields[i]] = tonumber(known[i]) or known[i + 1] and 0 or -1
     end
-    return place
+    return lasts, place
 end
 
 return logged(function(requests, replies)
-    local parts, number = read(requests)
-    local head, looked = '\0' .. time, 0
-    for place = PARTS, number, PARTS do
-        local item_id, codes = parts[place - 2], parts[place]
-        if place >= looked then
-            looked = look_ahead(parts, number, place, sub(codes, 1, inner_width))
+    local parts, number = new_items(requests, replies)
+    local head, place = '\0' .. time, PARTS
+    while place <= number do
+        local inner = sub(parts[place], 1, inner_width)
+        local key, issued = bucket_under(inner), 0
+        local lasts, after = look_ahead(parts, number, place, inner, key)
+        for i = place, after - PARTS, PARTS do
+            local item_id, codes = parts[i - 3], parts[i]
+            local suffix = lasts[codes] + 1
+            local id = codes .. (suffix == 0 and '0' or suffix)
+            -- An item that stands twice was given its ID by now.
+            if suffix <= max_suffix and call('HSETNX', parts[i - 4], item_id, head .. parts[i - 2] .. id) == 1 then
+                lasts[codes] = suffix
+                issued = issued + 1
+                enter_id(key, codes, suffix, id, item_id)
+            else
+                suffix = -1
+            end
+            replies[parts[i - 1]] = suffix
         end
-        local suffix, id = next_id(codes)
-        if suffix and call('HSETNX', forward_buckets .. parts[place - 3], item_id, head .. parts[place - 1] .. id) == 1 then
-            issue(codes, suffix, id, item_id)
-        else
-            suffix = -1
+        if issued > 0 then
+            count_live_under(inner, issued)
         end
-        replies[place / PARTS + 2] = suffix
+        place = after
     end
 end)
