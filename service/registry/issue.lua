@@ -4,7 +4,8 @@
 -- whose lengths are known, with no length before them.
 -- ANSWER the suffix; -1 where the item has an assignment already, or its codes no suffix left: nothing is done then.
 --
--- Requests of the same codes but for the last should follow each other: what lies in their bucket is read together.
+-- Items of the same codes but for the last should follow each other, and those of the same codes among them: what lies in
+-- their bucket is read together, and written together.
 
 local ITEM = '>Bc0Hc0c8c' .. width
 local PARTS = 5 -- of an item: forward bucket, item id, digest, its place among the replies, codes
@@ -27,8 +28,8 @@ local function new_items(requests, replies)
     return parts, number
 end
 
--- The highest suffixes, by codes, of the requests from a place on that have the same codes but for the last; and the place
--- of the next after them.
+-- The highest suffixes, by codes, of the items from a place on that have the same codes but for the last; and the place of
+-- the next after them.
 local function look_ahead(parts, number, place, inner, key)
     local codes = parts[place]
     place = place + PARTS
@@ -61,6 +62,7 @@ return logged(function(requests, replies)
     local parts, number = new_items(requests, replies)
     local head, place = '\0' .. time, PARTS
     while place <= number do
+        write_open() -- what is read next may lie there
         local inner = sub(parts[place], 1, inner_width)
         local key, issued = bucket_under(inner), 0
         local lasts, after = look_ahead(parts, number, place, inner, key)

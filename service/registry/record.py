@@ -102,10 +102,10 @@ class Record:
     ) -> NDArray[np.int64]:
         """Gives each item that is new its ID, like `claim`: tens of thousands at once, while others are served.
 
-        Those of equal codes get their suffixes in order.
+        What is known already stays as it is. On a single primary, items of equal codes get their suffixes in order.
 
         Args:
-            item_ids: B of them, each once.
+            item_ids: B of them; the first of equal ones is new, by the order of their codes.
             digests: (B,).
             codes: (B, L).
 

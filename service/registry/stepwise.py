@@ -46,10 +46,15 @@ class SteppedRecord:
         return await self._queue.submit(requests)
 
     async def issue(self, item_ids: Sequence[bytes], contents: Sequence[bytes]) -> list[int]:
-        """As `AtomicRecord.issue`; what is known of the others is as after a claim."""
-        requests = [Request(item_id, b"K" + content) for item_id, content in zip(item_ids, contents, strict=True)]
-        replies = await self._queue.submit(requests) if requests else []
-        return [reply.value if isinstance(reply.value, int) else -1 for reply in replies]
+        """As `AtomicRecord.issue`, but that items of equal codes get their suffixes in any order."""
+        held = await self.held(item_ids)
+        new = [place for place, (value, _) in enumerate(held) if value is None]
+        replies = await self._queue.submit([Request(item_ids[place], b"K" + contents[place]) for place in new])
+        suffixes = [-1] * len(item_ids)
+        for place, reply in zip(new, replies, strict=True):
+            if isinstance(reply.value, int):
+                suffixes[place] = reply.value
+        return suffixes
 
     async def restore(self, requests: Sequence[Request]) -> list[Reply]:
         """As `AtomicRecord.restore`."""

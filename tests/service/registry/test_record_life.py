@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -97,6 +98,7 @@ class LifeAgainstAModel(RuleBasedStateMachine):
     """The record beside its model."""
 
     namespace = "default"
+    sorts = True  # whether changes of columns come by the order of their codes
 
     @initialize()
     def begin(self) -> None:
@@ -145,6 +147,25 @@ class LifeAgainstAModel(RuleBasedStateMachine):
                 assert isinstance(result, ClaimResult)
                 assert (result.assignment.semantic_id, result.created) == (semantic_id, created)
                 assert result.assignment.content_changed == self.model.content_changed[item_id]
+
+    async def send_columns(self, batch: list[tuple[str, Codes]]) -> list[int]:
+        codes = np.array([codes for _, codes in batch], np.int32)
+        digests = np.frombuffer(b"".join(bytes([*codes, *bytes(5)]) for _, codes in batch), np.uint64)
+        return (await self.record.claim_columns([item.encode() for item, _ in batch], digests, codes)).tolist()
+
+    @rule(batch=st.lists(st.tuples(ITEM_IDS, CODES), min_size=1, unique_by=lambda item: item[0]))
+    def claim_columns(self, batch: list[tuple[str, Codes]]) -> None:
+        new = [item_id not in self.model.held for item_id, _ in batch]
+
+        suffixes = self.runner.run(self.send_columns(batch))
+
+        # In the order of their codes; those that are known are left alone.
+        order = sorted(range(len(batch)), key=lambda place: batch[place][1]) if self.sorts else range(len(batch))
+        for place in order:
+            (item_id, codes), issued = batch[place], None
+            if new[place]:
+                issued, _ = self.model.claim(item_id, [codes], reassign=False)
+            assert suffixes[place] == (-1 if issued is None else issued.suffix)
 
     @rule(item_ids=st.lists(ITEM_IDS, max_size=4))
     def retire(self, item_ids: list[str]) -> None:
@@ -224,6 +245,7 @@ class LifeOnACluster(LifeAgainstAModel):
     """The same, one claim after the other: those of one call are done side by side."""
 
     cluster: ClassVar[ValkeyCluster]
+    sorts = False
 
     @initialize()
     def begin(self) -> None:
@@ -241,6 +263,12 @@ class LifeOnACluster(LifeAgainstAModel):
 
     async def send(self, claims: list[Claim]) -> list[Any]:
         return [result for one in claims for result in await self.record.claim([one])]
+
+    async def send_columns(self, batch: list[tuple[str, Codes]]) -> list[int]:
+        suffixes = []
+        for one in batch:
+            suffixes += await super().send_columns([one])
+        return suffixes
 
 
 def run(machine: type[LifeAgainstAModel], examples: int) -> None:

@@ -7,11 +7,13 @@ import contextlib
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from service.errors import RegistryRefused
 from service.registry import Assignment, Claim, Record, Registry
 from service.semantic_id import SemanticId
+from tests.agreement import agreed
 from tests.claims import CODES, FINGERPRINT, OTHER_CODES, SIZES, claim, claim_one, digest
 
 if TYPE_CHECKING:
@@ -95,6 +97,43 @@ async def test_concurrent_colliding_claims_leave_no_hole_and_no_double(
     assert all(held[answer.item_id] == answer.semantic_id for answer in answers)
     assert sorted(semantic_id.suffix for semantic_id in held.values()) == list(range(190))
     assert await records[0].group_sizes([CODES]) == [190]
+
+
+async def test_a_bulk_of_new_items_gets_what_claims_one_by_one_get(
+    shared_valkey: Valkey, connect: Connect, namespace: str
+) -> None:
+    registry = await connect(shared_valkey.url, buckets=7)
+    records = [await registry.record(f"{namespace}{turn}", FINGERPRINT, SIZES, max_suffix=12) for turn in range(2)]
+    draw = np.random.default_rng(0)
+    codes = np.minimum(draw.exponential((1, 2, 9), (1200, 3)), 255).astype(np.int32)
+    claims = [claim(f"item {number}", tuple(row), number) for number, row in enumerate(codes.tolist())]
+    digests = np.frombuffer(b"".join(one.digest for one in claims), np.uint64)
+    for record in records:
+        await record.claim([one._replace(codes=(0, 0, 0)) for one in claims[::7]])
+        await record.retire([claims[14].item_id])
+    before = await records[0].by_item_ids([one.item_id for one in claims])
+
+    suffixes = await records[0].claim_columns([one.item_id.encode() for one in claims], digests, codes)
+
+    results = await records[1].claim(claims)
+    issued = [result.assignment.semantic_id.suffix if getattr(result, "created", False) else -1 for result in results]
+    assert suffixes.tolist() == issued
+    assert sorted(set(suffixes.tolist())) == list(range(-1, 13))
+    after = await records[0].by_item_ids([one.item_id for one in claims])
+    assert [found for found, known in zip(after, before, strict=True) if known] == [found for found in before if found]
+    assert (await records[0].by_item_ids([claims[14].item_id]))[0].retired_at
+    await agreed(records[0])
+
+
+async def test_an_item_twice_in_a_bulk_is_assigned_once(record: Record) -> None:
+    codes = np.array([CODES, CODES, OTHER_CODES, OTHER_CODES], np.int32)
+
+    suffixes = await record.claim_columns([b"a", b"twin", b"b", b"twin"], np.zeros(4, np.uint64), codes)
+    again = await record.claim_columns([b"a", b"twin", b"b", b"twin"], np.zeros(4, np.uint64), codes)
+
+    assert suffixes.tolist() == [0, 1, 0, -1]
+    assert again.tolist() == [-1] * 4
+    assert (await agreed(record)).keys() == {"a", "twin", "b"}
 
 
 @pytest.mark.parametrize("item_id", ["a b", "nul\0nul", "\"'\\", "línea\n", "\U0001f9f4 香", "-1", "1e3", "x" * 256])
