@@ -75,14 +75,14 @@ def entries_of(answer: bytes) -> list[dict[str, Any]]:
     return _sound(orjson.loads(answer)["items"])
 
 
-def check(answer: bytes, media_type: str, items: int) -> None:
-    """Raise RuntimeError unless an answer of the service has a Semantic ID for each item."""
+def check(answer: bytes, media_type: str, items: int, column: str = "semantic_id") -> None:
+    """Raise RuntimeError unless an answer of the service has a Semantic ID, or something else, for each item."""
     if media_type == ARROW:
         table = pa.ipc.open_stream(answer).read_all()
-        found, faults = table.num_rows, table["semantic_id"].null_count
+        found, faults = table.num_rows, table[column].null_count
     else:
         entries = entries_of(answer) if media_type == JSON else _sound(map(orjson.loads, answer.splitlines()))
-        found, faults = len(entries), 0
+        found, faults = len(entries), sum(entry[column] is None for entry in entries)
     if found != items or faults:
         raise RuntimeError(f"{items} items were sent, {found} answered, {faults} of them with errors")
 

@@ -1,13 +1,16 @@
 """Embeddings through HTTP, beside the model alone and beside a FastAPI route that validates lists of numbers.
 
-    python -P benchmarks/embeddings.py [--items 8192]
+    python -P benchmarks/embeddings.py [--items 16384]
 
-The service answers each with a Semantic ID that is on disk. The model alone (encoder network and argmin, in batches of
-1,024 in this process) has neither HTTP nor a registry; the FastAPI route has neither model nor registry.
+The service answers each with a Semantic ID that is on disk; in a dry run with its codes, what its id holds and how many
+items have these codes: the two differ by what the writing of the record costs. The model alone (encoder network and
+argmin, in batches of 1,024 in this process, with as many threads as the service's) has neither HTTP nor a registry; the
+FastAPI route has neither model nor registry.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -24,8 +27,11 @@ from benchmarks.serving import Sender, fastapi_routes, service
 
 AS_BASE64, AS_LISTS = "semid, HTTP JSON base64", "semid, HTTP JSON lists"
 AS_LINES, AS_ARROW = "semid, HTTP NDJSON base64", "semid, HTTP Arrow"
+DRY_BASE64, DRY_ARROW = f"{AS_BASE64}, dry run", f"{AS_ARROW}, dry run"
 ALONE = "encoder and argmin alone, one process"
 FASTAPI = "FastAPI and pydantic, lists, no model"
+
+AGAIN = 4  # the model alone does all that often: it is done too soon to be timed
 
 
 def made_up(seed: int = 0) -> Embeddings:
@@ -43,6 +49,8 @@ def run(arguments: Namespace) -> Result:
         Sender(url) as ours,
         Sender(url, media_type=NDJSON) as lines,
         Sender(url, media_type=ARROW) as arrow,
+        Sender(f"{url}?assign=false") as dry,
+        Sender(f"{url}?assign=false", media_type=ARROW) as dry_arrow,
         Sender(f"{plain}/embeddings") as peer,
     ):
         few = count // 4  # lists are slow
@@ -50,15 +58,21 @@ def run(arguments: Namespace) -> Result:
         def lists() -> list[bytes]:
             return json_bodies(as_floats(new_prefix(), embeddings.take(few)), batch)
 
+        def base64() -> list[bytes]:
+            return json_bodies(as_base64(new_prefix(), embeddings.take(count)), batch)
+
+        def columns() -> bytes:
+            return arrow_body(new_prefix(), embeddings.take(count))
+
         def alone(_: int) -> float:
-            parts = torch.from_numpy(embeddings.take(count)).split(1024)
-            return rate(count, lambda: [model.encode(part) for part in parts])
+            parts = torch.from_numpy(embeddings.take(count)).split(1024) * AGAIN
+            return rate(count * AGAIN, lambda: [model.encode(part) for part in parts])
 
         paths: dict[str, Callable[[int], float]] = {
-            AS_ARROW: lambda _: arrow.checked_rate(count, arrow_body(new_prefix(), embeddings.take(count))),
-            AS_BASE64: lambda _: ours.checked_rate(
-                count, json_bodies(as_base64(new_prefix(), embeddings.take(count)), batch)
-            ),
+            AS_ARROW: lambda _: arrow.checked_rate(count, columns()),
+            DRY_ARROW: lambda _: dry_arrow.checked_rate(count, columns()),
+            AS_BASE64: lambda _: ours.checked_rate(count, base64()),
+            DRY_BASE64: lambda _: dry.checked_rate(count, base64()),
             AS_LINES: lambda _: lines.checked_rate(count, ndjson_body(as_base64(new_prefix(), embeddings.take(count)))),
             AS_LISTS: lambda _: ours.checked_rate(few, lists()),
             ALONE: alone,
@@ -82,10 +96,10 @@ def run(arguments: Namespace) -> Result:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
     parser = parser_of(__doc__, serves=True)
-    parser.add_argument("--items", type=int, default=8192, help="embeddings a round (default %(default)s)")
+    parser.add_argument("--items", type=int, default=16384, help="embeddings a round (default %(default)s)")
     parser.add_argument("--batch", type=int, default=512, help="items of one JSON request (default %(default)s)")
     arguments = parser.parse_args(argv)
-    limit_threads(arguments.threads)
+    limit_threads(arguments.threads or len(os.sched_getaffinity(0)))
     keep(run(arguments), arguments)
 
 
