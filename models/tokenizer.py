@@ -152,11 +152,7 @@ class Tokenizer:
             ValueError: The shape is wrong, or a number is not finite or too large to have a finite latent.
             CheckpointError: Float32 arithmetic is lowered for the whole process.
         """
-        self._check_shape(embeddings)
-        sizes = self.sizes(embeddings)
-        # A norm is finite only where all numbers are; those of the sizes are fewer to look at.
-        if not bool(sizes.isfinite().all()) and not bool(embeddings.isfinite().all()):
-            raise ValueError("an embedding has a number that is not finite")
+        sizes = self._checked_sizes(embeddings)
 
         def encode_fast(rows: Tensor) -> tuple[Encoding, Tensor]:
             some = embeddings if len(rows) == len(embeddings) else embeddings[rows]
@@ -228,7 +224,7 @@ class Tokenizer:
         """
         with full_precision(self.device):
             if isinstance(content, Tensor):
-                self._check_embeddings(content[None])
+                self._checked_sizes(content[None])
                 embedding = content[None].to("cpu", torch.float64)
             else:
                 embedding = self._require_text_encoder().embed_exactly(content)
@@ -315,10 +311,16 @@ class Tokenizer:
             raise ValueError("the canonical latent of an item is not finite; it has no codes")
         return encoding
 
-    def _check_shape(self, embeddings: Tensor) -> None:
+    def _checked_sizes(self, embeddings: Tensor) -> Tensor:
+        """The `sizes` of embeddings; raises ValueError where these are no finite (B, D)."""
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dimension:
             msg = f"embeddings have shape {tuple(embeddings.shape)}, expected (B, {self.dimension})"
             raise ValueError(msg)
+        sizes = self.sizes(embeddings)
+        # A norm is finite only where all numbers are, and there are fewer of them to look at.
+        if not bool(sizes.isfinite().all()) and not bool(embeddings.isfinite().all()):
+            raise ValueError("an embedding has a number that is not finite")
+        return sizes
 
     def _require_text_encoder(self) -> TextEncoder:
         if self._text_encoder is None:
