@@ -7,9 +7,10 @@ import gc
 import logging
 import signal
 import socket
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from service.listening import BACKLOG
 
@@ -21,6 +22,54 @@ if TYPE_CHECKING:
     from service.state import State
 
 
+class Gathering:
+    """A transport that sends what is written in one turn of the loop together; all else is the transport's own."""
+
+    MAX_BYTES = 64 * 1024  # beyond which it is sent at once, so that the transport can say that its caller is slow
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._parts: list[bytes] = []
+        self._bytes = 0
+
+    def __getattr__(self, name: str) -> Any:
+        """What is not said here."""
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send soon."""
+        if not self._parts:
+            self._loop.call_soon(self.flush)
+        self._parts.append(data)
+        self._bytes += len(data)
+        if self._bytes > self.MAX_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send now."""
+        if self._parts and not self._transport.is_closing():
+            self._transport.write(b"".join(self._parts))
+        self._parts, self._bytes = [], 0
+
+    def close(self) -> None:
+        """Send, and close."""
+        self.flush()
+        self._transport.close()
+
+
+class HttpProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """uvicorn's own, whichever is there, which writes the head of an answer and its body by themselves.
+
+    To send a short answer in two pieces costs the service and its caller a system call each more, and the caller a look
+    at an answer that is not whole.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        """Gather what is written."""
+        super().connection_made(Gathering(transport))
+
+
 class Server(uvicorn.Server):
     """A uvicorn server with our settings."""
 
@@ -30,6 +79,7 @@ class Server(uvicorn.Server):
             app,
             host=settings.host,
             port=settings.port,
+            http=HttpProtocol,
             backlog=BACKLOG,
             log_level=settings.log_level,
             access_log=False,

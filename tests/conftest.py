@@ -28,6 +28,7 @@ from models.text_encoder import TextEncoder, TextEncoderConfig
 from models.tokenizer import ErrorBounds, TokenizerParts
 from service.app import create_app
 from service.registry.embedded import EmbeddedValkey
+from service.server import HttpProtocol
 from service.settings import Settings
 from tests.families import train_families
 from tests.valkey import Valkey
@@ -136,7 +137,7 @@ class ServiceThread:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.app = create_app(settings)
-        config = uvicorn.Config(self.app, port=0, log_level="error", timeout_graceful_shutdown=5)
+        config = uvicorn.Config(self.app, port=0, http=HttpProtocol, log_level="error", timeout_graceful_shutdown=5)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, name="uvicorn", daemon=True)
         self._thread.start()

@@ -19,6 +19,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from models import Encoding
 from service.batching.capacity import Capacity
@@ -131,7 +132,7 @@ class Batcher:
         of_texts = (await self.encode_columns(texts, alternatives=alternatives)).rows() if texts else []
         if not embeddings:
             return of_texts
-        of_embeddings = (await self.encode_columns(np.stack(embeddings), alternatives=alternatives)).rows()
+        of_embeddings = (await self.encode_columns(_stacked(embeddings), alternatives=alternatives)).rows()
         if not texts:
             return of_embeddings
         each = {True: iter(of_texts), False: iter(of_embeddings)}
@@ -307,3 +308,8 @@ class Batcher:
         if isinstance(contents, np.ndarray):
             return self._encoder.encode(torch.from_numpy(contents), alternatives=kind.alternatives)
         return self._encoder.encode_texts(contents, alternatives=kind.alternatives)
+
+
+def _stacked(embeddings: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Rows as columns; a single one as it is, of which there are many requests."""
+    return embeddings[0][np.newaxis] if len(embeddings) == 1 else np.stack(embeddings)

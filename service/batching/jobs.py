@@ -202,7 +202,7 @@ class Job:
         else:
             nothing = np.zeros((self.rows, 0), np.int64), np.zeros(self.rows), np.zeros(self.rows)
             encoded = self.encoded or Encoded(*nothing, nothing[0])
-            self.future.set_result(replace(encoded, failures=self.failures))
+            self.future.set_result(replace(encoded, failures=self.failures) if self.failures else encoded)
 
 
 class Span(NamedTuple):
