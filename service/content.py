@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from models import TextTemplate
 from service.errors import InvalidContent, InvalidEmbedding, InvalidItem, InvalidItemId, InvalidText, ItemError
+from service.quoting import listed
 
 MAX_ITEM_ID_BYTES = 256
 DIGEST_BYTES = 8
@@ -77,7 +78,7 @@ class ItemReader:
             msg = f"an item is an object, this is {_kind_of(entry)}"
             raise InvalidItem(msg)
         if unknown := sorted(set(entry) - {"item_id", *KINDS}):
-            msg = f"unknown members: {', '.join(map(_shown, unknown))}"
+            msg = f"unknown members: {listed(unknown)}"
             raise InvalidItem(msg)
         item_id = read_item_id(entry.get("item_id"))
         given = [kind for kind in KINDS if entry.get(kind) is not None]
@@ -209,8 +210,3 @@ def _kind_of(value: object) -> str:
     """A JSON value's kind, for error texts."""
     names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list"}
     return names.get(type(value), "an object")
-
-
-def _shown(name: str) -> str:
-    """A caller's own word, short and printable."""
-    return ascii(name if len(name) <= 40 else name[:40] + "...")

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
+from service.quoting import bare
+
 NAMESPACE_PATTERN = r"^[A-Za-z0-9_.-]{1,64}$"
 Namespace = Annotated[
     str,
@@ -258,9 +260,4 @@ class Readiness(BaseModel):
 
 def describe(errors: Sequence[Any]) -> str:
     """Validation errors in one line: where, and what is wrong; printable and short, whatever the caller wrote."""
-    return "; ".join(f"{shown('.'.join(map(str, error['loc'])) or 'body')}: {error['msg']}" for error in errors[:5])
-
-
-def shown(place: str) -> str:
-    """A caller's own word, short and printable."""
-    return ascii(place if len(place) <= 100 else place[:100] + "...")[1:-1]
+    return "; ".join(f"{bare('.'.join(map(str, error['loc'])) or 'body')}: {error['msg']}" for error in errors[:5])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from service.errors import MalformedSemanticId
+from service.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +24,6 @@ MAX_SUFFIX = 2**31 - 1
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
 _TOKEN = re.compile(r"<([a-z])_([^<>]*)>")
 _LETTERS = string.ascii_lowercase  # of the levels, and of the suffix
-_SHOWN_CHARACTERS = 60  # of a caller's text in a message
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -61,12 +61,12 @@ class SemanticId:
         parts = _token_parts(text) if text.startswith("<") else text.split("-")
         if len(parts) != len(codebook_sizes) + 1:
             raise MalformedSemanticId(
-                f"{_shown(text)} has {len(parts)} parts; a Semantic ID of this tokenizer has "
+                f"{quoted(text)} has {len(parts)} parts; a Semantic ID of this tokenizer has "
                 f"{len(codebook_sizes) + 1}: {len(codebook_sizes)} codes and the collision suffix."
             )
         numbers = _numbers(parts, codebook_sizes, text)
         if numbers[-1] > MAX_SUFFIX:
-            raise MalformedSemanticId(f"{_shown(text)}: the suffix {numbers[-1]} is above {MAX_SUFFIX}.")
+            raise MalformedSemanticId(f"{quoted(text)}: the suffix {numbers[-1]} is above {MAX_SUFFIX}.")
         return cls(tuple(numbers[:-1]), numbers[-1])
 
 
@@ -85,7 +85,7 @@ def parse_prefix(text: str, codebook_sizes: Sequence[int]) -> tuple[int, ...]:
     parts = _token_parts(text) if text.startswith("<") else text.split("-")
     if len(parts) > len(codebook_sizes):
         raise MalformedSemanticId(
-            f"{_shown(text)} has {len(parts)} parts; a prefix of this tokenizer has at most "
+            f"{quoted(text)} has {len(parts)} parts; a prefix of this tokenizer has at most "
             f"{len(codebook_sizes)} codes."
         )
     return tuple(_numbers(parts, codebook_sizes, text))
@@ -167,11 +167,6 @@ def hash_prefix(packed: bytes) -> int:
     return number
 
 
-def _shown(text: str) -> str:
-    """A caller's text, safe to print (`ascii` escapes lone surrogates and control characters) and short."""
-    return ascii(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "...")
-
-
 def _token_parts(text: str) -> list[str]:
     """The numbers inside `<a_..><b_..>`, as written."""
     parts: list[str] = []
@@ -179,10 +174,10 @@ def _token_parts(text: str) -> list[str]:
     while position < len(text):
         token = _TOKEN.match(text, position)
         if token is None:
-            raise MalformedSemanticId(f"{_shown(text)} is not a sequence of tokens like <a_12><b_200>.")
+            raise MalformedSemanticId(f"{quoted(text)} is not a sequence of tokens like <a_12><b_200>.")
         if token[1] != _LETTERS[len(parts) : len(parts) + 1]:  # of more there is none
             raise MalformedSemanticId(
-                f"{_shown(text)}: token {len(parts) + 1} has the letter {token[1]!r}; "
+                f"{quoted(text)}: token {len(parts) + 1} has the letter {token[1]!r}; "
                 "the letters run a, b, c, ... in order."
             )
         parts.append(token[2])
@@ -195,14 +190,14 @@ def _numbers(parts: Sequence[str], codebook_sizes: Sequence[int], text: str) -> 
     numbers = [_number(part, text) for part in parts]
     for level, (code, size) in enumerate(zip(numbers, codebook_sizes, strict=False), start=1):
         if code >= size:
-            raise MalformedSemanticId(f"{_shown(text)}: code {code} of level {level} is above {size - 1}.")
+            raise MalformedSemanticId(f"{quoted(text)}: code {code} of level {level} is above {size - 1}.")
     return numbers
 
 
 def _number(part: str, text: str) -> int:
     if _NUMBER.fullmatch(part) is None:
         raise MalformedSemanticId(
-            f"{_shown(text)}: {_shown(part)} is not a number in canonical form "
+            f"{quoted(text)}: {quoted(part)} is not a number in canonical form "
             "(digits only, no sign, no leading zeros)."
         )
     return int(part)

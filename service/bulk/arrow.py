@@ -23,6 +23,7 @@ from service.bodies import Allowance
 from service.bulk.columns import AnswerColumns, EmbeddingColumn, ItemColumns, Places
 from service.content import MAX_ITEM_ID_BYTES, ItemReader, digest_of
 from service.errors import BodyTooLarge, BrokenStream, InvalidItemId, ItemError, MalformedRequest, SemidError
+from service.quoting import bare, listed
 
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 ROWS_PER_GROUP = 1024
@@ -233,7 +234,7 @@ def _check_schema(schema: pa.Schema, reader: ItemReader) -> None:
     """Raise MalformedRequest unless these are columns of items."""
     names = sorted(schema.names)
     if names not in (["item_id", "text"], ["embedding", "item_id"]):
-        msg = f"the columns are item_id, and text or embedding; these are {', '.join(map(ascii, schema.names[:10]))}"
+        msg = f"the columns are item_id, and text or embedding; these are {listed(schema.names)}"
         raise MalformedRequest(msg)
     for name in {"item_id", "text"} & set(names):
         kind = schema.field(name).type
@@ -251,11 +252,11 @@ def _check_schema(schema: pa.Schema, reader: ItemReader) -> None:
 
 
 def _named(kind: pa.DataType) -> str:
-    return ascii(str(kind))[1:-1][:100]
+    return bare(str(kind))
 
 
 def _first_line(error: Exception) -> str:
-    return ascii(str(error).partition("\n")[0])[1:-1][:200]
+    return bare(str(error).partition("\n")[0])
 
 
 # Record batches -> columns -> record batches -------------------------------------------------------------------------

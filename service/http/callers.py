@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from service.bodies import header_of
 from service.errors import UnsupportedMediaType
+from service.quoting import quoted
 
 T = TypeVar("T")
 
@@ -24,7 +25,7 @@ def require_json(request: Request) -> None:
     """Raise UnsupportedMediaType unless the body says that it is JSON, or says nothing."""
     media_type = media_type_of(request)
     if media_type != "application/json" and not media_type.endswith("+json"):
-        msg = f"the body is {media_type!r}; send application/json"
+        msg = f"the body is {quoted(media_type)}; send application/json"
         raise UnsupportedMediaType(msg)
 
 

@@ -20,7 +20,8 @@ from service.bulk.terms import StreamTerms
 from service.content import MAX_ITEM_ID_BYTES
 from service.errors import PROBLEM_JSON, MalformedRequest, UnsupportedMediaType
 from service.http.callers import require_json, unless_disconnected
-from service.schemas import ITEM_SCHEMA, Namespace, TokenizerName, describe, shown
+from service.quoting import listed, quoted
+from service.schemas import ITEM_SCHEMA, Namespace, TokenizerName, describe
 
 R = TypeVar("R", bound=BaseModel)
 G = TypeVar("G")
@@ -113,9 +114,9 @@ def require_options(request: Request, known: Iterable[str]) -> None:
     """
     given = Counter(name for name, _ in request.query_params.multi_items())
     known = list(known)
-    if unknown := [shown(name) for name in given if name not in known]:
+    if unknown := [name for name in given if name not in known]:
         there_are = f"there are {', '.join(known)}" if known else "there are none"
-        msg = f"no such option in the query: {', '.join(unknown[:5])}; {there_are}"
+        msg = f"no such option in the query: {listed(unknown)}; {there_are}"
         raise MalformedRequest(msg)
     if repeated := [name for name, times in given.items() if times > 1]:
         msg = f"given more than once in the query: {', '.join(repeated)}"
@@ -211,7 +212,7 @@ def streamed(
         UnsupportedMediaType: The body is compressed.
     """
     if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
-        msg = f"the body is compressed ({encoding!r}); send it as it is"
+        msg = f"the body is compressed ({quoted(encoding)}); send it as it is"
         raise UnsupportedMediaType(msg)
     headers = {f"semid-{name}": value for name, value in origin.items()}
     return StreamedAnswer(bulk, gate.allowance(), headers, terms)

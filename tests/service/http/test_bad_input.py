@@ -494,7 +494,7 @@ def test_a_misspelt_option_is_told_and_never_means_another_namespace(
 
     assert_problem(refused, 422, "malformed_request")
     there_are = f"there are {known}" if known else "there are none"
-    assert refused.json()["detail"] == f"no such option in the query: namspace; {there_are}"
+    assert refused.json()["detail"] == f"no such option in the query: 'namspace'; {there_are}"
     assert "never" not in service.assigned()
 
 
