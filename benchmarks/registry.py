@@ -4,8 +4,8 @@
 
 Item ids of 12 bytes, 4 codebooks of 256. The codes are drawn evenly, the worst case for memory: nearly every item is
 alone under its prefix. A claim reads what the item and its codes hold, writes both and a change, and is synced to disk
-when it is acknowledged; redis-benchmark sets one key of the same size in pipelines as long. The plain layout is two
-string keys an item, and a counter for each group.
+when it is acknowledged. Bulks are of 8,192 items, claimed or looked up as columns. redis-benchmark sets one key of the
+same size in pipelines as long as a call. The plain layout is two string keys an item, and a counter for each group.
 """
 
 from __future__ import annotations
@@ -18,22 +18,25 @@ import subprocess
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+import numpy as np
 from redis import Redis
 
 sys.path.append(str(Path(__file__).parents[1]))
 from benchmarks.harness import Comparison, Result, keep, parser_of, rate, rounds_of
-from service.registry import Claim, Registry
+from service.registry import Claim, Record, Registry
 from service.registry.embedded import EmbeddedValkey
 from tests.valkey_cluster import ValkeyCluster  # the cluster that the tests start
 
 SIZES = (256, 256, 256, 256)
 CALLERS = 2
 COMPACT = {"hash_max_listpack_entries": "512", "hash_max_listpack_value": "320"}  # as the embedded server has it
+ITEMS_PER_BULK = 8192
 NEW, KNOWN, PLAIN, SET = "new claims", "known claims", "plain layout, not idempotent", "redis-benchmark, SET"
+BULK, RECALL = "new claims of bulks, as columns", "look-ups of bulks"
 
 
 def claims_of(items: int) -> list[Claim]:
@@ -56,6 +59,37 @@ async def claim_all(url: str, claims: Sequence[Claim], per_call: int) -> None:
 
     await asyncio.gather(*[caller() for _ in range(CALLERS)])
     await registry.close()
+
+
+class Columns:
+    """The same items as columns, in bulks, a few callers at once."""
+
+    def __init__(self, claims: Sequence[Claim]) -> None:
+        """Of these claims."""
+        self._item_ids = [claim.item_id.encode() for claim in claims]
+        self._digests = np.frombuffer(b"".join(claim.digest for claim in claims), np.uint64)
+        self._codes = np.array([claim.codes for claim in claims], np.int32)
+
+    async def claim(self, record: Record, bulk: slice) -> None:
+        """Claim one bulk."""
+        await record.claim_columns(self._item_ids[bulk], self._digests[bulk], self._codes[bulk])
+
+    async def recall(self, record: Record, bulk: slice) -> None:
+        """Look one bulk up."""
+        await record.held(self._item_ids[bulk])
+
+    async def all(self, url: str, act: Callable[[Record, slice], Awaitable[None]]) -> None:
+        """Do this with all bulks."""
+        registry = await Registry.connect(url)
+        record = await registry.record("default", "0123456789abcdef", SIZES)
+        bulks = iter([slice(at, at + ITEMS_PER_BULK) for at in range(0, len(self._item_ids), ITEMS_PER_BULK)])
+
+        async def caller() -> None:
+            for bulk in bulks:
+                await act(record, bulk)
+
+        await asyncio.gather(*[caller() for _ in range(CALLERS)])
+        await registry.close()
 
 
 def plainly(client: Redis, claims: Sequence[Claim], per_call: int) -> None:
@@ -121,6 +155,7 @@ class Measurement:
     def __init__(self, servers: Callable[[], AbstractContextManager[Servers]], arguments: Namespace) -> None:
         self._servers = servers
         self._claims = claims_of(arguments.items)
+        self._columns = Columns(self._claims)
         self._per_call = arguments.per_call
         self.bytes_an_item: dict[str, list[float]] = {NEW: [], PLAIN: []}
 
@@ -134,6 +169,17 @@ class Measurement:
         with self._servers() as (url, _clients):
             self._claim(url)
             return rate(len(self._claims), lambda: self._claim(url))
+
+    def bulk(self, _: int) -> float:
+        """Claims a second of new items that come in bulks."""
+        with self._servers() as (url, _clients):
+            return rate(len(self._claims), lambda: asyncio.run(self._columns.all(url, self._columns.claim)))
+
+    def recall(self, _: int) -> float:
+        """Look-ups a second of items that come in bulks and have their assignment."""
+        with self._servers() as (url, _clients):
+            self._claim(url)
+            return rate(len(self._claims), lambda: asyncio.run(self._columns.all(url, self._columns.recall)))
 
     def plain(self, _: int) -> float:
         """Items a second of the plain layout."""
@@ -165,7 +211,7 @@ def run(arguments: Namespace) -> Result:
         result.comparisons.append(Comparison("Claims on a cluster", "items/s", [NEW, KNOWN], NEW, figures))
         return result
     found = Measurement(single, arguments)
-    paths = {NEW: found.new, KNOWN: found.known, PLAIN: found.plain}
+    paths = {NEW: found.new, KNOWN: found.known, BULK: found.bulk, RECALL: found.recall, PLAIN: found.plain}
     if shutil.which("redis-benchmark"):
         paths[SET] = found.sets
     else:
@@ -174,7 +220,7 @@ def run(arguments: Namespace) -> Result:
     against = SET if SET in paths else PLAIN
     title = f"Claims, {arguments.per_call} a call"
     result.comparisons += [
-        Comparison(title, "items/s", [NEW, KNOWN], against, figures),
+        Comparison(title, "items/s", [NEW, KNOWN, BULK, RECALL], against, figures),
         Comparison("Memory of the server", "bytes an item", [NEW], PLAIN, found.bytes_an_item),
     ]
     return result

@@ -25,7 +25,7 @@ def _script(name: str) -> Script:
 
 
 _CLAIM, _ISSUE, _RESTORE = map(_script, ("record.lua", "issue.lua", "restore.lua"))
-ITEMS_PER_RUN = 512  # how many new items of a bulk go into one call: it keeps the server for a few milliseconds
+ITEMS_PER_RUN = 256  # how many new items of a bulk go into one call: it keeps the server for a few milliseconds
 _RECALL = Path(__file__).with_name("recall.lua").read_bytes()  # short enough to be sent each time
 
 
