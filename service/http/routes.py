@@ -74,7 +74,7 @@ async def tokenize(request: Request) -> Response:
         levels = len(named.manifest.codebook_sizes)
         bulk = ArrowStream(use_case, named.reader, levels, origin, max_batch_bytes=state.gate.max_body_bytes)
         return streamed(request, state.gate, state.terms, bulk, origin)
-    tokenize = state.tokenization.tokenize
+    tokenize = state.entries.tokenize
     beside_query = (lambda body: tokenize(body.beside(options))) if request.scope["query_string"] else tokenize
     return await answered(request, state.gate, TokenizeRequest, beside_query)
 

@@ -38,6 +38,8 @@ def test_a_large_request_is_answered_as_a_small_one(
     life: list[Any],
     kind: str,
 ) -> None:
+    read: list[int] = []
+    spied = lambda entries, reader: read.append(len(entries)) or read_entries(entries, reader)  # noqa: E731
     for options, items in life:
         if items == [("gone", 0)]:
             for each in (f"{namespace}-few", f"{namespace}-many"):
@@ -56,9 +58,11 @@ def test_a_large_request_is_answered_as_a_small_one(
 
         with monkeypatch.context() as patched:
             patched.setattr(module, "FEW", 1)
+            patched.setattr(module, "read_entries", spied)
             many = service.tokenize(*entries, namespace=f"{namespace}-many", **options)
 
         assert rounded(many) == rounded(few)
+        assert read.pop() == len(entries)
 
 
 def test_every_entry_is_read_or_refused_as_it_is_alone(reader: ItemReader, make_embedding: MakeEmbedding) -> None:
