@@ -6,7 +6,7 @@ import { byId, chain, copy, count, el, items, letter, percent, problem, svg, whe
 const RINGS = 3;
 const INNER = 74;
 const RING = 58;
-const OPENED = 24; // of each ring, the largest are opened without being asked for
+const OPENED = [0, 48, 72]; // of each ring, the largest are opened without being asked for
 const AT_ONCE = 6;
 const NARROWEST = 0.0006; // of a turn: what is narrower is in the list alone
 const PAGE = 12;
@@ -53,7 +53,7 @@ async function from(text) {
     overview(root);
     let ring = [...root.children];
     for (let depth = 1; depth < RINGS && codesOf(text).length + depth < levelsOf(); depth += 1) {
-      const largest = ring.filter((child) => child.count > 1).sort((one, other) => other.count - one.count).slice(0, OPENED);
+      const largest = ring.filter((child) => child.count > 1).sort((one, other) => other.count - one.count).slice(0, OPENED[depth]);
       await each(largest, async (child) => {
         if (now === generation) await listing(child.prefix);
         if (now === generation) soon();
@@ -124,6 +124,7 @@ function draw() {
   arcs = laidOut();
   const stop = held ?? chosen ?? arcs[0]?.prefix;
   const edge = INNER + RINGS * RING + 6;
+  const rings = Array.from({ length: Math.min(RINGS, levelsOf() - codesOf(focus).length) }, (_, depth) => depth);
   const paths = arcs.map((arc) =>
     svg("path", {
       d: sector(arc), class: arc.prefix === chosen ? "arc chosen" : "arc", "data-prefix": arc.prefix, "data-depth": arc.depth,
@@ -135,6 +136,8 @@ function draw() {
   const labels = arcs.filter((arc) => arc.end - arc.begin > 0.014 * (1 + (arc.depth === 0))).map(label);
   place.replaceChildren(
     svg("svg", { viewBox: `${-edge} ${-edge} ${2 * edge} ${2 * edge}`, class: "sunburst" },
+      svg("g", { "aria-hidden": "true" }, rings.map((depth) =>
+        svg("circle", { class: "ground", r: INNER + depth * RING + RING / 2 - 1, "stroke-width": RING - 2 }))),
       svg("g", { role: "tree", "aria-label": `Sunburst of ${items(root.count)}`, onclick: clicked, onkeydown: pressed }, paths),
       svg("g", { class: "labels", "aria-hidden": "true" }, labels,
         svg("text", { class: "centre", y: -2 }, count(root.count)),
@@ -157,11 +160,11 @@ function sector({ begin, end, depth }) {
   return `M${point(begin, inside)}L${point(begin, outside)}A${outside} ${outside} 0 ${large} 1 ${point(last, outside)}L${point(last, inside)}A${inside} ${inside} 0 ${large} 0 ${point(begin, inside)}Z`;
 }
 
-function label({ begin, end, depth, code }) {
+function label({ begin, end, depth, code, prefix: text }) {
   const middle = (begin + end) / 2;
   const turned = 360 * middle - 90 + (middle > 0.5 ? 180 : 0);
   const [x, y] = point(middle, INNER + depth * RING + RING / 2 - 1).split(" ");
-  return svg("text", { transform: `translate(${x} ${y}) rotate(${turned.toFixed(1)})` }, String(code));
+  return svg("text", { class: text === chosen ? "chosen" : null, transform: `translate(${x} ${y}) rotate(${turned.toFixed(1)})` }, String(code));
 }
 
 function clicked(event) {
@@ -221,8 +224,9 @@ async function choose(text) {
         inner && el("button", { type: "button", class: "quiet small", onclick: () => from(text) }, "Look from here"),
         el("button", { type: "button", class: "quiet small", onclick: () => copy(text, `the prefix ${text}`) }, "Copy prefix")),
       list,
-      more(text, list, page.next_cursor),
-      el("p", {}, el("button", { type: "button", class: "quiet small", onclick: () => back() }, "Back to the largest")),
+      el("p", { class: "row tight" },
+        more(text, list, page.next_cursor),
+        el("button", { type: "button", class: "quiet small", onclick: () => back() }, "Back to the largest")),
     );
   } catch (error) {
     if (now === generation) place.replaceChildren(problem(error));

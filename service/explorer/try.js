@@ -127,7 +127,7 @@ function novelty(answer) {
   const { quantization_error: training, share_below: below } = answer.training;
   const more = below >= 0.99 ? "more than 99%" : below <= 0.01 ? "less than 1%" : percent(below);
   const verdict =
-    below >= 0.99 ? "It is unlike what the tokenizer was trained on; its codes say little of it."
+    below >= 0.99 ? "It is unlike most of what the tokenizer was trained on, so its codes describe it less well."
     : below >= 0.95 ? "It is further from what the tokenizer was trained on than most."
     : "It is like what the tokenizer was trained on.";
   return [
