@@ -233,7 +233,12 @@ def service(start_service: Callable[..., ServiceThread]) -> Iterator[ServiceThre
     """A running service with its own embedded registry and small limits, shared by all tests."""
     directory = Path(tempfile.mkdtemp(prefix="semid-"))
     running = start_service(
-        data_dir=directory, max_items=64, max_lookups=64, max_body_bytes=512 * 1024, max_text_bytes=4096
+        data_dir=directory,
+        max_items=64,
+        max_lookups=64,
+        max_body_bytes=512 * 1024,
+        max_text_bytes=4096,
+        registry_timeout_ms=20_000,  # the machine may be busy with other things
     )
     yield running
     running.stop()
