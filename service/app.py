@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -14,11 +14,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models import CheckpointError, Manifest, read_manifest
+from service.access.door import Door, scope_of
+from service.access.keys import Keys
 from service.bodies import BodyGate
 from service.bulk.columns import ColumnTokenization
 from service.bulk.entries import EntryTokenization
@@ -49,6 +52,11 @@ from service.tokenization import Limits, Tokenization
 from service.tokenizers import LoadedTokenizer, Tokenizers, TokenizerSet, require_distinct
 
 CLIENT_CLOSED_REQUEST = 499
+CORS: Mapping[str, Any] = {
+    "allow_methods": ["GET", "POST", "DELETE"],
+    "allow_headers": ["authorization", "content-type", "if-none-match"],
+    "expose_headers": ["etag", "retry-after"],
+}
 ROUTERS = (router, decoding_router, explaining_router, stats_router, pages_router)
 
 
@@ -86,7 +94,11 @@ def create_app(settings: Settings | None = None, metrics: Metrics | None = None)
     for error, handler in answered.items():
         app.add_exception_handler(error, handler)
     app.add_middleware(DirectRoutes, routes=[route for part in ROUTERS for route in part.routes], handlers=answered)
-    app.add_middleware(RequestMetrics, metrics=metrics)  # around the other
+    if settings.keys_file is not None:
+        app.add_middleware(Door, keys=lambda: app.state.semid.keys, answer=_service_error)
+    if settings.cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **CORS)
+    app.add_middleware(RequestMetrics, metrics=metrics)  # around the others
     return app
 
 
@@ -110,6 +122,7 @@ async def open_records(settings: Settings, stack: AsyncExitStack) -> tuple[list[
 
 async def compose(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> State:
     """Make the parts and put them together; what is started is stopped by the stack, in reverse."""
+    keys = None if settings.keys_file is None else Keys(settings.keys_file)
     manifests, registry, records = await open_records(settings, stack)
     loader = Loader(settings, metrics)
     loaded: list[LoadedTokenizer] = []
@@ -141,6 +154,7 @@ async def compose(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -
         ),
         terms=StreamTerms(settings.stream_timeout_s),
         metrics=metrics,
+        keys=keys,
     )
 
 
@@ -161,6 +175,12 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        for path, operations in document["paths"].items():
+            for method, operation in operations.items():
+                if (needed := scope_of(method.upper(), path)) is not None:
+                    operation["security"] = [{}, {"key": []}]  # none is asked for where the service has no keys
+                    operation["x-semid-scope"] = needed
         app.openapi_schema = document
     return app.openapi_schema
 

@@ -81,6 +81,28 @@ class BodyTimeout(ServiceError):
     status, slug, title = 408, "body_timeout", "The body did not arrive in time"
 
 
+class Unauthorized(ServiceError):
+    """The request brings no key, or none that is known."""
+
+    status, slug, title = 401, "unauthorized", "A key is needed"
+
+    def headers(self) -> dict[str, str]:
+        """How to bring one."""
+        return {"WWW-Authenticate": 'Bearer realm="semid"'}
+
+
+class Forbidden(ServiceError):
+    """The request's key is for less than this."""
+
+    status, slug, title = 403, "forbidden", "The key is not for this"
+
+
+class KeysUnreadable(ServiceError):
+    """The file of keys is not there or is broken; at start-up this ends the service."""
+
+    status, slug, title = 503, "keys_unreadable", "The keys cannot be read"
+
+
 class UnsupportedMediaType(ServiceError):
     """The body's content type is not one the route reads."""
 

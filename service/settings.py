@@ -87,6 +87,16 @@ class Settings(BaseSettings):
     inflight_bytes: int = Field(
         default=256 * 2**20, ge=1, description="Bytes of request bodies and their values held, beyond which 429."
     )
+    keys_file: Path | None = Field(
+        default=None,
+        description="File of the keys that callers need, made by `semid keys add`; unset: everyone who reaches the "
+        "port may do everything.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Origins whose pages may call the service from a browser, such as `https://shop.example`; comma "
+        "separated. None of them where unset.",
+    )
     max_body_bytes: int = Field(default=32 * 2**20, ge=1, description="Bytes of one request body.")
     body_timeout_s: float = Field(default=60.0, gt=0, description="Seconds in which a body has to arrive.")
     stream_timeout_s: float = Field(
@@ -118,10 +128,10 @@ class Settings(BaseSettings):
     drain_s: int = Field(default=30, ge=0, description="How long a shutdown waits for requests under way.")
     log_level: str = Field(default="info", pattern="^(critical|error|warning|info|debug)$", description="Log level.")
 
-    @field_validator("further_checkpoints", mode="before")
+    @field_validator("further_checkpoints", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        """Directories of a comma-separated list."""
+        """The parts of a comma-separated list."""
         if not isinstance(value, str):
             return value
         return tuple(part.strip() for part in value.split(",") if part.strip())

@@ -11,6 +11,7 @@ from service.errors import EncoderStopped
 if TYPE_CHECKING:
     from starlette.requests import HTTPConnection
 
+    from service.access.keys import Keys
     from service.bodies import BodyGate
     from service.bulk.columns import ColumnTokenization
     from service.bulk.entries import EntryTokenization
@@ -41,6 +42,7 @@ class State:
     gate: BodyGate
     terms: StreamTerms
     metrics: Metrics
+    keys: Keys | None
 
     @classmethod
     def of(cls, connection: HTTPConnection) -> State:
