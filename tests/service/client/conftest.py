@@ -87,6 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        self.body = body
         self.server.next_answer(self, body)(self)
 
     do_GET = do_DELETE = do_POST  # noqa: N815
