@@ -7,7 +7,7 @@ BUILD  := pyproject.toml setup.py $(wildcard models/native/*.[ch])  # what an in
 
 BENCHES := texts known embeddings one_embedding fairness argmin registry flips
 
-.PHONY: serve test check bench churn chaos clean
+.PHONY: serve test check bench churn chaos ordeal clean
 
 serve: $(VENV)/.serve         ## install and start the service on 127.0.0.1:8000
 	@exec $(BIN)/semid serve
@@ -32,6 +32,9 @@ churn: $(VENV)/.test          ## follow an hour of churn (SID_CHURN_S): the trie
 
 chaos: $(VENV)/.test          ## break everything for 5 minutes, then check every promise (ARGS='--seconds 60 --seed 7')
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+ordeal: $(VENV)/.test         ## 100,000 items through the clients while the service is killed, restarted, overloaded, cut off
+	SID_ORDEAL_ITEMS=$${SID_ORDEAL_ITEMS:-100000} $(BIN)/python -m pytest tests/end_to_end/test_ordeal.py $(ARGS)
 
 clean:                        ## remove the environment; the data directory stays
 	rm -rf $(VENV) $(PEERS) .bench-infinity
