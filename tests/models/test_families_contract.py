@@ -73,6 +73,21 @@ def codewords(quantizer: Quantizer, level: int) -> Tensor:
 # Codes
 
 
+def test_an_explanation_is_what_the_canonical_path_makes_of_a_row(
+    tokenizer: Tokenizer, quantizer: Quantizer, rows: Tensor, latents: Tensor
+) -> None:
+    quantization = quantizer.quantize(latents[:8], exact=True)
+    encoding = tokenizer.encode(rows[:8])
+
+    explained = [tokenizer.explain(row) for row in rows[:8]]
+
+    assert torch.equal(torch.stack([one.codes for one in explained]), encoding.codes)
+    torch.testing.assert_close(torch.stack([one.margins for one in explained]), quantization.margins)
+    torch.testing.assert_close(
+        torch.stack([one.residual_norms for one in explained]), quantization.residuals.norm(dim=2)
+    )
+
+
 def test_codes_have_a_shape_a_type_and_a_range(tokenizer: Tokenizer, rows: Tensor) -> None:
     encoding = tokenizer.encode(rows)
     assert encoding.codes.shape == (3_000, LEVELS)

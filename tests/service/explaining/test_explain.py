@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import torch
 
 from models import Tokenizer, read_manifest
 from models.checkpoint import load_parts
+from service.errors import EncodingFailed, Overloaded
+from service.explaining.explainer import WAITING, Explainer
+from service.explaining.explainer import Path as Codepath
 
 MakeEmbedding = Callable[[int], list[float]]
 TYPE = "urn:semid:problem:"
@@ -123,3 +127,18 @@ def test_a_namespace_that_is_looked_into_is_not_made(service: Any, namespace: st
     assert [level["count"] for level in answer["levels"]] == [0, 0, 0]
     assert answer["nearest"] == []
     assert answer["semantic_id"] == "-".join(map(str, [*answer["codes"], 0]))
+
+
+async def test_whoever_comes_when_many_wait_is_told_to_come_again(tokenizer: Tokenizer) -> None:
+    explainer = Explainer(tokenizer)
+
+    answers = await asyncio.gather(*(explainer.explain("lamp") for _ in range(WAITING + 3)), return_exceptions=True)
+    again = await explainer.explain("lamp")
+
+    assert [type(answer) for answer in answers] == [Codepath] * WAITING + [Overloaded] * 3
+    assert again == answers[0]
+
+
+async def test_what_the_model_fails_on_is_the_items_own_fault(tokenizer: Tokenizer) -> None:
+    with pytest.raises(EncodingFailed):
+        await Explainer(tokenizer).explain(torch.ones(3).numpy())

@@ -10,6 +10,7 @@ import torch
 
 from models import Trie
 from models.evaluation.measures import collisions, usage
+from service.stats import queries
 from service.stats.usage import use_of
 
 MakeEmbedding = Callable[[int], list[float]]
@@ -60,6 +61,33 @@ def test_the_statistics_follow_what_is_live(service: Any, namespace: str, make_e
     assert of(service, namespace)["levels"][0]["counts"] is None
 
 
+def test_a_record_that_has_not_changed_is_not_counted_again(
+    service: Any, namespace: str, make_embedding: MakeEmbedding
+) -> None:
+    service.tokenize({"item_id": "a", "embedding": make_embedding(1)}, namespace=namespace)
+    service.until(lambda: of(service, namespace)["items"] == 1, "the item is counted")
+
+    told = {of(service, namespace)["counted_at"] for _ in range(5)}
+
+    assert len(told) == 1
+
+
+def test_counting_has_a_twentieth_of_the_time(
+    service: Any, namespace: str, make_embedding: MakeEmbedding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.tokenize({"item_id": "a", "embedding": make_embedding(1)}, namespace=namespace)
+    first = of(service, namespace)
+    monkeypatch.setattr(queries, "PAUSES", 1e6)
+
+    service.tokenize({"item_id": "b", "embedding": make_embedding(2)}, namespace=namespace)
+    soon = of(service, namespace)
+    monkeypatch.setattr(queries, "PAUSES", 0)
+    later = of(service, namespace)
+
+    assert (soon["counted_at"], soon["items"]) == (first["counted_at"], 1)
+    assert (later["items"], later["revision"]) == (2, 2)
+
+
 def test_an_empty_record_has_figures_too(service: Any, namespace: str) -> None:
     stats = of(service, namespace)
 
@@ -75,7 +103,8 @@ def test_the_figures_of_the_training_stand_beside_those_of_the_live_items(
     try:
         (manifest,) = service.http.get("/tokenizers").json()["tokenizers"]
         width = manifest["widths"][0]
-        service.tokenize(*({"item_id": f"{i}", "embedding": make_embedding(i)[:width]} for i in range(120)))
+        items = [{"item_id": f"{i}", "embedding": make_embedding(i)[:width]} for i in range(120)]
+        service.tokenize(*items, assign=False)
 
         stats = of(service, "default")
     finally:
