@@ -262,7 +262,7 @@ function overview(root) {
   const largest = [...root.children].sort((one, other) => other.count - one.count).slice(0, 12);
   const level = codesOf(focus).length;
   byId("tree-detail").replaceChildren(
-    el("h3", {}, `Largest of ${count(root.children.length)} codes at level ${letter(level)}`),
+    el("h3", {}, root.children.length === 1 ? `The one code at level ${letter(level)}` : `Largest of ${count(root.children.length)} codes at level ${letter(level)}`),
     root.count
       ? el("ol", { class: "bars" }, largest.map((child) =>
         el("li", {},
