@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -17,7 +16,6 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models import CheckpointError, Manifest, read_manifest
 from service.access.door import Door, scope_of
@@ -48,14 +46,16 @@ from service.settings import Settings
 from service.state import State
 from service.stats.queries import Statistics
 from service.stats.routes import router as stats_router
+from service.telemetry.requests import REQUEST_ID, RequestTelemetry
+from service.telemetry.serving import request_id
 from service.tokenization import Limits, Tokenization
 from service.tokenizers import LoadedTokenizer, Tokenizers, TokenizerSet, require_distinct
 
 CLIENT_CLOSED_REQUEST = 499
 CORS: Mapping[str, Any] = {
     "allow_methods": ["GET", "POST", "DELETE"],
-    "allow_headers": ["authorization", "content-type", "if-none-match"],
-    "expose_headers": ["etag", "retry-after"],
+    "allow_headers": ["authorization", "content-type", "if-none-match", "traceparent", "x-request-id"],
+    "expose_headers": ["etag", "retry-after", "server-timing", "x-request-id"],
 }
 ROUTERS = (router, decoding_router, explaining_router, stats_router, pages_router)
 
@@ -98,7 +98,9 @@ def create_app(settings: Settings | None = None, metrics: Metrics | None = None)
         app.add_middleware(Door, keys=lambda: app.state.semid.keys, answer=_service_error)
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **CORS)
-    app.add_middleware(RequestMetrics, metrics=metrics)  # around the others
+    app.add_middleware(  # around the others
+        RequestTelemetry, metrics=metrics, access_log=settings.access_log, log_paths=settings.log_item_ids
+    )
     return app
 
 
@@ -186,7 +188,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
 
 
 def _problem(problem: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(problem, option=orjson.OPT_UTC_Z), problem["status"], headers, PROBLEM_JSON)
+    told = {**problem, "request_id": request_id()}
+    return Response(orjson.dumps(told, option=orjson.OPT_UTC_Z), problem["status"], headers, PROBLEM_JSON)
 
 
 async def _service_error(_: Request, error: Exception) -> Response:
@@ -226,34 +229,6 @@ async def _client_left(_request: Request, _error: Exception) -> Response:
 
 
 async def _unforeseen(_request: Request, _error: Exception) -> Response:
-    return _problem(SemidError("an unforeseen error; the service's log has it").as_problem())
-
-
-class RequestMetrics:
-    """Counts and times requests by route. Pure ASGI: BaseHTTPMiddleware would hide that a caller has left."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app = app
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on and watch for its status."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        status = 500
-
-        async def watch(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        started = time.perf_counter()
-        try:
-            await self._app(scope, receive, watch)
-        finally:
-            # The route's own path, not the caller's: labels stay few whatever is asked for.
-            route = getattr(scope.get("route"), "path_format", "none")
-            self._metrics.requests.labels(scope["method"] if route != "none" else "other", route, status).inc()
-            self._metrics.request_seconds.labels(route).observe(time.perf_counter() - started)
+    """Answered around all else, so that it has to say itself which request it is of."""
+    problem = SemidError("an unforeseen error; the service's log has it").as_problem()
+    return _problem(problem, {REQUEST_ID.decode(): request_id() or ""})

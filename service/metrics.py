@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from models import Precision
 from service.batching.lanes import Lane
+from service.telemetry.serving import SERVING, Part
 
 SUMMED_OVER_WORKERS: Final = "livesum"
 _PID = ".pid"
@@ -119,6 +121,10 @@ class Metrics:
             if bound is not None:
                 self._error_bound.labels(tokenizer, path).set(bound)
 
+    def registry_call(self, call: str) -> RegistryCall:
+        """Times a call of the registry, `with metrics.registry_call("claim"):`."""
+        return RegistryCall(self.registry_seconds.labels(call), call)
+
     def render(self) -> bytes:
         """The exposition in Prometheus' text format; of all workers together, whichever is asked."""
         if self._shared is None:
@@ -127,6 +133,27 @@ class Metrics:
         collectors.register(CountsOfWorkers(self._shared))
         collectors.register(WorkerProcesses(self._shared))
         return generate_latest(collectors)
+
+
+class RegistryCall:
+    """A call of the registry under way: timed for all, and for the request that it is made for."""
+
+    __slots__ = ("_call", "_seconds", "_started")
+
+    def __init__(self, seconds: Histogram, call: str) -> None:
+        self._seconds = seconds
+        self._call = call
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        ended = time.perf_counter()
+        self._seconds.observe(ended - self._started)
+        if (serving := SERVING.get()) is not None:
+            serving.waited(Part.REGISTRY, ended - self._started)
+            if serving.spans is not None:
+                serving.spans.add("assign" if self._call == "claim" else self._call, self._started, ended)
 
 
 def shared_metrics(directory: Path, place: int) -> Metrics:

@@ -137,6 +137,7 @@ class Problem(ErrorBody):
     """A fault of the whole request (RFC 9457)."""
 
     status: int
+    request_id: str | None = Field(default=None, description="As the answer's `X-Request-ID`: the log has it too.")
 
 
 class RetiredBody(ErrorBody):
@@ -151,6 +152,7 @@ class RetiredProblem(RetiredBody):
     """What was asked for was retired (RFC 9457)."""
 
     status: int
+    request_id: str | None = None
 
 
 class _Holder(BaseModel):

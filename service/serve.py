@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from service.app import create_app
 from service.listening import CannotListen, bind, listen
-from service.server import Server, begin_logging, greeting
+from service.server import Server, greeting
+from service.telemetry.logs import begin_logging
 from service.workers.supervisor import supervise
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def serve(settings: Settings) -> str | None:
     Returns:
         Why the service refused to start; None after it served.
     """
-    begin_logging(settings)
+    begin_logging(settings.log_level, settings.log_format, processes=settings.workers > 1)
     if settings.workers > 1:
         return supervise(settings)
     signal.signal(signal.SIGHUP, _stay)

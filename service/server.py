@@ -83,6 +83,7 @@ class Server(uvicorn.Server):
             backlog=BACKLOG,
             log_level=settings.log_level,
             access_log=False,
+            log_config=None,  # uvicorn's lines are written as all others
             server_header=False,
             timeout_graceful_shutdown=settings.drain_s,
         )
@@ -153,16 +154,6 @@ class Server(uvicorn.Server):
     def _is_news(self, record: logging.LogRecord) -> bool:
         """Whether the log has to have a line; a refusal is told by whoever started the server."""
         return self.refusal is None or not ("Traceback" in str(record.msg) or "startup failed" in str(record.msg))
-
-
-def begin_logging(settings: Settings) -> None:
-    """The log of this process."""
-    process = "[%(process)d]" if settings.workers > 1 else ""
-    logging.basicConfig(
-        level=settings.log_level.upper(), format=f"%(asctime)s %(levelname)s %(name)s{process}: %(message)s"
-    )
-    for chatty in ("sentence_transformers", "httpx"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def greeting(host: str, port: int) -> str:

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from models import DEFAULT_CHECKPOINT, TextPrecision
 from service.overflow import ANY_OTHER, Overflow
 from service.registry import Durability
+from service.telemetry.logs import LogFormat
 
 NamespaceOrAny = Annotated[str, Field(pattern=rf"^(\{ANY_OTHER}|[A-Za-z0-9_.-]{{1,64}})$")]
 
@@ -127,6 +128,13 @@ class Settings(BaseSettings):
     max_wait_s: float = Field(default=30.0, ge=0, description="Longest wait of one `GET /changes` for something new.")
     drain_s: int = Field(default=30, ge=0, description="How long a shutdown waits for requests under way.")
     log_level: str = Field(default="info", pattern="^(critical|error|warning|info|debug)$", description="Log level.")
+    log_format: LogFormat = Field(
+        default="text", description="`text`, or `json`: a JSON object a line, with the id of the request it is about."
+    )
+    access_log: bool = Field(default=False, description="Whether the log has a line for each request.")
+    log_item_ids: bool = Field(
+        default=False, description="Whether these lines have the path as well, which may hold an item id."
+    )
 
     @field_validator("further_checkpoints", "cors_origins", mode="before")
     @classmethod

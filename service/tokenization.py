@@ -7,7 +7,6 @@ entries --ItemReader--> items --registry--> unchanged ones: answered
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
@@ -272,11 +271,8 @@ class Tokenization:
         }
 
     async def _timed(self, call: str, work: Awaitable[T]) -> T:
-        started = time.perf_counter()
-        try:
+        with self._metrics.registry_call(call):
             return await work
-        finally:
-            self._metrics.registry_seconds.labels(call).observe(time.perf_counter() - started)
 
     def _count(
         self,

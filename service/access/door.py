@@ -11,6 +11,7 @@ from starlette.types import Scope as Connection
 
 from service.access.keys import Keys, Scope
 from service.errors import Forbidden, ServiceError, Unauthorized
+from service.telemetry.serving import KEY_NAME
 
 # Without a key: whether the service is well, and pages that say nothing of any catalogue.
 OPEN = frozenset({"/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json"})
@@ -53,14 +54,14 @@ class Door:
         if needed is not None:
             request = Request(scope)
             try:
-                self._check(request, needed)
+                scope[KEY_NAME] = self._holder(request, needed)
             except ServiceError as error:
                 await (await self._answer(request, error))(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-    def _check(self, request: Request, needed: Scope) -> None:
-        """Let in.
+    def _holder(self, request: Request, needed: Scope) -> str:
+        """The name of the key that lets it in.
 
         Raises:
             Unauthorized: It brings no key that is known.
@@ -76,3 +77,4 @@ class Door:
         if not key.scope.includes(needed):
             msg = f"the key {key.name!r} has the scope {key.scope.value!r}; this needs {needed.value!r}"
             raise Forbidden(msg)
+        return key.name

@@ -27,6 +27,7 @@ from service.batching.jobs import Batch, Content, Contents, Encoded, Job, Kind, 
 from service.batching.lanes import SMALL_ROWS, Lane, LaneQueue, lane_of
 from service.errors import EncoderStopped, EncodingFailed
 from service.metrics import ModelMetrics
+from service.telemetry.serving import SERVING
 
 log = logging.getLogger(__name__)
 
@@ -161,10 +162,13 @@ class Batcher:
         job = Job(kind, contents, asyncio.get_running_loop().create_future())
         self._enqueue(job)
         try:
-            return await job.future
+            encoded = await job.future
         except asyncio.CancelledError:
             self._left = True
             raise
+        if (serving := SERVING.get()) is not None:
+            job.tell(serving)
+        return encoded
 
     async def stop(self) -> None:
         """Refuse new work, finish what is queued, end the worker."""
@@ -241,7 +245,7 @@ class Batcher:
                     if batch is not None:
                         self._encode(batch)
                 if batch is not None:
-                    settle(job for job in batch.jobs if job.missing == 0)
+                    settle(batch.ended(time.perf_counter()))
                     batch = None
         finally:
             with self._changed:
@@ -264,6 +268,7 @@ class Batcher:
             self._count(lane)
         now = time.perf_counter()
         for job in batch.jobs if batch else ():
+            job.taken_at = job.taken_at or now
             self._metrics.queue_seconds[lane].observe(now - job.queued_at)
         return batch
 
@@ -289,7 +294,7 @@ class Batcher:
                 for half in batch.halves():
                     self._encode(half)
                 return
-            log.exception("the model failed on one row")
+            log.exception("the model failed on one row", extra={"request_id": batch.spans[0].job.request_id})
             if self._proven is None:
                 raise
             self._forward(*self._proven)
@@ -302,6 +307,7 @@ class Batcher:
     def _measure(self, batch: Batch, encoding: Encoding, elapsed_s: float) -> None:
         tokens = batch.tokens
         self._paces[batch.kind.is_text].measure(tokens, elapsed_s)
+        batch.took(elapsed_s)
         self._metrics.batch(rows=batch.rows, tokens=tokens, seconds=elapsed_s, precision=encoding.precision)
 
     def _forward(self, kind: Kind, contents: Prepared) -> Encoding:

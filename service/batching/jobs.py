@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from models import Encoding
 from service.errors import EncodingFailed
+from service.telemetry.serving import Part, Serving, request_id
 
 Content: TypeAlias = str | NDArray[np.float32]
 """What is tokenized: a text, or an embedding (D,) float32."""
@@ -145,6 +146,11 @@ class Job:
         missing: How many rows are not known yet.
         encoded: What is known; None before the first row is.
         failures: The errors of rows that the model failed on, by their places.
+        queued_at: When it came, as all times here by `time.perf_counter`.
+        taken_at: When the first of its rows went to the model.
+        encoded_at: When the last of them came back.
+        model_s: How long the batches took that its rows were in.
+        request_id: Of the request that it is part of, where it is of one.
     """
 
     kind: Kind
@@ -154,6 +160,10 @@ class Job:
     encoded: Encoded | None = None
     failures: dict[int, EncodingFailed] = field(default_factory=dict)
     queued_at: float = field(default_factory=time.perf_counter)
+    taken_at: float = 0.0
+    encoded_at: float = 0.0
+    model_s: float = 0.0
+    request_id: str | None = field(default_factory=request_id)
 
     def __post_init__(self) -> None:
         """Nothing is known yet."""
@@ -192,6 +202,14 @@ class Job:
         """The model failed on this row."""
         self.missing -= 1
         self.failures[place] = failure
+
+    def tell(self, serving: Serving) -> None:
+        """Tell the request that it is part of where its time went."""
+        serving.waited(Part.QUEUE, self.encoded_at - self.queued_at - self.model_s)
+        serving.waited(Part.MODEL, self.model_s)
+        if serving.spans is not None:
+            serving.spans.add("queue", self.queued_at, self.taken_at)
+            serving.spans.add("encode", self.taken_at, self.encoded_at)
 
     def settle(self, error: Exception | None = None) -> None:
         """Tell the caller, on its own loop: that all is known, or why it never will be."""
@@ -255,6 +273,18 @@ class Batch:
                     half.append(span)
             at += stop - start
         return Batch(self.kind, halves[0]), Batch(self.kind, halves[1])
+
+    def took(self, seconds: float) -> None:
+        """The model's time, of which each of the jobs waited for all."""
+        for span in self.spans:
+            span.job.model_s += seconds
+
+    def ended(self, at: float) -> list[Job]:
+        """The jobs that are done with it, at this time."""
+        done = [job for job in self.jobs if job.missing == 0]
+        for job in done:
+            job.encoded_at = at
+        return done
 
     def put(self, encoded: Encoded) -> None:
         """Hand each job its rows."""

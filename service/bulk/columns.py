@@ -219,7 +219,7 @@ class ColumnTokenization:
             return
         answers.codes[places] = codes
         record = await self._records.of(work.options.namespace, work.tokenizer.manifest, create=True)
-        with self._metrics.registry_seconds.labels("claim").time():
+        with self._metrics.registry_call("claim"):
             suffixes = await record.claim_columns(
                 work.item_ids(places), work.columns.digests[places], answers.codes[places]
             )
@@ -245,7 +245,7 @@ class ColumnTokenization:
         answers.codes[encoded] = codes
         done = np.union1d(places[stands], encoded)
         record = await self._records.of(work.options.namespace, work.tokenizer.manifest)
-        with self._metrics.registry_seconds.labels("find").time():
+        with self._metrics.registry_call("find"):
             answers.group_sizes[done] = await record.group_sizes(answers.codes[done].tolist())
         work.done[done] = True
         self._count(work, "known", int(stands.sum()))
@@ -254,7 +254,7 @@ class ColumnTokenization:
     async def _held(self, work: _Work, places: Places) -> Held:
         """What these items hold."""
         record = await self._records.of(work.options.namespace, work.tokenizer.manifest)
-        with self._metrics.registry_seconds.labels("recall").time():
+        with self._metrics.registry_call("recall"):
             return await record.held(work.item_ids(places))
 
     async def _encode(self, work: _Work, places: Places) -> tuple[Places, NDArray[np.int64]]:

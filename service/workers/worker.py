@@ -26,9 +26,10 @@ from service.app import create_app
 from service.errors import EncoderStopped
 from service.listening import CannotListen
 from service.metrics import shared_metrics
-from service.server import Server, begin_logging
+from service.server import Server
 from service.settings import Settings
 from service.state import State
+from service.telemetry.logs import begin_logging
 from service.workers.acceptor import Acceptor, Counts
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def work(post: Post, listeners: list[socket.socket], channel: Connection) -> Non
     """Serve until told to leave or to end, or until the supervisor is gone; a process of its own runs this."""
     os.setsid()  # Ctrl-C is for the supervisor, which lets the requests under way be answered
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as is the request to renew the workers
-    begin_logging(post.settings)
+    begin_logging(post.settings.log_level, post.settings.log_format, processes=True)
     app = create_app(post.settings, shared_metrics(post.directory, post.place))
     server = WorkerServer(app, post, channel)
     refusal = server.serve_until_told(listeners)

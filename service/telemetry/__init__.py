@@ -1,0 +1,1 @@
+"""What an operator sees of the service while it runs: logs, durations, traces."""
