@@ -10,22 +10,38 @@ import functools
 import weakref
 from collections.abc import Sequence
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from models.native.libraries import opened
+from models.native.libraries import Interface, opened
 from models.packed_bert import network_of, pooling_of
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-LIBRARY = "_packed_bert"
+_ADDRESS, _NUMBER, _COUNT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+
+INTERFACE = Interface(
+    file="_packed_bert",
+    prefix="packed_bert",
+    version=1,
+    functions={
+        "can": (ctypes.c_bool, [_NUMBER] * 5),
+        "new": (_ADDRESS, [*[_NUMBER] * 3, ctypes.c_float, _COUNT, _COUNT, *[_ADDRESS] * 3]),
+        "fill": (None, [_ADDRESS, _NUMBER, _ADDRESS, _ADDRESS]),
+        "free": (None, [_ADDRESS]),
+        "room": (_NUMBER, [_ADDRESS, _NUMBER, _NUMBER, _COUNT]),
+        "embed": (ctypes.c_bool, [*[_ADDRESS] * 3, _NUMBER, _NUMBER, _ADDRESS, _ADDRESS, _NUMBER, _COUNT]),
+    },
+)
 
 # Word pieces that go through all layers together: their activations stay in a core's cache.
 ROWS = 128
+
+# Of a layer: squares of weights and vectors, in the order of `packed_bert.c`.
+SQUARES, VECTORS = 12, 13
 
 # Bytes of a cache line, where a thread's room begins.
 LINE = 64
@@ -37,7 +53,7 @@ class CompiledBert:
     Not thread-safe: a call works in the room of the one before it.
 
     Args:
-        library: Of `open_library`.
+        library: Of `models.native.libraries.open_library`.
         model: Its weights, float32 on the CPU; the embedding tables are shared with it.
 
     Raises:
@@ -55,13 +71,14 @@ class CompiledBert:
             raise ValueError(msg)
         norm = embeddings.LayerNorm
         token_type = embeddings.token_type_embeddings.weight[0]
+        words = embeddings.word_embeddings.weight
         self._tables = [
-            embeddings.word_embeddings.weight.detach(),
-            (embeddings.position_embeddings.weight + token_type).detach(),
-            torch.cat([norm.weight, norm.bias]).detach(),
+            _dense(words, len(words), self._width),
+            _dense(embeddings.position_embeddings.weight + token_type, self._longest, self._width),
+            _dense(torch.cat([norm.weight, norm.bias]), 2 * self._width),
         ]
         self._embed, self._room_of = library.packed_bert_embed, library.packed_bert_room
-        self._room = torch.empty(0)
+        self._room = torch.empty(0, dtype=torch.float32)
         self._handle = library.packed_bert_new(
             self._width,
             config.num_hidden_layers,
@@ -74,8 +91,9 @@ class CompiledBert:
         if not self._handle:
             raise MemoryError("no memory for the weights of a compiled forward pass")
         weakref.finalize(self, library.packed_bert_free, self._handle)
-        for number, layer in enumerate(network.encoder.layer):
-            squares, vectors = _squares(layer), _vectors(layer)
+        for number, layer in zip(range(config.num_hidden_layers), network.encoder.layer, strict=True):
+            squares = _dense(_squares(layer), SQUARES * self._width, self._width)
+            vectors = _dense(_vectors(layer), VECTORS * self._width)
             library.packed_bert_fill(self._handle, number, squares.data_ptr(), vectors.data_ptr())
 
     @torch.inference_mode()
@@ -86,18 +104,18 @@ class CompiledBert:
             IndexError: There is no such word piece, or a text has none or more than there are positions for.
             MemoryError: There is no room to work in.
         """
-        ids = torch.tensor(list(chain.from_iterable(pieces)))
+        ids = torch.tensor(list(chain.from_iterable(pieces)), dtype=torch.int64)
         counts = [len(row) for row in pieces]
         longest, threads = max(counts), torch.get_num_threads()
         if not (0 < min(counts) <= longest <= self._longest) or not (
             0 <= ids.min() <= ids.max() < len(self._tables[0])
         ):
             raise IndexError("a text has no word pieces, too many, or one that is not in the vocabulary")
-        lengths = torch.tensor(counts)
-        embeddings = torch.empty(len(pieces), self._width)
+        lengths = torch.tensor(counts, dtype=torch.int64)
+        embeddings = torch.empty(len(pieces), self._width, dtype=torch.float32)
         needed = self._room_of(self._handle, longest, ROWS, threads)
         if len(self._room) < needed + LINE:
-            self._room = torch.empty(needed + LINE)
+            self._room = torch.empty(needed + LINE, dtype=torch.float32)
         room = -(-self._room.data_ptr() // LINE) * LINE
         if not self._embed(
             self._handle,
@@ -126,38 +144,14 @@ def compiled_bert(model: SentenceTransformer) -> CompiledBert | None:
 @functools.cache
 def installed_library() -> ctypes.CDLL | None:
     """The library that the installation compiled, if it did."""
-    return opened(LIBRARY, open_library)
-
-
-def open_library(path: Path) -> ctypes.CDLL:
-    """A compiled library, its functions declared.
-
-    Raises:
-        OSError: It is no library of this machine, or one without a forward pass.
-    """
-    library = ctypes.CDLL(str(path))
-    if not hasattr(library, "packed_bert_embed"):
-        msg = f"{path} was compiled for a processor that it has nothing for"
-        raise OSError(msg)
-    address, number, count = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    for name, result, arguments in (
-        ("can", ctypes.c_bool, [number] * 5),
-        ("new", address, [*[number] * 3, ctypes.c_float, count, count, *[address] * 3]),
-        ("fill", None, [address, number, address, address]),
-        ("free", None, [address]),
-        ("room", number, [address, number, number, count]),
-        ("embed", ctypes.c_bool, [*[address] * 3, number, number, address, address, number, count]),
-    ):
-        function = getattr(library, f"packed_bert_{name}")
-        function.restype, function.argtypes = result, arguments
-    return library
+    return opened(INTERFACE)
 
 
 def _squares(layer: Any) -> Tensor:
     """A layer's weights as squares (12, D, D), each (out, in): query, key, value, attended, 4 up and 4 down."""
     own, up, down = layer.attention.self, layer.intermediate.dense.weight, layer.output.dense.weight
     parts = [own.query.weight, own.key.weight, own.value.weight, layer.attention.output.dense.weight, up]
-    return torch.cat([*parts, *down.split(len(down), dim=1)]).detach().contiguous()
+    return torch.cat([*parts, *down.split(len(down), dim=1)])
 
 
 def _vectors(layer: Any) -> Tensor:
@@ -165,4 +159,12 @@ def _vectors(layer: Any) -> Tensor:
     own, attended, output = layer.attention.self, layer.attention.output, layer.output
     parts = [own.query, own.key, own.value, attended.dense, layer.intermediate.dense, output.dense]
     norms = [attended.LayerNorm.weight, attended.LayerNorm.bias, output.LayerNorm.weight, output.LayerNorm.bias]
-    return torch.cat([*(part.bias for part in parts), *norms]).detach()
+    return torch.cat([*(part.bias for part in parts), *norms])
+
+
+def _dense(numbers: Tensor, *shape: int) -> Tensor:
+    """A model's numbers as the library reads them; ValueError where it would look for others."""
+    if numbers.shape != shape or numbers.dtype != torch.float32 or not numbers.is_cpu:
+        msg = f"weights {tuple(numbers.shape)} of {numbers.dtype} on {numbers.device}, not {shape} of float32"
+        raise ValueError(msg)
+    return numbers.detach().contiguous()

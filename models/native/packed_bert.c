@@ -32,6 +32,9 @@
 #define STAGES 7 /* of a layer */
 #define SPINS 4096
 
+/* Of the functions below; INTERFACE of forward.py has the same, and both change with them. */
+const int32_t packed_bert_version = 1;
+
 #if defined(__x86_64__) && defined(__linux__)
 #include <sys/mman.h>
 

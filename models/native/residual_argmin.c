@@ -32,6 +32,9 @@
 #define TIE 2e-12
 #define MOST_THREADS 64
 
+/* Of the functions below; INTERFACE of search.py has the same, and both change with them. */
+const int32_t residual_search_version = 1;
+
 typedef struct {
     int64_t size;         /* K */
     int64_t width;        /* K filled up to whole groups of lanes */

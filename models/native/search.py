@@ -10,18 +10,31 @@ import ctypes
 import functools
 import weakref
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from models.native.libraries import opened
+from models.native.libraries import Interface, opened
 
 if TYPE_CHECKING:
     from models.quantizer import SearchTable
 
-LIBRARY = "_residual_argmin"
+_ADDRESS, _NUMBER, _COUNT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+
+INTERFACE = Interface(
+    file="_residual_argmin",
+    prefix="residual_search",
+    version=1,
+    functions={
+        "kind": (_COUNT, [_COUNT]),
+        "kind_name": (ctypes.c_char_p, [_COUNT]),
+        "new": (_ADDRESS, [_NUMBER, _NUMBER, _COUNT]),
+        "fill": (ctypes.c_bool, [_ADDRESS, _NUMBER, _NUMBER, *[_ADDRESS] * 4, ctypes.c_double, _ADDRESS]),
+        "free": (None, [_ADDRESS]),
+        "quantize": (_NUMBER, [_ADDRESS, _ADDRESS, _COUNT, _NUMBER, *[_ADDRESS] * 5, _COUNT]),
+    },
+)
 
 # Norms beyond which float32 could not hold the scores.
 LARGEST_RADIUS = 1e18
@@ -57,13 +70,14 @@ class CompiledSearch:
     """The tables of a quantizer's levels, laid out for this processor. It never changes, so copies share it.
 
     Args:
-        library: Of `open_library`.
+        library: Of `models.native.libraries.open_library`.
         codebooks: (K_l, d) float64 each, on the CPU.
         tables: `models.quantizer.search_table` of each.
         dtype: Of the latents, float32 or float64.
         kind: Which processor's instructions, at most.
 
     Raises:
+        ValueError: These are no codebooks, or the tables are not theirs.
         MemoryError: There is no room for the tables.
     """
 
@@ -75,6 +89,7 @@ class CompiledSearch:
         dtype: torch.dtype = torch.float64,
         kind: int = FASTEST,
     ) -> None:
+        _check(codebooks, tables, dtype)
         self._dtype = dtype
         self._levels, self._dimension = len(codebooks), codebooks[0].shape[1]
         self._work = self._dimension * sum(len(codebook) for codebook in codebooks)
@@ -109,15 +124,19 @@ class CompiledSearch:
         )
 
     def __call__(self, latents: Tensor, *, brief: bool = False) -> Found:
-        """Search latents (B, d) that fit, of any strides.
+        """Search latents (B, d), of any strides.
 
         Args:
             latents: (B, d).
             brief: Without each level's margins and residuals.
 
         Raises:
+            ValueError: They do not fit, see `fits`.
             MemoryError: There is no room to work in.
         """
+        if not self.fits(latents):
+            msg = f"latents {tuple(latents.shape)} of {latents.dtype} on {latents.device} do not fit this search"
+            raise ValueError(msg)
         rows = latents.shape[0]
         latents = latents.contiguous()
         codes = torch.empty((rows, self._levels), dtype=torch.int64)
@@ -146,6 +165,27 @@ class CompiledSearch:
         )
 
 
+def _check(codebooks: Sequence[Tensor], tables: Sequence[SearchTable], dtype: torch.dtype) -> None:
+    """Raise ValueError unless the library would find all numbers where it looks for them."""
+    if dtype not in {torch.float32, torch.float64}:
+        msg = f"latents of {dtype} are not searched"
+        raise ValueError(msg)
+    width = codebooks[0].shape[-1] if codebooks else 0
+    if not width:
+        raise ValueError("a search needs levels, of codewords with numbers")
+    for codebook, table in zip(codebooks, tables, strict=True):
+        size = len(codebook)
+        spans = table.inverse_spans
+        parts = {(size, width): (codebook, table.codewords), (width,): (table.centre,), (size,): (table.norms,)}
+        if not size or spans is None or not spans.is_cpu or spans.shape != (size, size):
+            raise ValueError("a search needs the spans of each two codewords")
+        for shape, tensors in parts.items():
+            for tensor in tensors:
+                if tensor.shape != shape or tensor.dtype != torch.float64 or not tensor.is_cpu:
+                    msg = f"a codebook's table has {tuple(tensor.shape)} of {tensor.dtype}, not {shape} of float64"
+                    raise ValueError(msg)
+
+
 _NO_ROWS = torch.empty(0, dtype=torch.int64)
 
 
@@ -170,25 +210,4 @@ def compiled_search(
 @functools.cache
 def installed_library() -> ctypes.CDLL | None:
     """The library that the installation compiled, if it did."""
-    return opened(LIBRARY, open_library)
-
-
-def open_library(path: Path) -> ctypes.CDLL:
-    """A compiled library, its functions declared.
-
-    Raises:
-        OSError: It is no library of this machine.
-    """
-    library = ctypes.CDLL(str(path))
-    address, number, count = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    for name, result, arguments in (
-        ("kind", count, [count]),
-        ("kind_name", ctypes.c_char_p, [count]),
-        ("new", address, [number, number, count]),
-        ("fill", ctypes.c_bool, [address, number, number, *[address] * 4, ctypes.c_double, address]),
-        ("free", None, [address]),
-        ("quantize", number, [address, address, count, number, *[address] * 5, count]),
-    ):
-        function = getattr(library, f"residual_search_{name}")
-        function.restype, function.argtypes = result, arguments
-    return library
+    return opened(INTERFACE)

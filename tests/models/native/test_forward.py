@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from models.native.forward import CompiledBert, compiled_bert, open_library
+from models.native.forward import INTERFACE, CompiledBert, compiled_bert
+from models.native.libraries import open_library
 from models.packed_bert import PackedBert
 from models.text_encoder import TextEncoder, TextEncoderConfig
 
@@ -29,7 +30,7 @@ def library(tmp_path_factory):
     options = ["-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-pthread", "-shared", "-fPIC"]
     subprocess.run(["cc", *options, "-o", target, SOURCES / "packed_bert.c", "-lm"], check=True, capture_output=True)
     try:
-        opened = open_library(target)
+        opened = open_library(target, INTERFACE)
     except OSError as error:
         pytest.skip(str(error))
     if not opened.packed_bert_can(6, 384, 1536, 12, 512):
@@ -123,6 +124,18 @@ def test_a_shape_that_nothing_is_compiled_for_goes_the_other_way(library, monkey
     assert isinstance(compiled_bert(bert(384, 12, layers=1)), CompiledBert)
     assert compiled_bert(bert(384, 8, layers=1)) is None
     assert compiled_bert(bert(128, 4, layers=1)) is None
+
+
+def test_weights_that_are_not_what_the_configuration_says_are_not_read(library, monkeypatch):
+    monkeypatch.setattr("models.native.forward.installed_library", lambda: library)
+    for spoil in (
+        lambda network: network.encoder.layer.pop(1),
+        lambda network: setattr(network.config, "max_position_embeddings", 400),
+        lambda network: network.encoder.layer[0].output.dense.double(),
+    ):
+        model = bert(384, 12)
+        spoil(model[0].auto_model)
+        assert compiled_bert(model) is None
 
 
 def test_a_text_encoder_takes_the_compiled_pass_where_it_agrees(library, monkeypatch):

@@ -13,7 +13,8 @@ import torch
 from models.errors import CheckpointError
 from models.exactness import self_test
 from models.ladder import ErrorBounds
-from models.native.search import ANY_PROCESSOR, FASTEST, CompiledSearch, open_library
+from models.native.libraries import open_library
+from models.native.search import ANY_PROCESSOR, FASTEST, INTERFACE, CompiledSearch
 from models.quantizer import Codes, Quantization, search_table
 from models.residual import ResidualQuantizer
 from models.tokenizer import Tokenizer
@@ -40,7 +41,7 @@ def build(target: Path, **environment: str) -> list[Path]:
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     (path,) = build(tmp_path_factory.mktemp("compiled"))
-    return open_library(path)
+    return open_library(path, INTERFACE)
 
 
 @pytest.fixture
@@ -208,6 +209,31 @@ def test_latents_of_any_strides_are_searched(searching, generator):
     quantizer = searching((50, 50), 9)
     wide = torch.randn(9, 40, generator=generator, dtype=torch.float64)
     assert equal(quantizer.quantize(wide.T[::2]), quantizer.quantize(wide.T[::2].contiguous()))
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong"),
+    [
+        ("codewords", torch.zeros(11, 5, dtype=torch.float64)),
+        ("centre", torch.zeros(6, dtype=torch.float64)),
+        ("norms", torch.zeros(12, dtype=torch.float32)),
+        ("inverse_spans", torch.zeros(12, 11, dtype=torch.float64)),
+        ("inverse_spans", None),
+    ],
+)
+def test_tables_that_are_not_the_codebooks_are_refused(library, part, wrong, generator):
+    codebook = torch.randn(12, 5, generator=generator, dtype=torch.float64)
+    table = search_table(codebook)
+    CompiledSearch(library, [codebook], [table])
+    with pytest.raises(ValueError, match=r"codebook's table|spans"):
+        CompiledSearch(library, [codebook], [table._replace(**{part: wrong})])
+
+
+@pytest.mark.parametrize("latents", [torch.zeros(3, 6).double(), torch.zeros(5).double(), torch.zeros(3, 5)])
+def test_latents_that_the_library_would_read_beyond_are_refused(searching, latents):
+    search = searching((12,), 5)._search
+    with pytest.raises(ValueError, match="do not fit this search"):
+        search(latents)
 
 
 def test_a_gradient_that_is_asked_for_comes_from_torch(searching, generator):
