@@ -159,11 +159,14 @@ class CodeLayout:
         return packed[: self.width - self.bytes_per_code]
 
 
+HASH_FACTOR, HASH_MODULUS = 48_271, 2**31 - 1
+
+
 def hash_prefix(packed: bytes) -> int:
     """The number by which the record finds what stands under a prefix; the same as in `lib.lua`."""
     number = 0
     for byte in packed:
-        number = (number * 48_271 + byte + 1) % (2**31 - 1)
+        number = (number * HASH_FACTOR + byte + 1) % HASH_MODULUS
     return number
 
 

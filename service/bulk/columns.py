@@ -246,7 +246,7 @@ class ColumnTokenization:
         done = np.union1d(places[stands], encoded)
         record = await self._records.of(work.options.namespace, work.tokenizer.manifest)
         with self._metrics.registry_call("find"):
-            answers.group_sizes[done] = await record.group_sizes(answers.codes[done].tolist())
+            answers.group_sizes[done] = await record.group_size_columns(answers.codes[done])
         work.done[done] = True
         self._count(work, "known", int(stands.sum()))
         self._count(work, "dry_run", len(encoded))

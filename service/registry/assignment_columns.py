@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from service.registry.assignment import CONTENT_CHANGED, DIGEST_BYTES, RETIRED
+from service.semantic_id import HASH_FACTOR, HASH_MODULUS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
+    from service.registry.keys import RecordKeys
     from service.semantic_id import CodeLayout
 
 _CODES_AT = 5 + DIGEST_BYTES
@@ -76,13 +78,35 @@ def write_contents(digests: NDArray[np.uint64], codes: NDArray[np.int32], layout
     Raises:
         ValueError: Codes that the tokenizer does not have.
     """
+    return row_bytes(np.hstack([np.ascontiguousarray(digests)[:, None].view(np.uint8), pack(codes, layout)]))
+
+
+def pack(codes: NDArray[np.int32], layout: CodeLayout) -> NDArray[np.uint8]:
+    """Packed codes (B, width) of codes (B, L), see `CodeLayout.pack`.
+
+    Raises:
+        ValueError: Codes that the tokenizer does not have.
+    """
     sizes = np.array(layout.codebook_sizes)
     if codes.shape[1] != len(sizes) or bool(((codes < 0) | (codes >= sizes)).any()):
         raise ValueError(f"not codes of codebooks {layout.codebook_sizes}")
-    packed = np.ascontiguousarray(codes.astype(_code_type(layout))).view(np.uint8)
-    rows = np.hstack([np.ascontiguousarray(digests)[:, None].view(np.uint8), packed]).tobytes()
-    width = DIGEST_BYTES + layout.width
-    return [rows[start : start + width] for start in range(0, len(rows), width)]
+    return np.ascontiguousarray(codes.astype(_code_type(layout))).view(np.uint8)
+
+
+def row_bytes(rows: NDArray[np.uint8]) -> list[bytes]:
+    """The bytes of each row of (B, width)."""
+    data, width = rows.tobytes(), rows.shape[1]
+    return [data[start : start + width] for start in range(0, len(data), width)]
+
+
+def reverse_keys(packed: NDArray[np.uint8], keys: RecordKeys) -> list[bytes]:
+    """The bucket of each of packed codes (B, width), see `RecordKeys.reverse`."""
+    code_bytes = keys.layout.bytes_per_code
+    numbers = np.zeros(len(packed), np.int64)
+    for column in packed[:, :-code_bytes].T:
+        numbers = (numbers * HASH_FACTOR + column + 1) % HASH_MODULUS
+    firsts = map(keys.first_code, row_bytes(packed[:, :code_bytes]))
+    return list(map(keys.reverse_bucket, firsts, numbers.tolist()))
 
 
 def _code_type(layout: CodeLayout) -> np.dtype[np.unsignedinteger[np.typing.NBitBase]]:

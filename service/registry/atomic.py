@@ -12,7 +12,7 @@ from redis.exceptions import ResponseError
 from service.registry.assignment import latest_time
 from service.registry.history import RecordFacts, says_older
 from service.registry.primary import Primary, Script
-from service.registry.request_queue import Reply, Request, RequestQueue
+from service.registry.request_queue import REQUESTS_PER_CALL, Reply, Request, RequestQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -26,7 +26,8 @@ def _script(name: str) -> Script:
 
 _CLAIM, _ISSUE, _RESTORE = map(_script, ("record.lua", "issue.lua", "restore.lua"))
 ITEMS_PER_RUN = 256  # how many new items of a bulk go into one call: it keeps the server for a few milliseconds
-_RECALL = Path(__file__).with_name("recall.lua").read_bytes()  # short enough to be sent each time
+# Short enough to be sent each time.
+_RECALL, _SIZES = (Path(__file__).with_name(name).read_bytes() for name in ("recall.lua", "sizes.lua"))
 
 
 class AtomicRecord:
@@ -101,6 +102,24 @@ class AtomicRecord:
         found = await self._recalling.submit(item_ids)
         await self._until_durable([value for value, _ in found if value])
         return found
+
+    async def group_sizes(self, codes: Sequence[bytes], keys: Sequence[bytes]) -> list[int]:
+        """How many suffixes have been issued to each of many packed codes, in order.
+
+        Args:
+            codes: Those.
+            keys: The bucket of each.
+
+        Raises:
+            RegistryUnavailable: The server cannot be reached.
+        """
+        sizes: list[int] = []
+        for start in range(0, len(codes), REQUESTS_PER_CALL):
+            part = slice(start, start + REQUESTS_PER_CALL)
+            question = ("EVAL", _SIZES, len(keys[part]), *keys[part], *codes[part])
+            (found,) = await self._history.read([question])
+            sizes += found
+        return sizes
 
     async def settle(self) -> None:
         """Returns when all that was read before is as durable as promised, by an empty call where that needs one."""

@@ -91,7 +91,11 @@ class RecordKeys:
         """The bucket of what stands under a packed prefix."""
         if not prefix and len(self.layout.codebook_sizes) > 1:
             return self.root
-        return self._partition(self.first_code(prefix)) + b"%d" % (hash_prefix(prefix) % self.partition_buckets)
+        return self.reverse_bucket(self.first_code(prefix), hash_prefix(prefix))
+
+    def reverse_bucket(self, first_code: bytes, number: int) -> bytes:
+        """The bucket of what begins with this code, by the number of a prefix, see `hash_prefix`."""
+        return self._partition(first_code) + b"%d" % (number % self.partition_buckets)
 
     def reverse(self, codes: bytes) -> bytes:
         """The bucket of packed codes, and of the Semantic IDs, which begin with them."""

@@ -24,7 +24,7 @@ from service.registry.assignment import (
     read_holder,
     write_semantic_id,
 )
-from service.registry.assignment_columns import Held, read_held, write_contents
+from service.registry.assignment_columns import Held, pack, read_held, reverse_keys, row_bytes, write_contents
 from service.registry.atomic import AtomicRecord
 from service.registry.changes import ChangeLog
 from service.registry.cluster import Cluster, Server
@@ -210,6 +210,18 @@ class Record:
         packed = [self.layout.pack(codes) for codes in groups]
         pairs = await self.history.read([("HMGET", self._keys.reverse(codes), codes, codes + b"0") for codes in packed])
         return [int(highest) + 1 if highest else int(first is not None) for highest, first in pairs]
+
+    async def group_size_columns(self, codes: NDArray[np.int32]) -> NDArray[np.int64]:
+        """The same of codes (B, L), tens of thousands at once: (B,).
+
+        Raises:
+            ValueError, RegistryUnavailable: As in `group_sizes`.
+        """
+        if isinstance(self._items, SteppedRecord):  # no call reaches all their buckets
+            return np.array(await self.group_sizes(codes.tolist()), np.int64)
+        packed = pack(codes, self.layout)
+        sizes = await self._items.group_sizes(row_bytes(packed), reverse_keys(packed, self._keys))
+        return np.array(sizes, np.int64)
 
     async def count(self) -> int:
         """The number of live assignments.

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import numpy as np
 import pytest
 
 from service.errors import SuffixExhausted
@@ -158,7 +159,9 @@ async def test_reassignment_to_earlier_codes_gives_the_earlier_id_back(record: R
     held = [await claim_one(record, "item", codes, f"visit {n}", reassign=True) for n, codes in enumerate(route)]
 
     assert [assignment.semantic_id for assignment in held] == [SemanticId(codes, 1) for codes in route]
-    assert await record.group_sizes([CODES, FAR_CODES, OTHER_CODES]) == [2, 2, 2]
+    groups = [CODES, FAR_CODES, OTHER_CODES, (*CODES[:-1], 0)]
+    assert await record.group_sizes(groups) == [2, 2, 2, 0]
+    assert (await record.group_size_columns(np.array(groups))).tolist() == [2, 2, 2, 0]
     found = await record.by_semantic_ids([SemanticId(codes, 1) for codes in (CODES, FAR_CODES, OTHER_CODES)])
     assert [assignment and assignment.replaced_by for assignment in found] == [held[-1].semantic_id] * 2 + [None]
     assert await record.count() == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,9 @@ async def test_more_claims_than_one_call_holds_are_answered_in_order(record: Rec
     assert [result.assignment.item_id for result in results] == [wanted.item_id for wanted in claims]
     assert [result.assignment.semantic_id.codes for result in results] == [wanted.codes for wanted in claims]
     assert len({result.assignment.semantic_id for result in results}) == 2500
+    issued = Counter(wanted.codes for wanted in claims)
+    sizes = await record.group_size_columns(np.array(list(issued)))
+    assert sizes.tolist() == list(issued.values())
 
 
 async def test_concurrent_colliding_claims_leave_no_hole_and_no_double(
