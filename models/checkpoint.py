@@ -31,6 +31,7 @@ from models.whole_files import whole_directory
 FORMAT = 1
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
+CHECKPOINT_FILES = (MANIFEST, WEIGHTS)
 TextPrecision = Literal["auto", "float32", "bfloat16"]
 DEFAULT_CHECKPOINT = Path(__file__).parent / "checkpoints" / "broad-6x256"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -20,6 +20,13 @@ from starlette.routing import Match, Route
 from models import CheckpointError, Manifest, read_manifest
 from service.access.door import Door, scope_of
 from service.access.keys import Keys
+from service.admin.directories import Directories
+from service.admin.door import AdminDoor
+from service.admin.hot_swap import HotSwap, Sources
+from service.admin.plan import Plan, PlanFile
+from service.admin.reports import Reports
+from service.admin.routes import router as admin_router
+from service.admin.schemas import DefaultRequest, LoadRequest
 from service.bodies import BodyGate
 from service.bulk.columns import ColumnTokenization
 from service.bulk.entries import EntryTokenization
@@ -49,7 +56,7 @@ from service.stats.routes import router as stats_router
 from service.telemetry.requests import REQUEST_ID, RequestTelemetry
 from service.telemetry.serving import request_id
 from service.tokenization import Limits, Tokenization
-from service.tokenizers import LoadedTokenizer, Tokenizers, TokenizerSet, require_distinct
+from service.tokenizers import require_distinct
 
 CLIENT_CLOSED_REQUEST = 499
 CORS: Mapping[str, Any] = {
@@ -57,7 +64,7 @@ CORS: Mapping[str, Any] = {
     "allow_headers": ["authorization", "content-type", "if-none-match", "traceparent", "x-request-id"],
     "expose_headers": ["etag", "retry-after", "server-timing", "x-request-id"],
 }
-ROUTERS = (router, decoding_router, explaining_router, stats_router, pages_router)
+ROUTERS = (router, decoding_router, explaining_router, stats_router, admin_router, pages_router)
 
 
 def create_app(settings: Settings | None = None, metrics: Metrics | None = None) -> FastAPI:
@@ -126,12 +133,9 @@ async def compose(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -
     """Make the parts and put them together; what is started is stopped by the stack, in reverse."""
     keys = None if settings.keys_file is None else Keys(settings.keys_file)
     manifests, registry, records = await open_records(settings, stack)
-    loader = Loader(settings, metrics)
-    loaded: list[LoadedTokenizer] = []
-    for directory, manifest in zip(settings.checkpoints, manifests, strict=True):
-        loaded.append(await loader.load(directory, manifest))
-        stack.push_async_callback(loaded[-1].batcher.stop)
-    tokenizers = Tokenizers(TokenizerSet(tuple(loaded)))
+    swap = await _begin_swap(settings, manifests, Loader(settings, metrics), records)
+    stack.push_async_callback(swap.close)
+    tokenizers = swap.tokenizers
     tokenization = Tokenization(
         tokenizers=tokenizers,
         records=records,
@@ -157,7 +161,25 @@ async def compose(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -
         terms=StreamTerms(settings.stream_timeout_s),
         metrics=metrics,
         keys=keys,
+        swap=swap,
+        admin_door=AdminDoor(settings.host, has_keys=keys is not None),
     )
+
+
+def plan_of(settings: Settings, manifests: Sequence[Manifest]) -> PlanFile:
+    """Which tokenizers to load: those of the settings, whose manifests these are, or what calls have changed it to."""
+    named = {manifest.full_name: path for manifest, path in zip(manifests, settings.checkpoints, strict=True)}
+    return PlanFile(settings.data_dir / "tokenizers", Plan.of_settings(named))
+
+
+async def _begin_swap(settings: Settings, manifests: Sequence[Manifest], loader: Loader, records: Records) -> HotSwap:
+    plans = plan_of(settings, manifests)
+    if settings.workers == 1:  # else their supervisor has
+        plans.begin()
+    named = {manifest.full_name: path for manifest, path in zip(manifests, settings.checkpoints, strict=True)}
+    directories = Directories(settings.checkpoint_dirs, settings.checkpoints)
+    sources = Sources(loader, records, directories, named)
+    return await HotSwap.begin(sources, plans, Reports(plans.path.parent), settings.max_tokenizers)
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
@@ -173,6 +195,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             ChangesGoneProblem,
             NextRequest,
             ExplainRequest,
+            LoadRequest,
+            DefaultRequest,
         ):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))

@@ -139,6 +139,61 @@ class TokenizerLoadedTwice(ServiceError):
     status, slug, title = 409, "tokenizer_loaded_twice", "That tokenizer is loaded already"
 
 
+class TokenizerNameTaken(ServiceError):
+    """Another tokenizer of that name is loaded: callers who give the name alone would be refused from then on."""
+
+    status, slug, title = 409, "tokenizer_name_taken", "Another loaded tokenizer has that name"
+
+
+class TakesOtherContent(ServiceError):
+    """The tokenizer cannot take what callers send to the default one, so that they would be refused from then on."""
+
+    status, slug, title = 409, "takes_other_content", "That tokenizer takes other content than the default one"
+
+
+class TokenizerIsDefault(ServiceError):
+    """The default tokenizer cannot be unloaded."""
+
+    status, slug, title = 409, "tokenizer_is_default", "That tokenizer is the default one"
+
+
+class TooManyTokenizers(ServiceError):
+    """As many tokenizers are loaded as `SID_MAX_TOKENIZERS` allows."""
+
+    status, slug, title = 409, "too_many_tokenizers", "No more tokenizers may be loaded"
+
+
+class LoadingUnderWay(ServiceError):
+    """One checkpoint is loaded at a time."""
+
+    status, slug, title = 409, "loading_under_way", "Another checkpoint is being loaded"
+
+
+class CheckpointRefused(ServiceError):
+    """The checkpoint is not what was frozen, or lies where none may be loaded from."""
+
+    status, slug, title = 422, "checkpoint_refused", "That checkpoint cannot be loaded"
+
+
+class NotLoadedEverywhere(ServiceError):
+    """A worker could not load what another could; nothing was changed."""
+
+    status, slug, title = 503, "not_loaded_everywhere", "A worker cannot load that tokenizer"
+    retry_after_s = 30.0
+
+
+class AdminClosed(ServiceError):
+    """Nobody is known to be the operator."""
+
+    status, slug, title = 403, "admin_closed", "The service takes no such call from there"
+
+
+class PlanUnreadable(ServiceError):
+    """The file of the loaded tokenizers is broken; at start-up this ends the service."""
+
+    status, slug, title = 503, "plan_unreadable", "Which tokenizers to load cannot be read"
+
+
 class MalformedSemanticId(ServiceError):
     """A Semantic ID has the wrong form, number of parts, or a code out of range."""
 

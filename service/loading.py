@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models import Manifest, load
+from models import CheckpointError, Manifest, load
 from service.batching.batcher import Batcher
 from service.batching.capacity import Capacity
 from service.content import ItemReader
@@ -38,7 +38,7 @@ class Loader:
         """The tokenizer of a checkpoint, whose model runs in a thread of its own until its batcher is stopped.
 
         Raises:
-            CheckpointError: It is not what was frozen.
+            CheckpointError: It is not what was frozen, or no longer that of the manifest.
         """
         settings = self._settings
         tokenizer = await asyncio.to_thread(
@@ -49,6 +49,9 @@ class Loader:
             text_precision=settings.text_precision,
             tests_itself=True,
         )
+        if tokenizer.full_name != manifest.full_name:
+            msg = f"{directory} held {manifest.full_name} a moment ago, and now {tokenizer.full_name}"
+            raise CheckpointError(msg)
         log.info("%s searches its codebooks by: %s", manifest.full_name, tokenizer.search)
         if tokenizer.text_encoder is not None:
             log.info("%s embeds texts by: %s", manifest.full_name, tokenizer.text_encoder.forward_pass)

@@ -54,6 +54,14 @@ class Settings(BaseSettings):
     further_checkpoints: Annotated[tuple[Path, ...], NoDecode] = Field(
         default=(), description="Directories of further checkpoints, loaded beside it; comma separated."
     )
+    checkpoint_dirs: Annotated[tuple[Path, ...], NoDecode] = Field(
+        default=(),
+        description="Directories below which `POST /admin/tokenizers` may load checkpoints; comma separated. Those "
+        "that ship, and those of the settings above, always may be.",
+    )
+    max_tokenizers: int = Field(
+        default=4, ge=1, description="Tokenizers loaded side by side, beyond which `POST /admin/tokenizers` loads none."
+    )
     text_encoder: str | None = Field(
         default=None, description="Where the text encoder's files lie, if not where the manifest says."
     )
@@ -136,7 +144,7 @@ class Settings(BaseSettings):
         default=False, description="Whether these lines have the path as well, which may hold an item id."
     )
 
-    @field_validator("further_checkpoints", "cors_origins", mode="before")
+    @field_validator("further_checkpoints", "checkpoint_dirs", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         """The parts of a comma-separated list."""

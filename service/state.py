@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from starlette.requests import HTTPConnection
 
     from service.access.keys import Keys
+    from service.admin.door import AdminDoor
+    from service.admin.hot_swap import HotSwap
     from service.bodies import BodyGate
     from service.bulk.columns import ColumnTokenization
     from service.bulk.entries import EntryTokenization
@@ -43,6 +45,8 @@ class State:
     terms: StreamTerms
     metrics: Metrics
     keys: Keys | None
+    swap: HotSwap
+    admin_door: AdminDoor
 
     @classmethod
     def of(cls, connection: HTTPConnection) -> State:

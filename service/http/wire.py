@@ -42,8 +42,10 @@ _ARROW_ANSWERS = f"A row an item, in order; columns {', '.join(arrow.answer_sche
 _ENTRY = {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("TokenizedItem", "FailedItem")]}
 _TITLES = {
     400: "The body is not JSON",
+    403: "The caller may not do that",
     404: "Nothing is assigned there",
     408: "The body did not arrive in time",
+    409: "It does not go with what is loaded",
     413: "The body is too large",
     415: "The content type is not supported",
     422: "The request does not fit its schema",
@@ -201,6 +203,18 @@ async def answered(
         on_the_loop = len(body) <= BYTES_ON_THE_LOOP
         parsed = _parsed(body, model) if on_the_loop else await asyncio.to_thread(_parsed, body, model)
         return as_json(await unless_disconnected(request, use_case(parsed)))
+
+
+async def read_body(request: Request, gate: BodyGate, model: type[R], *, empty: bytes = b"") -> R:
+    """What a small JSON body says; `empty` where there is none.
+
+    Raises:
+        UnsupportedMediaType, NotJson, MalformedRequest: As `answered`.
+    """
+    async with gate.read(request) as body:
+        if body:
+            require_json(request)
+        return _parsed(body or empty, model)
 
 
 def streamed(

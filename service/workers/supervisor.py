@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from models import CheckpointError, read_manifest
-from service.app import open_records
+from service.app import open_records, plan_of
 from service.errors import SemidError
 from service.listening import bind
 from service.metrics import forget_gauges
@@ -85,7 +85,8 @@ async def _supervise(settings: Settings) -> str | None:
 async def _examine(settings: Settings) -> None:
     """Whatever would be refused and needs no model to be found out: once, not by each worker."""
     async with AsyncExitStack() as stack:
-        await open_records(settings, stack)
+        manifests, _, _ = await open_records(settings, stack)
+        plan_of(settings, manifests).begin()
 
 
 class Told:
@@ -199,7 +200,7 @@ class Supervisor:
         self._tokenizers = self._tokenizers or worker.tokenizers
         if worker.refusal is None and worker.tokenizers != self._tokenizers:
             worker.refusal = (
-                f"it loaded {', '.join(worker.tokenizers)}, the others have {', '.join(self._tokenizers)}: "
+                f"its settings name {', '.join(worker.tokenizers)}, those of the others {', '.join(self._tokenizers)}: "
                 "another checkpoint needs another start of the service"
             )
         if worker.refusal is not None:

@@ -46,7 +46,7 @@ class Ready(NamedTuple):
     """A worker serves.
 
     Attributes:
-        tokenizers: The full names of those that it loaded.
+        tokenizers: The full names of those that its settings name.
     """
 
     tokenizers: tuple[str, ...]
@@ -120,7 +120,7 @@ class WorkerServer(Server):
         except CannotListen as error:
             await self.refuse(error)
         asyncio.get_running_loop().add_reader(self._channel.fileno(), self._hear)
-        self._tell(Ready(tuple(each.full_name for each in self._state.tokenizers.current.loaded)))
+        self._tell(Ready(self._state.swap.settings))
 
     @property
     def _state(self) -> State:

@@ -31,7 +31,7 @@ class WorkerProcess:
         serving: Whether it said that it serves.
         leaving: Whether it was told to end.
         refusal: Why it did not start, or may not stay.
-        tokenizers: The full names of what it loaded.
+        tokenizers: The full names of those that its settings name.
         ended: Set when its end of the pipe is closed, as the system does however it dies.
     """
 

@@ -1,0 +1,1 @@
+"""The service changed while it runs: other tokenizers, without a lost request."""
