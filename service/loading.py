@@ -32,6 +32,7 @@ class Loader:
         self._settings = settings
         self._metrics = metrics
         self._capacity = Capacity(settings.queue_tokens)
+        metrics.queue_tokens_limit.set(settings.queue_tokens)
         torch.set_num_threads(settings.threads or max(1, _cores() // settings.workers))
 
     async def load(self, directory: Path, manifest: Manifest) -> LoadedTokenizer:
@@ -71,6 +72,7 @@ class Loader:
             await batcher.stop()
             raise
         errors.forget()  # what warmed it up is no item's
+        errors.ranks = self._metrics.ranks_of_model(manifest.full_name)
         reader = ItemReader(tokenizer, max_text_bytes=settings.max_text_bytes)
         return LoadedTokenizer(manifest, reader, batcher, Explainer(tokenizer), errors)
 

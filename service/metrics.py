@@ -10,7 +10,16 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest, values
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+    values,
+)
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
@@ -18,6 +27,7 @@ from torch import Tensor
 
 from models import Precision
 from service.batching.lanes import Lane
+from service.stats.training import QUANTILES
 from service.telemetry.serving import SERVING, Part
 
 SUMMED_OVER_WORKERS: Final = "livesum"
@@ -35,6 +45,7 @@ class Metrics:
     def __init__(self, shared: Path | None = None) -> None:
         """Counts from nothing, or as one of several workers; see `shared_metrics`."""
         self._shared = shared
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a sample more for each, which several workers would not have
         self._collectors = collectors = CollectorRegistry()
         ProcessCollector(registry=collectors)  # process_resident_memory_bytes and its like
         self.requests = Counter(
@@ -52,6 +63,12 @@ class Metrics:
         self.overflows = Counter(
             "semid_overflows", "Items placed at a next-nearest codeword", ["tokenizer"], registry=collectors
         )
+        self.collisions = Counter(
+            "semid_collisions",
+            "Items that were given codes which others had before them: their collision suffix is above 0",
+            ["tokenizer"],
+            registry=collectors,
+        )
         self.workers = Gauge(
             "semid_workers", "Processes that serve", registry=collectors, multiprocess_mode=SUMMED_OVER_WORKERS
         )
@@ -59,6 +76,12 @@ class Metrics:
             "semid_queue_tokens",
             "Word pieces queued for the model",
             ["tokenizer", "lane"],
+            registry=collectors,
+            multiprocess_mode=SUMMED_OVER_WORKERS,
+        )
+        self.queue_tokens_limit = Gauge(
+            "semid_queue_tokens_limit",
+            "Word pieces that may be queued for all models together",
             registry=collectors,
             multiprocess_mode=SUMMED_OVER_WORKERS,
         )
@@ -97,6 +120,13 @@ class Metrics:
             multiprocess_mode="livemax",
             registry=collectors,
         )
+        self._error_ranks = Histogram(
+            "semid_quantization_error_rank",
+            "Where quantization errors of what was encoded lie among those of the training items: 0.5 at their median",
+            ["tokenizer"],
+            buckets=tuple(QUANTILES.values()),
+            registry=collectors,
+        )
         self.registry_seconds = Histogram(
             "semid_registry_seconds", "Time of a registry call", ["call"], buckets=_SECONDS, registry=collectors
         )
@@ -114,6 +144,10 @@ class Metrics:
             recomputed=self._recomputed.labels(tokenizer),
             final=[self._final.labels(tokenizer, path.name.lower()) for path in Precision],
         )
+
+    def ranks_of_model(self, tokenizer: str) -> Ranks:
+        """Where the drift of one tokenizer's contents is counted, by its full name."""
+        return Ranks(self._error_ranks.labels(tokenizer))
 
     def bounds_of_model(self, tokenizer: str, bounds: Mapping[str, float | None]) -> None:
         """Tell the error bounds that a tokenizer works with, by path; None: the path is not taken."""
@@ -133,6 +167,26 @@ class Metrics:
         collectors.register(CountsOfWorkers(self._shared))
         collectors.register(WorkerProcesses(self._shared))
         return generate_latest(collectors)
+
+
+class Ranks:
+    """Quantization errors by their places among those of the training items; any thread may count."""
+
+    def __init__(self, histogram: Histogram) -> None:
+        self._histogram = histogram
+
+    def count(self, counts: Sequence[int], total: float) -> None:
+        """Count many at once, which costs what one does.
+
+        Args:
+            counts: How many lie below the first training quantile, between each two, and beyond the last.
+            total: The sum of their ranks.
+        """
+        # The library itself takes one value at a time; a batch has thousands.
+        for bucket, count in zip(self._histogram._buckets, counts, strict=True):  # noqa: SLF001
+            if count:
+                bucket.inc(count)
+        self._histogram._sum.inc(total)  # noqa: SLF001
 
 
 class RegistryCall:

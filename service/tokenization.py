@@ -294,6 +294,10 @@ class Tokenization:
         for outcome, count in outcomes.items():
             if count:
                 self._metrics.items.labels(tokenizer, outcome).inc(count)
+        if created and (
+            collisions := sum([bool(answer["created"] and answer["suffix"]) for answer in answers.values()])
+        ):
+            self._metrics.collisions.labels(tokenizer).inc(collisions)
         if overflows := sum(["overflow" in answer for answer in answers.values()]):
             self._metrics.overflows.labels(tokenizer).inc(overflows)
 

@@ -228,6 +228,7 @@ class ColumnTokenization:
         answers.created[created] = True
         work.done[created] = True
         self._count(work, "created", len(created))
+        self._metrics.collisions.labels(work.tokenizer.full_name).inc(int((suffixes > 0).sum()))
 
     async def _preview(self, work: _Work, places: Places) -> None:
         """Answers what items would get, and what they hold."""

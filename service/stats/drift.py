@@ -18,6 +18,7 @@ from torch import Tensor
 
 from models import Encoding
 from service.batching.batcher import Encoder
+from service.metrics import Ranks
 from service.stats.training import QUANTILES, TAIL, TrainingErrors, expected_shares, share_beyond_tail
 
 WINDOW_S = 3600
@@ -62,6 +63,7 @@ class ErrorWindow:
         self._counts = np.zeros((slots, len(self._edges) + 1), np.int64)
         self._sums = np.zeros(slots)
         self._lock = threading.Lock()
+        self.ranks: Ranks | None = None  # where they are counted for good, beside the window
 
     def observe(self, errors: Tensor) -> None:
         """Count the quantization errors (B,) of contents that were encoded just now."""
@@ -75,6 +77,9 @@ class ErrorWindow:
                 self._minutes[slot], self._counts[slot], self._sums[slot] = minute, 0, 0.0
             self._counts[slot] += counts
             self._sums[slot] += values.sum()
+        if self.ranks is not None and len(self._edges):
+            ranks = np.interp(values, self._edges, list(QUANTILES.values()), left=0.0, right=1.0)
+            self.ranks.count(counts.tolist(), float(ranks.sum()))
 
     def forget(self) -> None:
         """Count from nothing again."""
