@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
-from service.bodies import BodyGate, parse_json
+from service.bodies import COUNTED_AT_ONCE, BodyGate, bytes_of_values, parse_json
 from service.errors import BodyTimeout, BodyTooLarge, NotJson, Overloaded, UnsupportedMediaType
 from service.http.callers import require_json, unless_disconnected
 
@@ -268,3 +268,13 @@ async def test_a_body_of_too_many_values_is_refused_before_it_is_parsed() -> Non
             pass
 
     assert wide._held_bytes == 0
+
+
+@pytest.mark.parametrize("size", [0, 1, COUNTED_AT_ONCE - 1, COUNTED_AT_ONCE, 3 * COUNTED_AT_ONCE + 5])
+def test_values_are_counted_to_the_last_byte_of_a_body(size: int) -> None:
+    marks = b'{"a": [1, 2]}, '
+    body = (b" " * size + marks)[-size - 1 :] + marks[::-1]
+
+    found = bytes_of_values(body)
+
+    assert found == 64 * sum(byte in b"{[" for byte in body) + 32 * sum(byte == ord(",") for byte in body) > 0
