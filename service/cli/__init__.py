@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from service.cli.access import keys
+from service.cli.admin import loaded
 from service.cli.frame import failure, read_settings
 from service.cli.item_embeddings import item_embeddings
 from service.cli.recommend import recommend
@@ -52,4 +53,5 @@ app.command()(tokenize)
 app.command()(export)
 app.command(name="import")(import_)
 app.add_typer(registry, name="registry")
+app.add_typer(loaded, name="tokenizers")
 app.add_typer(keys, name="keys")

@@ -214,9 +214,31 @@ class LoadedTokenizers:
         return found[0] if len(found) == 1 else name
 
 
+@dataclass(frozen=True, slots=True)
+class Swapped:
+    """What is loaded after a call for the operator.
+
+    Attributes:
+        tokenizer: The one that the call was about.
+        default: The one that answers where none is named.
+        loaded: All of them, the default first.
+        workers: Processes that serve.
+        pending: How many of them have not followed yet.
+        manifest: The tokenizer's.
+    """
+
+    tokenizer: str
+    default: str
+    loaded: tuple[str, ...]
+    workers: int
+    pending: int
+    manifest: Entry
+
+
 _READ: Mapping[str, Callable[[Any], Any]] = {
     "codes": tuple,
     "tokens": tuple,
+    "loaded": tuple,
     "assigned_at": datetime.fromisoformat,
     "retired_at": datetime.fromisoformat,
 }

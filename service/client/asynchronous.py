@@ -14,6 +14,7 @@ from service.client.answers import (
     LoadedTokenizers,
     NextCodes,
     PrefixListing,
+    Swapped,
     TokenizedItem,
     TrieSnapshot,
     UnknownPrefix,
@@ -44,8 +45,9 @@ class AsyncTokenizerClient:
             async for answer in client.tokenize(items):
                 ...
 
-    Every call may be sent again, as all are idempotent: a connection that fails, an answer that is cut off, 408, 429,
-    502, 503 and 504 are tried again after longer and longer pauses, and no sooner than `Retry-After` says.
+    Every call may be sent again, as all are idempotent but those that load and unload tokenizers, which are sent once:
+    a connection that fails, an answer that is cut off, 408, 429, 502, 503 and 504 are tried again after longer and
+    longer pauses, and no sooner than `Retry-After` says.
 
     Args:
         url: The service's base, such as `http://127.0.0.1:8000`.
@@ -285,6 +287,35 @@ class AsyncTokenizerClient:
             TokenizerError: As in `tokenize`.
         """
         return await self.answer(self.calls.tokenizers())
+
+    async def load_tokenizer(self, checkpoint: str, *, default: bool = False, force: bool = False) -> Swapped:
+        """Load a checkpoint beside what is loaded; sent once, returns when every worker has it, verified and warm.
+
+        Args:
+            checkpoint: Its directory, on the service's machine.
+            default: Make it the default then.
+            force: Even where some callers' requests would be refused from then on.
+
+        Raises:
+            TokenizerError: As in `tokenize`.
+        """
+        return await self.answer(self.calls.load_tokenizer(checkpoint, default=default, force=force), patience_s=0)
+
+    async def make_default(self, tokenizer: str, *, force: bool = False) -> Swapped:
+        """Let a tokenizer, named in full, answer requests that name none; `force`: though it takes other content.
+
+        Raises:
+            TokenizerError: As in `tokenize`.
+        """
+        return await self.answer(self.calls.make_default(tokenizer, force=force))
+
+    async def unload_tokenizer(self, tokenizer: str) -> Swapped:
+        """Let a tokenizer, named in full, go; sent once.
+
+        Raises:
+            TokenizerError: As in `tokenize`.
+        """
+        return await self.answer(self.calls.unload_tokenizer(tokenizer), patience_s=0)
 
     async def stats(self) -> dict[str, Any]:
         """Figures of the record, as `GET /stats` has them.

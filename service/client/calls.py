@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import quote
 
+import orjson
+
 from service.client import answers
-from service.client.answers import Assignment, ChangesPage, LoadedTokenizers, PrefixListing, TrieSnapshot, read
-from service.client.exchange import Call, Reply, Request
+from service.client.answers import Assignment, ChangesPage, LoadedTokenizers, PrefixListing, Swapped, TrieSnapshot, read
+from service.client.exchange import JSON, Call, Reply, Request
 from service.client.formats import Lines, Questions, RecordBatches
 
 OnChange = Literal["keep", "reassign"]
 
 NOT_MODIFIED = 304
+LONGEST_SWAP_S = 600.0  # to load a checkpoint in every worker
 
 
 @dataclass(frozen=True)
@@ -92,11 +95,30 @@ class Calls:
         named = {} if self.tokenizer is None else {"tokenizer": self.tokenizer}
         return Call(Request("GET", "/readyz", named), lambda reply: bool(reply.json()["ready"]))
 
+    def load_tokenizer(self, checkpoint: str, *, default: bool, force: bool) -> Call[Swapped]:
+        """`POST /admin/tokenizers`."""
+        return _swap("POST", "", {"checkpoint": checkpoint, "default": default, "force": force})
+
+    def make_default(self, tokenizer: str, *, force: bool) -> Call[Swapped]:
+        """`POST /admin/tokenizers/{tokenizer}/default`."""
+        return _swap("POST", f"/{_quoted(tokenizer)}/default", {"force": force})
+
+    def unload_tokenizer(self, tokenizer: str) -> Call[Swapped]:
+        """`DELETE /admin/tokenizers/{tokenizer}`."""
+        return _swap("DELETE", f"/{_quoted(tokenizer)}")
+
     def _get(self, path: str, longer_s: float = 0.0, **params: str | float) -> Request:
         return Request("GET", path, {**self.origin, **params}, longer_s=longer_s)
 
     def _options(self, *, assign: bool, on_change: OnChange) -> Mapping[str, str]:
         return {**self.origin, "assign": "true" if assign else "false", "on_change": on_change}
+
+
+def _swap(method: str, path: str, body: Mapping[str, str | bool] | None = None) -> Call[Swapped]:
+    content = None if body is None else orjson.dumps(body)
+    headers = {} if body is None else {"content-type": JSON}
+    request = Request(method, f"/admin/tokenizers{path}", content=content, headers=headers, longer_s=LONGEST_SWAP_S)
+    return Call(request, lambda reply: read(Swapped, reply.json()))
 
 
 def _quoted(text: str) -> str:

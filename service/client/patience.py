@@ -1,8 +1,8 @@
 """What is tried again, when, and for how long.
 
-Every call of the service may be sent twice: tokenizing and retiring are idempotent by item id, the rest only reads. So
-what decides is whether it may help: a connection that fails, an answer that is cut off, 408, 429, 502, 503 and 504 may
-pass; any other refusal stands.
+Every call of the service may be sent twice: tokenizing and retiring are idempotent by item id, the rest only reads; but
+for what loads and unloads tokenizers, which is sent once. So what decides is whether it may help: a connection that
+fails, an answer that is cut off, 408, 429, 502, 503 and 504 may pass; any other refusal stands.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from service.client.answers import (
     LoadedTokenizers,
     NextCodes,
     PrefixListing,
+    Swapped,
     TokenizedItem,
     TrieSnapshot,
     UnknownPrefix,
@@ -126,6 +127,18 @@ class TokenizerClient:
     def tokenizers(self) -> LoadedTokenizers:
         """What is loaded."""
         return self._background.run(self._client.tokenizers())
+
+    def load_tokenizer(self, checkpoint: str, *, default: bool = False, force: bool = False) -> Swapped:
+        """Load a checkpoint beside what is loaded; as `AsyncTokenizerClient.load_tokenizer`."""
+        return self._background.run(self._client.load_tokenizer(checkpoint, default=default, force=force))
+
+    def make_default(self, tokenizer: str, *, force: bool = False) -> Swapped:
+        """Let a tokenizer answer requests that name none; as `AsyncTokenizerClient.make_default`."""
+        return self._background.run(self._client.make_default(tokenizer, force=force))
+
+    def unload_tokenizer(self, tokenizer: str) -> Swapped:
+        """Let a tokenizer go; as `AsyncTokenizerClient.unload_tokenizer`."""
+        return self._background.run(self._client.unload_tokenizer(tokenizer))
 
     def stats(self) -> dict[str, Any]:
         """Figures of the record, as `GET /stats` has them."""

@@ -37,10 +37,16 @@ def embeddings_only(make_checkpoint: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def service(service_process: Callable[..., Any], embeddings_only: Path) -> Iterator[Any]:
+def another(make_checkpoint: Callable[..., Path]) -> Path:
+    return make_checkpoint("another", 4, 4, 4, seed=7, takes_text=False)
+
+
+@pytest.fixture(scope="module")
+def service(service_process: Callable[..., Any], embeddings_only: Path, another: Path) -> Iterator[Any]:
     """Two workers on an embedded registry."""
     directory = Path(tempfile.mkdtemp(prefix="semid-"))
-    running = service_process(directory, checkpoint=embeddings_only, workers=WORKERS, drain_s=10)
+    settings = {"checkpoint": embeddings_only, "checkpoint_dirs": another.parent}
+    running = service_process(directory, workers=WORKERS, drain_s=10, **settings)
     yield running.wait_until_ready()
     running.stop()
     shutil.rmtree(directory, ignore_errors=True)
@@ -306,6 +312,45 @@ def test_a_worker_is_replaced_once_the_system_lets_another_be_begun(service: Any
         lambda: service.metric("semid_workers") == WORKERS and len(workers(service)) == WORKERS, "no other comes"
     )
     one_of_each(service)
+
+
+def test_every_worker_swaps_its_tokenizers_and_so_does_the_successor_of_one_that_dies(
+    service: Any, another: Path
+) -> None:
+    def defaults() -> list[str]:
+        """Of each worker."""
+        found: dict[int, str] = {}
+        wait_until(lambda: found.update([default()]) or len(found) == WORKERS, "a worker takes no connections")
+        return list(found.values())
+
+    def default() -> tuple[int, str]:
+        """Of one worker."""
+        connection = Connection(service)
+        _, answer = connection.ask("GET", "/tokenizers")
+        connection.http.close()
+        return connection.worker, answer["default"].partition("@")[0]
+
+    callers = Callers(service)
+    done = service.http.post("/admin/tokenizers", json={"checkpoint": str(another), "default": True})
+    swapped = defaults()
+    killed = workers(service)[0]
+    killed.kill()
+    wait_until(lambda: f"Worker {killed.pid}: ended with SIGKILL" in service.log, "its death is not in the log")
+    wait_until(
+        lambda: service.metric("semid_workers") == WORKERS and len(workers(service)) == WORKERS, "no other comes"
+    )
+    after_a_death = defaults()
+    back = service.http.post("/admin/tokenizers/workers/default")
+    gone = service.http.delete("/admin/tokenizers/another")
+    callers.stop()
+
+    assert (done.status_code, done.json()["workers"], done.json()["pending"]) == (200, WORKERS, 0)
+    assert swapped == after_a_death == ["another"] * WORKERS
+    assert [back.status_code, gone.status_code] == [200, 200]
+    assert defaults() == ["workers"] * WORKERS
+    assert len(gone.json()["loaded"]) == 1
+    assert len(callers.faults) <= 4  # at most what each caller had under way at the worker that was killed
+    assert all("RemoteProtocolError" in fault or "ReadError" in fault for fault in callers.faults)
 
 
 class Stream:
