@@ -38,6 +38,7 @@ MIN_BATCH_TOKENS = 192
 # Word pieces are split on a thread for each lane: of bulk, so many texts at a time.
 SPLIT_TEXTS = 64
 SMALL_CHARACTERS = 8_192
+CHARACTERS_ON_THE_LOOP = 1_024  # split in a fraction of a millisecond: a thread's turn costs as much
 
 
 class Encoder(Protocol):
@@ -202,12 +203,15 @@ class Batcher:
                 self._count(lane)
 
     async def _split(self, texts: Sequence[str]) -> list[list[int]]:
-        """Word pieces of texts, off the event loop.
+        """Word pieces of texts, off the event loop unless they are short.
 
         What is long is split a piece at a time, on a thread of its own: neither a new listing nor the feed of another
         caller waits for all of it, and that of a caller who left goes no further.
         """
-        small = len(texts) <= SMALL_ROWS and sum(map(len, texts)) <= SMALL_CHARACTERS
+        characters = sum(map(len, texts))
+        if characters <= CHARACTERS_ON_THE_LOOP and len(texts) <= SMALL_ROWS:
+            return self._encoder.split(texts)
+        small = len(texts) <= SMALL_ROWS and characters <= SMALL_CHARACTERS
         splitter = self._splitters[Lane.SMALL if small else Lane.BULK]
         split = asyncio.get_running_loop().run_in_executor
         pieces: list[list[int]] = []

@@ -109,7 +109,7 @@ async def test_a_bulk_of_new_items_gets_what_claims_one_by_one_get(
     registry = await connect(shared_valkey.url, buckets=7)
     records = [await registry.record(f"{namespace}{turn}", FINGERPRINT, SIZES, max_suffix=12) for turn in range(2)]
     draw = np.random.default_rng(0)
-    codes = np.minimum(draw.exponential((1, 2, 9), (1200, 3)), 255).astype(np.int32)
+    codes = np.minimum(draw.exponential((1, 2, 9), (1000, 3)), 255).astype(np.int32)
     claims = [claim(f"item {number}", tuple(row), number) for number, row in enumerate(codes.tolist())]
     digests = np.frombuffer(b"".join(one.digest for one in claims), np.uint64)
     for record in records:
