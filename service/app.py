@@ -55,9 +55,11 @@ from service.stats.queries import Statistics
 from service.stats.routes import router as stats_router
 from service.telemetry.requests import REQUEST_ID, RequestTelemetry
 from service.telemetry.serving import request_id
+from service.telemetry.tracing import begin_tracing, telemetry_of
 from service.tokenization import Limits, Tokenization
 from service.tokenizers import require_distinct
 
+VERSION = "0.1.0"
 CLIENT_CLOSED_REQUEST = 499
 CORS: Mapping[str, Any] = {
     "allow_methods": ["GET", "POST", "DELETE"],
@@ -71,10 +73,13 @@ def create_app(settings: Settings | None = None, metrics: Metrics | None = None)
     """The service as an ASGI app; everything it holds is made when it starts."""
     settings = settings or Settings()
     metrics = metrics or Metrics()
+    tracing = begin_tracing(asked=settings.traces, version=VERSION, paths=settings.log_item_ids)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            if tracing is not None:
+                stack.push_async_callback(tracing.end)
             try:
                 app.state.semid = await compose(settings, metrics, stack)
             except (CheckpointError, SemidError) as error:
@@ -87,8 +92,9 @@ def create_app(settings: Settings | None = None, metrics: Metrics | None = None)
     app = FastAPIOffline(
         title="semid",
         summary="Catalogue items to Semantic IDs, and the durable record of which item holds which ID.",
-        version="0.1.0",
+        version=VERSION,
         lifespan=lifespan,
+        telemetry=telemetry_of(tracing),
         redoc_url=None,
     )
     for part in ROUTERS:
@@ -106,7 +112,11 @@ def create_app(settings: Settings | None = None, metrics: Metrics | None = None)
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **CORS)
     app.add_middleware(  # around the others
-        RequestTelemetry, metrics=metrics, access_log=settings.access_log, log_paths=settings.log_item_ids
+        RequestTelemetry,
+        metrics=metrics,
+        tracing=tracing,
+        access_log=settings.access_log,
+        log_paths=settings.log_item_ids,
     )
     return app
 

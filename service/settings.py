@@ -141,7 +141,13 @@ class Settings(BaseSettings):
     )
     access_log: bool = Field(default=False, description="Whether the log has a line for each request.")
     log_item_ids: bool = Field(
-        default=False, description="Whether these lines have the path as well, which may hold an item id."
+        default=False,
+        description="Whether these lines, and traces, have the path as well, which may hold an item id.",
+    )
+    traces: bool | None = Field(
+        default=None,
+        description="Whether traces are sent, by OpenTelemetry (`semid[otel]`); unset: where "
+        "`OTEL_EXPORTER_OTLP_ENDPOINT` is set.",
     )
 
     @field_validator("further_checkpoints", "checkpoint_dirs", "cors_origins", mode="before")

@@ -18,7 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.metrics import Metrics
 from service.telemetry.logs import MEMBERS
-from service.telemetry.serving import KEY_NAME, SERVING, Serving
+from service.telemetry.serving import KEY_NAME, NO_ROUTE, SERVING, Serving
+from service.telemetry.tracing import Tracing
 
 log = logging.getLogger("service.access")
 
@@ -33,13 +34,23 @@ class RequestTelemetry:
     Args:
         app: What answers.
         metrics: Where it is counted.
+        tracing: Where its spans go; None: there are none.
         access_log: Whether the log has a line for each request.
         log_paths: Whether that line has the path, which may hold an item id.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, *, access_log: bool = False, log_paths: bool = False) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        *,
+        tracing: Tracing | None = None,
+        access_log: bool = False,
+        log_paths: bool = False,
+    ) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracing = tracing
         self._access_log = access_log
         self._log_paths = log_paths
         self._prefix = secrets.token_hex(6)
@@ -55,6 +66,8 @@ class RequestTelemetry:
         serving = Serving(_callers_id(scope) or f"{self._prefix}-{next(self._numbers):x}")
         # Never taken back: what uvicorn logs of a request that failed comes after, in the same task.
         SERVING.set(serving)
+        spans = None if self._tracing is None else self._tracing.request(serving.request_id)
+        serving.spans = spans
 
         async def watch(message: Message) -> None:
             nonlocal status
@@ -64,15 +77,15 @@ class RequestTelemetry:
                 if serving.seconds:
                     headers.append((b"server-timing", serving.server_timing().encode()))
                 message["headers"] = headers
+                if spans is not None:
+                    spans.answered(*_labels(scope))
             await send(message)
 
         try:
             await self._app(scope, receive, watch)
         finally:
             elapsed = time.perf_counter() - started
-            # The route's own path, not the caller's, and known methods: labels stay few whatever is asked for.
-            route = getattr(scope.get("route"), "path_format", "none")
-            method = scope["method"] if route != "none" and scope["method"] in _METHODS else "other"
+            method, route = _labels(scope)
             self._metrics.requests.labels(method, route, status).inc()
             self._metrics.request_seconds.labels(route).observe(elapsed)
             if self._access_log:
@@ -92,6 +105,12 @@ class RequestTelemetry:
             members["path"] = quote(scope["path"])
         line = " ".join([f"{name}={value}" for name, value in members.items()])
         log.info("%s", line, extra={MEMBERS: members})
+
+
+def _labels(scope: Scope) -> tuple[str, str]:
+    """The method and the route: its own path, not the caller's, so that there are few whatever is asked for."""
+    route = getattr(scope.get("route"), "path_format", NO_ROUTE)
+    return scope["method"] if route != NO_ROUTE and scope["method"] in _METHODS else "other", route
 
 
 def _ms(seconds: float) -> float:

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from enum import StrEnum
 from typing import Final, Protocol
 
+NO_ROUTE: Final = "none"  # what stands for the route where there is no such route
 KEY_NAME: Final = "semid.key"  # in a scope: the name of the key that a request was let in by
 
 
