@@ -26,7 +26,8 @@ from service.errors import BodyTooLarge, BrokenStream, InvalidItemId, ItemError,
 from service.quoting import bare, listed
 
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
-ROWS_PER_GROUP = 1024
+TEXTS_PER_GROUP = 1024  # some seconds of a processor's time
+EMBEDDINGS_PER_GROUP = 4096  # the more, the more of them share a prefix, which costs the registry less
 MAX_METADATA_BYTES = 2**20
 ROWS_ON_THE_LOOP = 16  # a thread costs as much as reading these
 
@@ -110,11 +111,11 @@ class ArrowStream:
 
     async def answer(self, group: pa.RecordBatch) -> bytes:
         """The answer to each row."""
+        item_ids, schema = group.column("item_id"), self._schema
         if group.num_rows < ROWS_ON_THE_LOOP:
-            columns = read_columns(group, self._reader)
-        else:
-            columns = await asyncio.to_thread(read_columns, group, self._reader)
-        return write_answers(group.column("item_id"), await self._use_case(columns), self._schema)
+            return write_answers(item_ids, await self._use_case(read_columns(group, self._reader)), schema)
+        columns = await asyncio.to_thread(read_columns, group, self._reader)
+        return await asyncio.to_thread(write_answers, item_ids, await self._use_case(columns), schema)
 
     def end(self, problem: SemidError | None) -> bytes:
         """The end of the stream; before it a problem's own row."""
@@ -227,7 +228,8 @@ def _read_slices(message: bytearray, schema: pa.Schema) -> deque[pa.RecordBatch]
         batch.validate(full=True)
     except (pa.ArrowException, ValueError, OSError) as error:
         raise BrokenStream(f"a record batch cannot be read: {_first_line(error)}") from error
-    return deque(batch.slice(start, ROWS_PER_GROUP) for start in range(0, batch.num_rows, ROWS_PER_GROUP))
+    rows = TEXTS_PER_GROUP if "text" in schema.names else EMBEDDINGS_PER_GROUP
+    return deque(batch.slice(start, rows) for start in range(0, batch.num_rows, rows))
 
 
 def _check_schema(schema: pa.Schema, reader: ItemReader) -> None:

@@ -19,7 +19,7 @@ from starlette.types import Message
 from models import Tokenizer
 from service.bodies import STREAM_BYTES, BodyGate
 from service.bulk import arrow
-from service.bulk.arrow import MEDIA_TYPE, ROWS_PER_GROUP, ArrowStream, _field, read_columns
+from service.bulk.arrow import EMBEDDINGS_PER_GROUP, MEDIA_TYPE, TEXTS_PER_GROUP, ArrowStream, _field, read_columns
 from service.bulk.columns import AnswerColumns, ItemColumns
 from service.bulk.streams import StreamedAnswer
 from service.bulk.terms import StreamTerms
@@ -386,7 +386,7 @@ def test_a_byte_that_is_wrong_harms_nothing_but_its_stream(service: Any, place: 
 async def test_what_is_answered_is_not_held_while_the_caller_thinks(tokenizer: Tokenizer) -> None:
     arriving: asyncio.Queue[Message] = asyncio.Queue()
     answered: list[Message] = []
-    body = written(texts(*((f"{i}", "x" * 1000) for i in range(2 * ROWS_PER_GROUP))))[:-8]
+    body = written(texts(*((f"{i}", "x" * 1000) for i in range(2 * TEXTS_PER_GROUP))))[:-8]
 
     async def answer(columns: ItemColumns) -> AnswerColumns:
         return AnswerColumns.empty(len(columns), 3)
@@ -414,8 +414,17 @@ async def test_what_is_answered_is_not_held_while_the_caller_thinks(tokenizer: T
     assert sum(trace.size for trace in held.traces) < len(body) / 4
 
 
-async def test_a_batch_has_its_room_until_its_last_slice_is_answered(tokenizer: Tokenizer) -> None:
-    body = written(texts(*((f"{i}", "kettle") for i in range(2 * ROWS_PER_GROUP + 1))))
+@pytest.mark.parametrize(
+    "batch",
+    [
+        lambda _: texts(*((f"{i}", "kettle") for i in range(2 * TEXTS_PER_GROUP + 1))),
+        lambda width: embeddings(*((f"{i}", [0.5] * width) for i in range(2 * EMBEDDINGS_PER_GROUP + 1))),
+    ],
+)
+async def test_a_batch_has_its_room_until_its_last_slice_is_answered(
+    tokenizer: Tokenizer, batch: Callable[[int], pa.RecordBatch]
+) -> None:
+    body = written(batch(tokenizer.dimension))
     gate = BodyGate(max_body_bytes=1, inflight_bytes=1, timeout_s=0.05)
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -424,15 +433,9 @@ async def test_a_batch_has_its_room_until_its_last_slice_is_answered(tokenizer: 
     async def refuse(_columns: ItemColumns) -> AnswerColumns:
         raise AssertionError
 
-    stream = ArrowStream(refuse, ItemReader(tokenizer, max_text_bytes=100), 3, {}, max_batch_bytes=2**20)
+    stream = ArrowStream(refuse, ItemReader(tokenizer, max_text_bytes=100), 3, {}, max_batch_bytes=2**26)
     with gate.allowance() as allowance:
         sizes = [size async for _, size in stream.groups(chunks(), allowance)]
 
-        assert sizes[:2] == [0, 0]
+        assert (len(sizes), sizes[:2]) == (3, [0, 0])
         assert gate._held_bytes == STREAM_BYTES + sizes[2]
-
-
-def test_a_group_is_no_larger_than_a_call_of_the_registry() -> None:
-    from service.registry.request_queue import REQUESTS_PER_CALL
-
-    assert ROWS_PER_GROUP <= REQUESTS_PER_CALL

@@ -78,6 +78,8 @@ async def test_more_claims_than_one_call_holds_are_answered_in_order(record: Rec
     assert [result.assignment.semantic_id.codes for result in results] == [wanted.codes for wanted in claims]
     assert len({result.assignment.semantic_id for result in results}) == 2500
     issued = Counter(wanted.codes for wanted in claims)
+    held = await record.held([wanted.item_id.encode() for wanted in claims])
+    assert [tuple(codes) for codes in held.codes.tolist()] == [wanted.codes for wanted in claims]
     sizes = await record.group_size_columns(np.array(list(issued)))
     assert sizes.tolist() == list(issued.values())
 
