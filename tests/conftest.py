@@ -53,10 +53,11 @@ def build_checkpoint(
     seed: int = 20240229,
     max_suffix: int | None = None,
     takes_text: bool = True,
+    dimension: int = DIMENSION,
 ) -> Path:
     """A frozen checkpoint with the real text encoder and small random codebooks, so that codes collide often."""
     torch.manual_seed(seed)
-    config = NetworkConfig((DIMENSION, 16))
+    config = NetworkConfig((dimension, 16))
     quantizer = ResidualQuantizer(codebook_sizes, 16)
     for level, codebook in enumerate(quantizer.codebooks):
         torch.nn.init.normal_(codebook, std=0.04 / 2**level)
@@ -229,11 +230,12 @@ def start_service(checkpoint: Path) -> Callable[..., ServiceThread]:
 
 
 @pytest.fixture(scope="session")
-def service(start_service: Callable[..., ServiceThread]) -> Iterator[ServiceThread]:
+def service(start_service: Callable[..., ServiceThread], checkpoint: Path) -> Iterator[ServiceThread]:
     """A running service with its own embedded registry and small limits, shared by all tests."""
     directory = Path(tempfile.mkdtemp(prefix="semid-"))
     running = start_service(
         data_dir=directory,
+        checkpoint_dirs=(checkpoint.parents[1],),  # of all the tests' checkpoints
         max_items=64,
         max_lookups=64,
         max_body_bytes=512 * 1024,

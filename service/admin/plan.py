@@ -212,8 +212,7 @@ class PlanFile:
             return Plan.model_validate_json(self.path.read_bytes())
         except (OSError, ValidationError) as error:
             raise PlanUnreadable(
-                f"{self.path} says which tokenizers to load and cannot be read ({error}); move it away for those of "
-                "the settings"
+                f"which tokenizers to load cannot be read ({error}); move {self.path} away for those of the settings"
             ) from error
 
     def _write(self, plan: Plan) -> None:

@@ -12,18 +12,23 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import httpx
 import orjson
 import pytest
+from fastapi.testclient import TestClient
 from safetensors.numpy import load_file, save_file
 
-from models import read_manifest
+from models import CheckpointError, read_manifest
 from models.checkpoint import MANIFEST, WEIGHTS
 from service.access.keys import KeyFile, Scope
+from service.admin import hot_swap
+from service.app import create_app
+from service.errors import PlanUnreadable
 
 SERVICE_THREADS = 4
-ROUNDS = 3
+ROUNDS = 2
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +222,57 @@ def test_every_process_of_a_service_follows_and_one_that_cannot_undoes_it_for_al
     service.until(lambda: loaded(service) == loaded(beside) == [full(first)], "it is undone")
 
 
+def test_the_answer_says_who_has_not_followed_in_time(
+    start: Callable[..., Any], first: Path, second: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, beside = start(), start()
+    assert load(service, second).status_code == 200
+    monkeypatch.setattr(hot_swap, "WAIT_S", 0.2)
+    beside.state.swap._following.cancel()  # as one that stands still
+
+    late = make_default(service, second)
+
+    assert (late.status_code, late.json()["workers"], late.json()["pending"]) == (202, 2, 1)
+    beside.stop()
+    assert make_default(service, first).status_code == 200
+
+
+def test_of_two_calls_at_once_that_load_a_checkpoint_one_is_refused(start: Callable[..., Any], second: Path) -> None:
+    service = start()
+
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda _: load(service, second), range(2)))
+
+    assert sorted(answer.status_code for answer in answers) == [200, 409]
+    assert len(loaded(service)) == 2
+
+
+@pytest.mark.parametrize("fault", ["the checkpoint has gone", "another lies there", "the file is broken"])
+def test_a_plan_that_cannot_be_followed_at_start_is_refused_with_the_way_out(
+    start: Callable[..., Any], first: Path, second: Path, tmp_path: Path, fault: str
+) -> None:
+    spring = _copy(second, tmp_path / "spring")
+    service = start(checkpoint_dirs=(tmp_path,))
+    assert load(service, "spring", default=True).status_code == 200
+    service.stop()
+    plan = service.settings.data_dir / "tokenizers" / "plan.json"
+    if fault == "the file is broken":
+        plan.write_text(plan.read_text()[:-20])
+    else:
+        shutil.rmtree(spring)
+    if fault == "another lies there":
+        _copy(first, spring)
+
+    with (
+        pytest.raises((CheckpointError, PlanUnreadable), match=r"move .*plan\.json away"),
+        TestClient(create_app(service.settings)),
+    ):
+        pass
+    plan.rename(plan.with_suffix(".away"))
+
+    assert loaded(start(checkpoint_dirs=(tmp_path,))) == [full(first)]
+
+
 def _copy(checkpoint: Path, to: Path) -> Path:
     shutil.copytree(checkpoint, to)
     return to
@@ -304,6 +360,7 @@ def test_a_bad_checkpoint_is_refused_in_words_and_changes_nothing(
 ) -> None:
     (service, root), before = guarded, loaded(guarded[0])
     make, slug, words = FAULTS[fault]
+    plan = service.state.swap._plans.look()
 
     response = load(service, make(second, root / fault.replace(" ", "-")))
 
@@ -311,7 +368,7 @@ def test_a_bad_checkpoint_is_refused_in_words_and_changes_nothing(
     assert response.json()["type"] == f"urn:semid:problem:{slug}"
     assert words in response.json()["detail"]
     assert loaded(service) == before
-    assert not (service.settings.data_dir / "tokenizers" / "plan.json").exists()
+    assert service.state.swap._plans.look() == plan
     assert not Path("/tmp/semid-unpickled").exists()
 
 
@@ -336,19 +393,31 @@ def test_what_does_not_go_with_what_is_loaded_is_refused_unless_somebody_insists
     assert unload(service, root / "namesake").status_code == 200
 
 
-def test_a_default_that_cannot_take_what_callers_send_is_refused_unless_somebody_insists(
-    start: Callable[..., Any], checkpoint: Path, second: Path
-) -> None:
-    service = start(checkpoint=checkpoint)  # which takes texts
+def test_a_default_that_takes_no_texts_is_refused_where_callers_may_send_them(service: Any, second: Path) -> None:
+    before = loaded(service)
 
     refused = load(service, second, default=True)
 
+    assert refused.status_code == 409
     assert refused.json()["type"] == "urn:semid:problem:takes_other_content"
     assert "texts" in refused.json()["detail"]
+    assert loaded(service) == before
+
+
+def test_a_default_of_another_dimension_is_refused_unless_somebody_insists(
+    guarded: tuple[Any, Path], first: Path, make_checkpoint: Callable[..., Path]
+) -> None:
+    service, root = guarded
+    narrow = _copy(make_checkpoint("narrow", 8, 8, takes_text=False, dimension=32), root / "narrow")
+
+    refused = load(service, narrow, default=True)
+    assert "embeddings of 384 numbers" in refused.json()["detail"]
     assert len(loaded(service)) == 1
-    assert load(service, second).status_code == 200
-    assert make_default(service, second).status_code == 409
-    assert make_default(service, second, force=True).json()["default"] == full(second)
+    assert load(service, narrow).status_code == 200
+    assert make_default(service, narrow).json() == refused.json() | {"request_id": ANY}
+    assert make_default(service, narrow, force=True).json()["default"] == full(narrow)
+    assert make_default(service, first, force=True).json()["default"] == full(first)
+    assert unload(service, narrow).status_code == 200
 
 
 @pytest.mark.parametrize(
