@@ -54,14 +54,14 @@ class Door:
         if needed is not None:
             request = Request(scope)
             try:
-                scope[KEY_NAME] = self._holder(request, needed)
+                self._check(request, needed)
             except ServiceError as error:
                 await (await self._answer(request, error))(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-    def _holder(self, request: Request, needed: Scope) -> str:
-        """The name of the key that lets it in.
+    def _check(self, request: Request, needed: Scope) -> None:
+        """Let in; whose key it is, is left for the log.
 
         Raises:
             Unauthorized: It brings no key that is known.
@@ -74,7 +74,7 @@ class Door:
         key = self._keys().holder(secret.strip())
         if key is None:
             raise Unauthorized("the key is not known, or has expired")
+        request.scope[KEY_NAME] = key.name
         if not key.scope.includes(needed):
             msg = f"the key {key.name!r} has the scope {key.scope.value!r}; this needs {needed.value!r}"
             raise Forbidden(msg)
-        return key.name

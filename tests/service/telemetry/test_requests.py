@@ -10,8 +10,14 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import Request
+from starlette.responses import Response
 
+from service.access.door import Door
+from service.access.keys import KeyFile, Keys, Scope
 from service.app import create_app
+from service.errors import ServiceError
+from service.metrics import Metrics
 from service.settings import Settings
 from service.telemetry.requests import RequestTelemetry
 
@@ -131,3 +137,33 @@ def test_item_ids_stand_in_access_lines_only_when_asked_for(answered: Callable[.
 
     assert "secret" not in without.getMessage()
     assert "path=/assignment/secret%0Aid" in with_path.getMessage()
+
+
+async def test_an_access_line_names_the_key_and_never_has_its_secret(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, reader = KeyFile().with_new("of-the-recommender", Scope.READ)
+    file.write(tmp_path / "keys.json")
+    keys = Keys(tmp_path / "keys.json")
+
+    async def refuse(_: Request, error: ServiceError) -> Response:
+        return Response(error.detail, error.status)
+
+    door = Door(Response("let in"), lambda: keys, refuse)
+    transport = httpx.ASGITransport(RequestTelemetry(door, Metrics(), access_log=True))
+    async with httpx.AsyncClient(transport=transport, base_url="http://semid") as http:
+        with caplog.at_level(logging.INFO, "service.access"):
+            for method, path, secret in (
+                ("GET", "/stats", reader),
+                ("POST", "/tokenize", reader),  # for which its scope is too little
+                ("GET", "/stats", reader[:-1]),
+            ):
+                await http.request(method, path, headers={"authorization": f"Bearer {secret}"})
+
+    lines = [line.__dict__["members"] for line in caplog.records]
+    assert [(line["status"], line.get("key")) for line in lines] == [
+        (200, "of-the-recommender"),
+        (403, "of-the-recommender"),
+        (401, None),
+    ]
+    assert reader[:-1] not in caplog.text
