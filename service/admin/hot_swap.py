@@ -21,6 +21,7 @@ from service.admin.plan import Plan, PlanFile, Planned
 from service.admin.reports import Report, Reports
 from service.errors import (
     CheckpointRefused,
+    EncoderStopped,
     LoadingUnderWay,
     NotLoadedEverywhere,
     SemidError,
@@ -235,11 +236,14 @@ class HotSwap:
             raise CheckpointRefused(str(error)) from error
 
     async def _load_for_call(self, planned: Planned) -> None:
-        """Raise CheckpointRefused, or what the registry says of its record, unless it can be loaded."""
+        """Raise CheckpointRefused, or what the registry says of its record, unless it can be loaded and is warm."""
         try:
             self._ready[planned.tokenizer] = await _load(self._sources, planned)
         except (CheckpointError, ValueError) as error:
             raise CheckpointRefused(str(error)) from error
+        except (EncoderStopped, RuntimeError, MemoryError) as error:  # torch has no other for a device without room
+            log.exception("%s cannot be loaded", planned.tokenizer)
+            raise CheckpointRefused(f"it cannot be loaded here, as the log says: {type(error).__name__}") from error
 
     def _require_same_content(self, manifest: Manifest, *, force: bool) -> None:
         """Raise TakesOtherContent unless a tokenizer takes whatever the default one takes."""
