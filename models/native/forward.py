@@ -90,7 +90,8 @@ class CompiledBert:
         )
         if not self._handle:
             raise MemoryError("no memory for the weights of a compiled forward pass")
-        weakref.finalize(self, library.packed_bert_free, self._handle)
+        # Not at the end of the process: another thread may be within a call.
+        weakref.finalize(self, library.packed_bert_free, self._handle).atexit = False
         for number, layer in zip(range(config.num_hidden_layers), network.encoder.layer, strict=True):
             squares = _dense(_squares(layer), SQUARES * self._width, self._width)
             vectors = _dense(_vectors(layer), VECTORS * self._width)

@@ -99,7 +99,8 @@ class CompiledSearch:
         self._handle = library.residual_search_new(self._levels, self._dimension, kind)
         if not self._handle:
             raise MemoryError("no memory for the tables of a search")
-        weakref.finalize(self, library.residual_search_free, self._handle)
+        # Not at the end of the process: another thread may be within a call.
+        weakref.finalize(self, library.residual_search_free, self._handle).atexit = False
         for level, (codebook, table) in enumerate(zip(codebooks, tables, strict=True)):
             assert table.inverse_spans is not None
             kept = [part.contiguous() for part in (codebook, table.codewords, table.centre, table.norms)]

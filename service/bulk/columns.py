@@ -265,6 +265,8 @@ class ColumnTokenization:
         encoded = await work.tokenizer.batcher.encode_columns(work.columns.contents.at(places))
         could = np.ones(len(places), np.bool_)
         could[list(encoded.failures)] = False
+        if not could.any():  # then nobody knows of how many levels the codes would be
+            return places[could], np.zeros((0, work.answers.codes.shape[1]), np.int64)
         places = places[could]
         work.answers.margins[places] = encoded.margins[could]
         work.answers.quantization_errors[places] = encoded.quantization_errors[could]

@@ -15,7 +15,6 @@ from service.semantic_id import MAX_SUFFIX, SemanticId, write_prefix
 from service.tokenizers import LoadedTokenizer, Tokenizers
 
 Codes = tuple[int, ...]
-NAMELESS = "-"  # stands in for the id of a content that no item is named for; nobody is told of it
 
 
 class Explaining:
@@ -33,13 +32,13 @@ class Explaining:
             ServiceError: A fault of the whole request.
         """
         tokenizer = self._tokenizers.named(request.tokenizer)
-        item = _read(request.item, tokenizer)
+        item_id, item = _read(request.item, tokenizer)
         path = await tokenizer.explainer.explain(item.content)
         record = await self._records.of(request.namespace, tokenizer.manifest)
         counts = await _live_under(record, path.codes)
         return {
             **tokenizer.origin(request.namespace),
-            **await _place(record, item, path, tokenizer),
+            **await _place(record, item_id, path, tokenizer),
             "codes": list(path.codes),
             "levels": [_level(path, level, counts[level + 1]) for level in range(len(path.codes))],
             "latent_norm": path.residual_norms[0],
@@ -47,13 +46,14 @@ class Explaining:
             "quantization_error": path.quantization_error,
             "training": _training(tokenizer, path),
             "prefix_is_coarse_to_fine": tokenizer.manifest.prefix_is_coarse_to_fine,
-            "nearest": await _nearest(record, path.codes, counts, request.neighbours, item.item_id),
+            "nearest": await _nearest(record, path.codes, counts, request.neighbours, item_id),
         }
 
 
-def _read(entry: Mapping[str, Any], tokenizer: LoadedTokenizer) -> Item:
-    named = {"item_id": NAMELESS, **entry}
-    return tokenizer.reader.read(named)
+def _read(entry: Mapping[str, Any], tokenizer: LoadedTokenizer) -> tuple[str | None, Item]:
+    """The id of the item that the content is named for, if it is for one; and the content."""
+    item = tokenizer.reader.read({"item_id": "nameless", **entry})
+    return (item.item_id if "item_id" in entry else None), item
 
 
 async def _live_under(record: Record, codes: Codes) -> list[int]:
@@ -62,17 +62,17 @@ async def _live_under(record: Record, codes: Codes) -> list[int]:
     return [sum(following.values()) for following in children]
 
 
-async def _place(record: Record, item: Item, path: Path, tokenizer: LoadedTokenizer) -> Answer:
+async def _place(record: Record, item_id: str | None, path: Path, tokenizer: LoadedTokenizer) -> Answer:
     """The Semantic ID that the item holds, or that the next new item of these codes would get."""
     held = None
-    if item.item_id != NAMELESS:
-        (held,) = await record.by_item_ids([item.item_id])
+    if item_id is not None:
+        (held,) = await record.by_item_ids([item_id])
     (issued,) = await record.group_sizes([path.codes])
     highest = tokenizer.manifest.max_suffix
     free = issued <= (MAX_SUFFIX if highest is None else highest)
     semantic_id = held.semantic_id if held else SemanticId(path.codes, issued) if free else None
     return {
-        "item_id": None if item.item_id == NAMELESS else item.item_id,
+        "item_id": item_id,
         "semantic_id": str(semantic_id) if semantic_id else None,
         "tokens": list(semantic_id.tokens) if semantic_id else None,
         "held": held is not None,
@@ -101,7 +101,7 @@ def _training(tokenizer: LoadedTokenizer, path: Path) -> Answer | None:
     return {"quantization_error": training.as_dict(), "share_below": training.share_below(path.quantization_error)}
 
 
-async def _nearest(record: Record, codes: Codes, counts: list[int], limit: int, item_id: str) -> list[Answer]:
+async def _nearest(record: Record, codes: Codes, counts: list[int], limit: int, item_id: str | None) -> list[Answer]:
     """Live items that share the longest prefixes with the codes, the longest first; each shares one code at least."""
     found: dict[SemanticId, int] = {}
     for shared in range(len(codes), 0, -1):

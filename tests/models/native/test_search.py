@@ -275,3 +275,26 @@ def test_a_search_that_errs_on_this_machine_is_refused_at_the_start(library, mak
     # then
     with pytest.raises(CheckpointError, match=r"compiled.* errs on this machine"):
         self_test(tokenizer)
+
+
+ENDING = """
+import sys, threading, time
+from pathlib import Path
+import torch
+from models.native.libraries import open_library
+from models.native.search import INTERFACE, CompiledSearch
+from models.quantizer import search_table
+
+codebooks = [torch.randn(256, 48, dtype=torch.float64) for _ in range(6)]
+search = CompiledSearch(open_library(Path(sys.argv[1]), INTERFACE), codebooks, [search_table(one) for one in codebooks])
+latents = torch.randn(300_000, 48, dtype=torch.float64)
+torch.set_num_threads(1)
+threading.Thread(target=search, args=(latents,), daemon=True).start()
+time.sleep(0.2)
+"""
+
+
+def test_a_process_may_end_while_a_thread_searches(library) -> None:
+    ended = subprocess.run([sys.executable, "-c", ENDING, library._name], cwd=ROOT, check=False)
+
+    assert ended.returncode == 0

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.types import Message
@@ -261,6 +262,34 @@ def test_an_embedding_at_fault_fails_alone(service: Any, namespace: str, embeddi
     assert (before["suffix"], after["suffix"]) == (0, 1)
     assert (bad["item_id"], bad["error"]["type"]) == ("bad", TYPE + slug)
     assert set(service.assigned(namespace)) == {"before", "after"}
+
+
+@pytest.mark.parametrize("assign", [True, False])
+@pytest.mark.parametrize("seeds", [[1], [1, 2]])
+def test_a_row_that_the_model_fails_on_fails_alone(
+    service: Any,
+    namespace: str,
+    make_embedding: MakeEmbedding,
+    monkeypatch: pytest.MonkeyPatch,
+    seeds: list[int],
+    *,
+    assign: bool,
+) -> None:
+    encode, poison = service.batcher._encoder.encode, torch.tensor(make_embedding(1))
+
+    def failing(embeddings: torch.Tensor, **options: Any) -> Any:
+        if bool((embeddings == poison).all(dim=1).any()):
+            raise RuntimeError("poison")
+        return encode(embeddings, **options)
+
+    monkeypatch.setattr(service.batcher._encoder, "encode", failing)
+    batch = embeddings(*((f"item {seed}", make_embedding(seed)) for seed in seeds))
+
+    rows = tokenize(service, batch, namespace=namespace, assign=assign)
+
+    assert [row["item_id"] for row in rows] == [f"item {seed}" for seed in seeds]
+    assert rows[0]["error"]["type"] == "urn:semid:problem:encoding_failed"
+    assert [row["error"] for row in rows[1:]] == [None] * (len(seeds) - 1)
 
 
 @given(st.lists(st.text(alphabet=" \t\x1c\x1f\x85\xa0\u1680\u2003\u2028\u3000aé中\0", max_size=3), min_size=1))

@@ -71,15 +71,19 @@ def test_a_text_has_the_codes_that_it_is_tokenized_to(service: Any, tokenizer: T
     assert answer["quantization_error"] == pytest.approx(entry["quantization_error"], abs=1e-6)
 
 
-def test_the_id_it_would_get_is_the_one_it_gets(service: Any, namespace: str, make_embedding: MakeEmbedding) -> None:
+@pytest.mark.parametrize("second", ["second", "-"])
+def test_the_id_it_would_get_is_the_one_it_gets(
+    service: Any, namespace: str, make_embedding: MakeEmbedding, second: str
+) -> None:
     service.tokenize({"item_id": "first", "embedding": make_embedding(1)}, namespace=namespace)
 
-    told = explain(service, {"item_id": "second", "embedding": make_embedding(1)}, namespace=namespace)
-    (given,) = service.tokenize({"item_id": "second", "embedding": make_embedding(1)}, namespace=namespace)
-    again = explain(service, {"item_id": "second", "embedding": make_embedding(2)}, namespace=namespace)
+    told = explain(service, {"item_id": second, "embedding": make_embedding(1)}, namespace=namespace)
+    (given,) = service.tokenize({"item_id": second, "embedding": make_embedding(1)}, namespace=namespace)
+    again = explain(service, {"item_id": second, "embedding": make_embedding(2)}, namespace=namespace)
 
     assert (told["semantic_id"], told["tokens"]) == (given["semantic_id"], given["tokens"])
     assert (told["held"], told["group_size"], told["content_changed"]) == (False, 1, False)
+    assert told["item_id"] == second
     assert (again["semantic_id"], again["held"], again["content_changed"]) == (given["semantic_id"], True, True)
 
 
