@@ -43,7 +43,7 @@ class PackedLinear:
     def __call__(self, rows: Tensor) -> Tensor:
         """(T, in) -> (T, out) of this map's dtype."""
         product: Tensor = torch.ops.mkldnn._linear_pointwise(  # noqa: SLF001
-            rows.to(self._dtype), self._weight, self._bias, *self._activation
+            rows if rows.dtype == self._dtype else rows.to(self._dtype), self._weight, self._bias, *self._activation
         )
         return product
 

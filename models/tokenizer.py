@@ -156,7 +156,8 @@ class Tokenizer:
 
         def encode_fast(rows: Tensor) -> tuple[Encoding, Tensor]:
             some = embeddings if len(rows) == len(embeddings) else embeddings[rows]
-            single = some.to(self.device, torch.float32)
+            as_it_is = some.dtype == torch.float32 and some.device == self.device
+            single = some if as_it_is else some.to(self.device, torch.float32)
             return self._encode_latents(self._fast_network(single).to(torch.float64), alternatives)
 
         def encode(rows: Tensor) -> tuple[Encoding, Tensor]:
@@ -295,9 +296,10 @@ class Tokenizer:
         Rounding is relative, so the bounds of embeddings grow by it.
         """
         # As many at a time as stay in the cache.
-        parts = embeddings.split(EMBEDDINGS_AT_ONCE)
+        parts = [embeddings] if len(embeddings) <= EMBEDDINGS_AT_ONCE else embeddings.split(EMBEDDINGS_AT_ONCE)
         distances = [torch.linalg.vector_norm(part.to("cpu", torch.float64) - self.centre, dim=1) for part in parts]
-        return torch.cat(distances).mul_(self._latents_per_norm).clamp_min_(1)
+        whole = distances[0] if len(distances) == 1 else torch.cat(distances)
+        return whole.mul_(self._latents_per_norm).clamp_min_(1)
 
     def _encode_latents(self, latents: Tensor, alternatives: int) -> tuple[Encoding, Tensor]:
         """The encoding, and what (B,) each latent may be off by before its codes or its alternatives change."""
@@ -356,7 +358,8 @@ def _encoding(
 ) -> tuple[Encoding, Ranking | None]:
     """The encoding of latents (B, d), and the ranking of its alternatives where any are asked for."""
     if not (exact or alternatives):
-        codes, margin, error = (tensor.cpu() for tensor in quantizer.encode(latents))
+        # Each call of torch, be it for nothing, gives the interpreter to other threads, which may keep it for long.
+        codes, margin, error = (tensor if tensor.is_cpu else tensor.cpu() for tensor in quantizer.encode(latents))
         precision = torch.full((len(codes),), Precision.CANONICAL, dtype=torch.int64)
         return Encoding(codes, margin, error, precision, codes[:, :0]), None
     quantization = quantizer.quantize(latents, exact=exact)

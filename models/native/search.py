@@ -139,7 +139,7 @@ class CompiledSearch:
             msg = f"latents {tuple(latents.shape)} of {latents.dtype} on {latents.device} do not fit this search"
             raise ValueError(msg)
         rows = latents.shape[0]
-        latents = latents.contiguous()
+        latents = latents if latents.is_contiguous() else latents.contiguous()
         codes = torch.empty((rows, self._levels), dtype=torch.int64)
         margin, error = torch.empty((2, rows), dtype=torch.float64)
         margins = residuals = None
