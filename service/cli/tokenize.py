@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 REJECTED = 3
 INTERRUPTED = 130
+NEWS_ATTEMPTS = 3
 
 
 def tokenize(
@@ -110,13 +111,13 @@ class _Waiting:
     def __init__(self, url: str, patience_s: float) -> None:
         self._url = url
         self._patience_s = patience_s
-        self._said = False
+        self._said = self._answered = False
 
     def hear(self, waiting: Waiting) -> None:
-        """A request is tried again; the first time may be by chance alone."""
+        """A request is tried again; one that breaks amid others is no news."""
         from tqdm import tqdm
 
-        if self._said or (waiting.reached and waiting.attempts == 1):
+        if self._said or (self._answered and waiting.attempts < NEWS_ATTEMPTS):
             return
         self._said = True
         away = "has no answer" if waiting.reached else "cannot be reached"
@@ -125,4 +126,4 @@ class _Waiting:
 
     def is_over(self) -> None:
         """The service answered."""
-        self._said = False
+        self._said, self._answered = False, True

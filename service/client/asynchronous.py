@@ -317,13 +317,13 @@ class AsyncTokenizerClient:
         """
         return await self.answer(self.calls.unload_tokenizer(tokenizer), patience_s=0)
 
-    async def stats(self) -> dict[str, Any]:
-        """Figures of the record, as `GET /stats` has them.
+    async def stats(self, *, codewords: bool = False) -> dict[str, Any]:
+        """Figures of the record, as `GET /stats` has them; of each codeword too, where asked.
 
         Raises:
             TokenizerError: As in `tokenize`.
         """
-        return await self.answer(self.calls.stats())
+        return await self.answer(self.calls.stats(codewords=codewords))
 
     async def ready(self) -> bool:
         """Whether the service can be reached and is ready; asked once."""

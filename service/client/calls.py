@@ -86,9 +86,10 @@ class Calls:
         """`GET /tokenizers`."""
         return Call(Request("GET", "/tokenizers"), _read_tokenizers)
 
-    def stats(self) -> Call[dict[str, Any]]:
+    def stats(self, *, codewords: bool) -> Call[dict[str, Any]]:
         """`GET /stats`."""
-        return Call(self._get("/stats"), lambda reply: dict(reply.json()))
+        wanted = {"codewords": "true"} if codewords else {}
+        return Call(self._get("/stats", **wanted), lambda reply: dict(reply.json()))
 
     def ready(self) -> Call[bool]:
         """`GET /readyz`."""

@@ -140,9 +140,9 @@ class TokenizerClient:
         """Let a tokenizer go; as `AsyncTokenizerClient.unload_tokenizer`."""
         return self._background.run(self._client.unload_tokenizer(tokenizer))
 
-    def stats(self) -> dict[str, Any]:
-        """Figures of the record, as `GET /stats` has them."""
-        return self._background.run(self._client.stats())
+    def stats(self, *, codewords: bool = False) -> dict[str, Any]:
+        """Figures of the record; as `AsyncTokenizerClient.stats`."""
+        return self._background.run(self._client.stats(codewords=codewords))
 
     def ready(self) -> bool:
         """Whether the service can be reached and is ready; asked once."""

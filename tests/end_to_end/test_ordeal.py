@@ -96,7 +96,7 @@ def gated(gates: Gates, source: int, values: list[Any]) -> Iterator[Any]:
 
 
 class Command:
-    """`semid tokenize`, started again whenever it was killed."""
+    """`semid tokenize`, started again whenever it was killed; it is killed, too, whenever it has kept one part more."""
 
     def __init__(self, file: Path, out: Path, url: str) -> None:
         self.kills = 0
@@ -104,6 +104,7 @@ class Command:
         words = ["--out", out, "--url", url, "--namespace", NAMESPACE, "--patience", PATIENCE_S]
         self._command = [*SEMID, "tokenize", file, *words]
         self._process: subprocess.Popen[bytes] | None = None
+        self._journal = out.with_name(f".{out.name}.run")
 
     def run(self) -> int:
         """Its exit code, once it was not killed."""
@@ -111,9 +112,17 @@ class Command:
             with self.log.open("ab") as log:
                 command = [str(word) for word in self._command]
                 self._process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+            kept = self._parts()
+            while self._process.poll() is None:
+                if self._parts() > kept:
+                    self.kill()
+                time.sleep(0.01)
             code = self._process.wait()
             if code != -signal.SIGKILL:
                 return code
+
+    def _parts(self) -> int:
+        return len(list(self._journal.glob("*.arrow")))
 
     def kill(self) -> None:
         """At whatever it is."""

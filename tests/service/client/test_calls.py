@@ -154,6 +154,7 @@ def test_what_is_loaded_and_whether_it_is_ready(client: Any, connect: Connect, s
 
     assert loaded.named(None) == loaded.named("small") == loaded.default
     assert loaded.manifests[0]["name"] == "small"
+    assert client.stats(codewords=True)["tokenizer"] == loaded.default
     assert client.ready() is True
     client.wait_until_ready()
     assert connect("http://127.0.0.1:1").ready() is False

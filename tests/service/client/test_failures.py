@@ -8,12 +8,14 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any
 
 import orjson
 import pyarrow as pa
 import pytest
 
+from service.access.keys import KeyFile, Scope
 from service.client import (
     AccessDenied,
     AsyncTokenizerClient,
@@ -158,6 +160,21 @@ def test_the_key_and_other_headers_go_with_every_request(connect: Connect, scrip
 
     ((_, headers, _),) = service.seen
     assert (headers["authorization"], headers["x-team"]) == ("Bearer secret", "search")
+
+
+def test_a_key_lets_in_to_what_it_is_for(connect: Connect, start_service: Callable[..., Any], data_dir: Path) -> None:
+    file, secret = KeyFile().with_new("reader", Scope.READ)
+    file.write(data_dir / "keys.json")
+    service = start_service(data_dir=data_dir, keys_file=data_dir / "keys.json")
+    try:
+        url = str(service.http.base_url)
+        assert connect(url, api_key=secret).tokenizers().default.startswith("small@")
+        with pytest.raises(AccessDenied, match="403 The key is not for this"):
+            list(connect(url, api_key=secret).tokenize(ITEMS))
+        with pytest.raises(AccessDenied, match="401 A key is needed"):
+            connect(url).assignment("a")
+    finally:
+        service.stop()
 
 
 def test_retry_after_may_be_a_date() -> None:
