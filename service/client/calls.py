@@ -88,8 +88,7 @@ class Calls:
 
     def stats(self, *, codewords: bool) -> Call[dict[str, Any]]:
         """`GET /stats`."""
-        wanted = {"codewords": "true"} if codewords else {}
-        return Call(self._get("/stats", **wanted), lambda reply: dict(reply.json()))
+        return Call(self._get("/stats", codewords="true" if codewords else "false"), lambda reply: dict(reply.json()))
 
     def ready(self) -> Call[bool]:
         """`GET /readyz`."""

@@ -255,11 +255,11 @@ def pairs(answers: Any) -> list[tuple[str, str]]:
 
 
 async def check_record(url: str, answers: dict[str, str]) -> None:
-    """The record has these items alone, found by their IDs, and by GET /assignment."""
+    """The record has these items alone: each is found by its ID, and a part of them by GET /assignment."""
     async with AsyncTokenizerClient(url, namespace=NAMESPACE) as client:
         assert (await client.prefix(limit=1)).count == len(answers)
         assert [found.item_id for found in await client.lookup(answers.values())] == list(answers)
-        asked = list(answers)[:: 1 if FULL else 6]
+        asked = list(answers)[:: 10 if FULL else 6]
         for start in range(0, len(asked), 32):
             some = asked[start : start + 32]
             found = await asyncio.gather(*map(client.assignment, some))
