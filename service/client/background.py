@@ -36,7 +36,7 @@ class Background:
                 self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(target=self._loop.run_forever, name="semid-client", daemon=True)
                 self._thread.start()
-            return asyncio.run_coroutine_threadsafe(work, self._loop)
+            return asyncio.run_coroutine_threadsafe(_looked_at(work), self._loop)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Its result; a caller who is interrupted ends it."""
@@ -72,3 +72,11 @@ class Background:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+async def _looked_at(work: Coroutine[Any, Any, T]) -> T:
+    """The same; how it ends is no news where the caller has left meanwhile."""
+    task = asyncio.current_task()
+    assert task is not None
+    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+    return await work

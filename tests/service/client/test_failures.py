@@ -162,17 +162,21 @@ def test_the_key_and_other_headers_go_with_every_request(connect: Connect, scrip
     assert (headers["authorization"], headers["x-team"]) == ("Bearer secret", "search")
 
 
-def test_a_key_lets_in_to_what_it_is_for(connect: Connect, start_service: Callable[..., Any], data_dir: Path) -> None:
+def test_a_key_lets_in_to_what_it_is_for(
+    start_service: Callable[..., Any], make_checkpoint: Callable[..., Path], data_dir: Path
+) -> None:
     file, secret = KeyFile().with_new("reader", Scope.READ)
     file.write(data_dir / "keys.json")
-    service = start_service(data_dir=data_dir, keys_file=data_dir / "keys.json")
+    checkpoint = make_checkpoint("keyed", 4, 4, takes_text=False)
+    service = start_service(data_dir=data_dir, keys_file=data_dir / "keys.json", checkpoint=checkpoint)
+    url = str(service.http.base_url)
     try:
-        url = str(service.http.base_url)
-        assert connect(url, api_key=secret).tokenizers().default.startswith("small@")
-        with pytest.raises(AccessDenied, match="403 The key is not for this"):
-            list(connect(url, api_key=secret).tokenize(ITEMS))
-        with pytest.raises(AccessDenied, match="401 A key is needed"):
-            connect(url).assignment("a")
+        with TokenizerClient(url, api_key=secret) as client:
+            assert client.tokenizers().default.startswith("keyed@")
+            with pytest.raises(AccessDenied, match="403 The key is not for this"):
+                list(client.tokenize(ITEMS))
+        with TokenizerClient(url) as client, pytest.raises(AccessDenied, match="401 A key is needed"):
+            client.assignment("a")
     finally:
         service.stop()
 
