@@ -28,9 +28,11 @@ def newcomer() -> Iterator[ServiceProcess]:
     """The service as `make serve` starts it, with nothing in its record."""
     directory = Path(tempfile.mkdtemp(prefix="semid-"))
     process = ServiceProcess(directory, checkpoint=DEFAULT_CHECKPOINT)
-    yield process.wait_until_ready()
-    process.stop()
-    shutil.rmtree(directory, ignore_errors=True)
+    try:
+        yield process.wait_until_ready()
+    finally:
+        process.stop()
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture
@@ -95,7 +97,7 @@ def test_a_first_checkpoint_is_trained_compared_and_served_as_its_page_says(
             service.stop()
 
     report = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert [one["name"] for one in report["tokenizers"]] == ["my-tokenizer", "broad-6x256"]
+    assert [one["name"] for one in report["results"]] == ["my-tokenizer", "broad-6x256"]
 
 
 @pytest.mark.parametrize(
