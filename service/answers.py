@@ -50,7 +50,7 @@ def assigned(
     """Each item's answer from what was claimed, or from what was known and unchanged."""
     answers = {}
     for i, item in items.items():
-        assignment, created = claimed[i][:2] if i in claimed else (known[i], False)
+        assignment, created = claimed[i] if i in claimed else (known[i], False)
         answers[i] = {
             "item_id": item.item_id,
             **_semantic_id(assignment.semantic_id),

@@ -2,14 +2,12 @@ r"""The use case on one page: read, recall, encode, assign, answer.
 
 entries --ItemReader--> items --registry--> unchanged ones: answered
                               \--batcher--> codes --registry--> assignments: answered
-
-Where few are known the first question is left out, see `service.outright`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -32,13 +30,10 @@ from service.errors import (
     ItemError,
     MalformedSemanticId,
     NotAssigned,
-    RegistryUnavailable,
-    ServiceError,
     SuffixExhausted,
     TooManyItems,
 )
 from service.metrics import Metrics
-from service.outright import Outright
 from service.overflow import OverflowPolicy
 from service.records import Records
 from service.registry import Assignment, Claim, ClaimResult, Record
@@ -78,7 +73,6 @@ class Tokenization:
         self._limits = limits
         self._overflow = overflow
         self._metrics = metrics
-        self._outright = Outright()
 
     async def tokenize(self, request: TokenizeRequest) -> Answer:
         """Answer `POST /tokenize`: an entry per item, in order.
@@ -126,18 +120,14 @@ class Tokenization:
         failures: dict[int, ItemError] = {**_conflicting(items)}
         items = _without(items, failures)
         record = await self._records.of(request.namespace, tokenizer.manifest)
-        if request.assign and record.tells_what_stood and self._outright.suits(items):
-            answered = await self._claimed_outright(tokenizer, request, items)
-            if answered is not None:
-                answers, unplaced = answered
-                return answers, failures | unplaced
         found = await self._recall(record, items)
         known = {i: assignment for i, assignment in found.items() if assignment.live}
         # Content that changed is encoded again where its own codes are asked for: to be reassigned, or in a dry run.
         afresh = request.on_change == "reassign" or not request.assign
-        stood = {i for i, assignment in known.items() if _stands(items[i], assignment, afresh=afresh)}
-        self._outright.learn(items, stood)
-        encoded, unencodable = await _encode(tokenizer, _without(items, stood))
+        encoded, unencodable = await _encode(
+            tokenizer,
+            {i: item for i, item in items.items() if i not in known or not _stands(item, known[i], afresh=afresh)},
+        )
         failures.update(unencodable)
         items = _without(items, unencodable)
         if request.assign:
@@ -148,33 +138,6 @@ class Tokenization:
             answers = await self._dry_run(record, items, known, encoded)
         self._count(tokenizer.full_name, answers, failures, encoded, dry_run=not request.assign)
         return answers, failures
-
-    async def _claimed_outright(
-        self, tokenizer: LoadedTokenizer, request: TokenizeOptions, items: Mapping[int, Item]
-    ) -> tuple[dict[int, Answer], dict[int, ItemError]] | None:
-        """The same answers as `items` has, without asking first what is known; None where that has to be asked.
-
-        Raises:
-            ServiceError: They all fail.
-        """
-        try:
-            encoded, unencodable = await _encode(tokenizer, items)
-        except ServiceError:
-            return None  # known items are answered without the model
-        if unencodable:
-            return None
-        try:
-            claimed, unplaced = await self._place(request, tokenizer, items, encoded)
-        except RegistryUnavailable:
-            self._outright.failed()
-            raise
-        afresh = request.on_change == "reassign"
-        stood = {i for i, (held, _, stood) in claimed.items() if stood and _stands(items[i], held, afresh=afresh)}
-        self._outright.learn(items, stood)
-        encoded = {**_without(encoded, stood)}
-        answers = assigned(_without(items, unplaced), {}, encoded, claimed)
-        self._count(tokenizer.full_name, answers, unplaced, encoded, dry_run=False)
-        return answers, unplaced
 
     def tokenizer(self, name: str | None) -> LoadedTokenizer:
         """The one that a request names, to its end.
@@ -365,7 +328,7 @@ def _read(entries: Sequence[object], reader: ItemReader) -> tuple[dict[int, Item
     return items, failures
 
 
-def _without(items: Mapping[int, T], left_out: Collection[int]) -> Mapping[int, T]:
+def _without(items: Mapping[int, T], left_out: Mapping[int, object]) -> Mapping[int, T]:
     """All of them where none is left out, as is usual."""
     return {i: item for i, item in items.items() if i not in left_out} if left_out else items
 

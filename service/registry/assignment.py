@@ -18,7 +18,6 @@ CONTROL = b"\xfe"  # the same
 VERSION_BYTES = 4
 CONTENT_CHANGED = 0b01
 RETIRED = 0b10
-STOOD = 0b100  # in answers to claims alone
 
 
 class Claim(NamedTuple):
@@ -81,18 +80,10 @@ class Assignment:
 
 
 class ClaimResult(NamedTuple):
-    """The answer to a claim.
-
-    Attributes:
-        assignment: What the item holds.
-        created: Whether it holds it only since now.
-        stood: Whether nothing changed by the claim: the item held it, and its content is what it was. False of a record
-            that does not tell, see `Record.tells_what_stood`.
-    """
+    """The answer to a claim: what the item holds, and whether it holds it only since now."""
 
     assignment: Assignment
     created: bool
-    stood: bool = False
 
 
 def claimed(claim: Claim, reply: Reply, layout: CodeLayout) -> ClaimResult | SuffixExhausted:
@@ -101,8 +92,7 @@ def claimed(claim: Claim, reply: Reply, layout: CodeLayout) -> ClaimResult | Suf
         codes = "-".join(map(str, claim.codes))
         return SuffixExhausted(f"the codes {codes} have no suffix left; the tokenizer's manifest sets the highest")
     if isinstance(reply.value, bytes):
-        stood = bool(reply.value[0] & STOOD)
-        return ClaimResult(read_assignment(claim.item_id, reply.value, layout), created=False, stood=stood)
+        return ClaimResult(read_assignment(claim.item_id, reply.value, layout), created=False)
     semantic_id = _issued(claim, reply.value)
     return ClaimResult(Assignment(claim.item_id, semantic_id, reply.at, claim.digest, False), created=True)
 

@@ -54,11 +54,6 @@ class AtomicRecord:
         self._restoring = RequestQueue(partial(self._send, _RESTORE))
         self._recalling = RequestQueue(self._recall)
 
-    @property
-    def waits(self) -> bool:
-        """Whether each call is followed by a wait, be it that nothing changed."""
-        return self._primary.waits
-
     async def submit(self, requests: Sequence[Request]) -> list[Reply]:
         """The replies to these requests, in order, durable; what others ask at the same time is sent together.
 

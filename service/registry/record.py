@@ -69,11 +69,6 @@ class Record:
             self._items = AtomicRecord(server, keys, facts, self.changes.revised)
         self.contents = Contents(history, keys, self._items.held)
 
-    @property
-    def tells_what_stood(self) -> bool:
-        """Whether claims tell what they left as it was, and cost no more there than a question: no wait for a sync."""
-        return isinstance(self._items, AtomicRecord) and not self._items.waits
-
     async def claim(self, claims: Sequence[Claim]) -> list[ClaimResult | SuffixExhausted]:
         """Gives each item its one Semantic ID: the one it holds, or the next free suffix of its codes.
 

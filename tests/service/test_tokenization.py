@@ -6,7 +6,6 @@ import asyncio
 import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,15 @@ from service.content import ItemReader
 from service.errors import (
     MalformedSemanticId,
     NotAssigned,
-    Overloaded,
     RegistryUnavailable,
     TooManyItems,
     UnknownTokenizer,
 )
 from service.explaining.explainer import Explainer
 from service.metrics import Metrics
-from service.outright import Outright
-from service.overflow import Overflow, OverflowPolicy
+from service.overflow import OverflowPolicy
 from service.records import Records
-from service.registry import Record, Registry
+from service.registry import Registry
 from service.schemas import LookupRequest, TokenizeRequest
 from service.stats.drift import ErrorWindow
 from service.tokenization import Limits, Tokenization
@@ -170,122 +167,3 @@ async def test_only_the_loaded_tokenizer_answers(compose: Compose, shared_valkey
         await tokenization.by_item_id("a", namespace, manifest.full_name)
     with pytest.raises(MalformedSemanticId):
         await tokenization.by_semantic_id("1-2-3", namespace, manifest.name)
-
-
-class Always(Outright):
-    """Claims outright whatever came lately."""
-
-    def suits(self, items: Any) -> bool:
-        self._known_share = 0.0
-        return super().suits(items)
-
-
-class Never(Outright):
-    """Asks first whatever came lately."""
-
-    def suits(self, _items: Any) -> bool:
-        return False
-
-
-def counted(tokenization: Tokenization, call: str) -> tuple[float, dict[str, float]]:
-    """How often the registry was called so, and the items by outcome."""
-    (seconds,), (items,) = tokenization._metrics.registry_seconds.collect(), tokenization._metrics.items.collect()
-    calls = sum(one.value for one in seconds.samples if one.name.endswith("_count") and one.labels["call"] == call)
-    return calls, {one.labels["outcome"]: one.value for one in items.samples if one.name.endswith("_total")}
-
-
-async def test_items_claimed_outright_are_answered_as_if_it_had_been_asked_first_what_they_hold(
-    compose: Compose, shared_valkey: Any, namespace: str, make_embedding: MakeEmbedding
-) -> None:
-    # given two suffixes, and beyond them the next-nearest codewords in one namespace of two
-    asking, outright = [await compose(shared_valkey.url) for _ in range(2)]
-    asking._outright, outright._outright = Never(), Always()
-    for one in (asking, outright):
-        loaded = one._tokenizers.current.default
-        bounded = replace(loaded, manifest=replace(loaded.manifest, max_suffix=1))
-        one._tokenizers = Tokenizers(TokenizerSet((bounded,)))
-        one._overflow = OverflowPolicy({f"{namespace}-{turn}-0": Overflow.NEXT_NEAREST for turn in "ao"})
-    chance = random.Random(11)
-    seen: set[str] = set()
-    for _ in range(150):
-        # when new, known, changed and faulty items come, some are retired
-        catalogue, count = chance.randrange(2), chance.randint(1, 4)
-        items = [
-            {
-                "item_id": f"{number}",
-                "embedding": [1.0] if chance.random() < 0.1 else make_embedding(chance.randrange(4)),
-            }
-            for number in chance.sample(range(12), count)
-        ]
-        members = {"on_change": chance.choice(["keep", "reassign"])}
-        retired = f"{chance.randrange(12)}" if chance.random() < 0.2 else None
-        answers = []
-        for one, turn in ((asking, "a"), (outright, "o")):
-            its = f"{namespace}-{turn}-{catalogue}"
-            answers.append((await one.tokenize(request(its, *items, **members)))["items"])
-            if retired in {entry.get("item_id") for entry in answers[-1] if "error" not in entry}:
-                await one.retire(str(retired), its, None)
-        # then
-        for one, other in zip(*answers, strict=True):
-            known = "margin" in one and one["margin"] is None
-            for measure in ("margin", "quantization_error"):  # their last digits may change with the batch
-                pair = one.pop(measure, None), other.pop(measure, None)
-                assert pair == (None, None) or pair[0] == pytest.approx(pair[1], rel=1e-6)
-            assert one == other
-            seen |= {key for key, value in one.items() if value is True} | ({"error"} & one.keys()) | {f"known {known}"}
-    assert seen == {"created", "content_changed", "overflow", "error", "known True", "known False"}
-    assert counted(outright, "recall")[0] < 10  # of requests in which no item is valid
-    assert counted(asking, "recall")[0] == 150
-    assert counted(outright, "")[1] == counted(asking, "")[1]
-
-
-async def test_where_most_that_comes_is_new_it_is_no_longer_asked_what_is_known(
-    compose: Compose, shared_valkey: Any, namespace: str, make_embedding: MakeEmbedding
-) -> None:
-    tokenization = await compose(shared_valkey.url)
-
-    async def send(number: int) -> Any:
-        return await tokenization.tokenize(request(namespace, {"item_id": f"{number}", "embedding": make_embedding(1)}))
-
-    for number in range(60):
-        await send(number)
-    asked, _ = counted(tokenization, "recall")
-    assert 20 < asked < 50
-    for number in range(20):
-        await send(number)
-    assert 15 < counted(tokenization, "recall")[0] - asked < 20  # a few are encoded before it asks again
-
-
-async def test_what_is_known_is_answered_though_the_model_takes_nothing_and_the_registry_no_claims(
-    compose: Compose,
-    shared_valkey: Any,
-    namespace: str,
-    make_embedding: MakeEmbedding,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    tokenization = await compose(shared_valkey.url)
-    tokenization._outright = Always()
-    known, new = ({"item_id": name, "embedding": make_embedding(2)} for name in ("known", "new"))
-    await tokenization.tokenize(request(namespace, known))
-    batcher = tokenization._tokenizers.current.default.batcher
-
-    with monkeypatch.context() as patched:
-        patched.setattr(batcher._capacity, "check_room", _full)
-        (entry,) = (await tokenization.tokenize(request(namespace, known)))["items"]
-        assert not entry["created"]
-        with pytest.raises(Overloaded):
-            await tokenization.tokenize(request(namespace, new))
-    with monkeypatch.context() as patched:
-        patched.setattr(Record, "claim", _unavailable)
-        with pytest.raises(RegistryUnavailable):
-            await tokenization.tokenize(request(namespace, known))
-        (entry,) = (await tokenization.tokenize(request(namespace, known)))["items"]
-        assert not entry["created"]
-
-
-def _full(_lane: object) -> None:
-    raise Overloaded("full", retry_after_s=1.0)
-
-
-async def _unavailable(_record: Record, _claims: object) -> None:
-    raise RegistryUnavailable("It takes no writes.")
