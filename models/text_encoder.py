@@ -269,14 +269,19 @@ def _load(directory: Path, device: torch.device) -> SentenceTransformer:
 
 
 def require_full_precision() -> None:
-    """Raise CheckpointError where an import has lowered the precision of float32 arithmetic for the whole process."""
-    mkldnn = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    """Raise CheckpointError where an import has lowered the precision of arithmetic for the whole process."""
+    matmul = torch.backends.cuda.matmul
+    products = {matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision}  # type: ignore[attr-defined]
+    # The older switches raise where the newer ones have been turned, so they are asked last.
     if (
-        torch.get_float32_matmul_precision() != "highest"
-        or torch.backends.cuda.matmul.allow_tf32
-        or mkldnn not in {"none", "ieee"}
+        not products <= {"none", "ieee"}
+        or torch.get_float32_matmul_precision() != "highest"
+        or matmul.allow_tf32
+        or matmul.allow_fp16_accumulation
     ):
-        raise CheckpointError("float32 arithmetic is lowered (TF32 or bfloat16); codes would not be exact")
+        raise CheckpointError(
+            "arithmetic is lowered (float32 as TF32 or bfloat16, or sums in float16); codes would not be exact"
+        )
 
 
 @contextmanager

@@ -40,6 +40,9 @@ FAMILIES: Mapping[str, Callable[[Sequence[int], int], Quantizer]] = {
 # Embeddings whose distances to a level's codewords fit into the processor's cache.
 EMBEDDINGS_AT_ONCE = 512
 
+# On a device each part costs a dozen starts of kernels and a wait; scores of 256 codewords in float64 take 64 MiB.
+EMBEDDINGS_AT_ONCE_ON_DEVICE = 32_768
+
 # Families in which a shorter prefix is no coarser description of an item.
 PREFIX_IS_NOT_COARSER = frozenset({"pq", "opq"})
 
@@ -100,10 +103,12 @@ class Tokenizer:
         self._decoder = _frozen(parts.decoder, self.device)
         self._quantizer.prepare()
         self._fast_network = FastNetwork(parts.network, self.device)
-        self._latents_per_norm = self._network.gain() / max(self._quantizer.scale, 1e-12)
         on_cpu = self.device.type == "cpu"
+        self._at_once = EMBEDDINGS_AT_ONCE if on_cpu else EMBEDDINGS_AT_ONCE_ON_DEVICE
         self._exact_network = self._network if on_cpu else _frozen(parts.network, torch.device("cpu"))
         self._exact_quantizer = self._quantizer if on_cpu else _frozen(parts.quantizer, torch.device("cpu"))
+        # By the processor's arithmetic on every device: bounds are multiples of it.
+        self._latents_per_norm = self._exact_network.gain() / max(self._exact_quantizer.scale, 1e-12)
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -169,7 +174,7 @@ class Tokenizer:
             rungs.insert(0, Rung(Precision.FLOAT32, encode_fast, self.bounds.embedding_float32 * sizes))
         with full_precision(self.device):
             return climb(
-                [rung._replace(encode=_in_parts(rung.encode)) for rung in rungs],
+                [rung._replace(encode=_in_parts(rung.encode, self._at_once)) for rung in rungs],
                 len(embeddings),
                 lambda row: self._canonical(embeddings[row : row + 1].to("cpu", torch.float64), alternatives),
                 lambda row: embeddings[row].to("cpu", torch.float64).numpy().tobytes(),
@@ -339,14 +344,14 @@ def _frozen(module: M, device: torch.device) -> M:
 
 
 def _in_parts(
-    encode: Callable[[Tensor], tuple[Encoding, Tensor]],
+    encode: Callable[[Tensor], tuple[Encoding, Tensor]], at_once: int
 ) -> Callable[[Tensor], tuple[Encoding, Tensor]]:
-    """The same, of so many rows at a time that what is computed of them stays in the processor's cache."""
+    """The same, of so many rows at a time: few enough for a processor's cache, or a device's memory."""
 
     def encode_parts(rows: Tensor) -> tuple[Encoding, Tensor]:
-        if len(rows) <= EMBEDDINGS_AT_ONCE:
+        if len(rows) <= at_once:
             return encode(rows)
-        parts = [encode(some) for some in rows.split(EMBEDDINGS_AT_ONCE)]
+        parts = [encode(some) for some in rows.split(at_once)]
         columns = zip(*(encoding for encoding, _ in parts), strict=True)
         return Encoding(*map(torch.cat, columns)), torch.cat([certain for _, certain in parts])
 

@@ -13,7 +13,7 @@ from models import CheckpointError, Precision, Tokenizer, load
 from models.checkpoint import DEFAULT_CHECKPOINT, MANIFEST, freeze, save
 from models.exactness import BFLOAT16_TEST_TEXTS, _moved_margins, _strange_texts, _test_texts, self_test
 from models.ladder import Encoding, ErrorBounds, Rung, climb
-from models.text_encoder import TextEncoder
+from models.text_encoder import TextEncoder, require_full_precision
 
 INFINITE = float("inf")
 
@@ -175,6 +175,20 @@ def test_the_self_test_refuses_lowered_arithmetic(lowered, shipped):
             self_test(shipped)
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize(
+    ("switch", "lowered"), [("fp32_precision", "tf32"), ("allow_tf32", True), ("allow_fp16_accumulation", True)]
+)
+def test_every_switch_that_lowers_a_gpus_products_is_refused(switch, lowered):
+    before = getattr(torch.backends.cuda.matmul, switch)
+    setattr(torch.backends.cuda.matmul, switch, lowered)
+    try:
+        with pytest.raises(CheckpointError, match="lowered"):
+            require_full_precision()
+    finally:
+        setattr(torch.backends.cuda.matmul, switch, before)
+    require_full_precision()
 
 
 def test_the_self_test_leaves_the_number_of_threads(shipped):
