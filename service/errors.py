@@ -101,6 +101,7 @@ class KeysUnreadable(ServiceError):
     """The file of keys is not there or is broken; at start-up this ends the service."""
 
     status, slug, title = 503, "keys_unreadable", "The keys cannot be read"
+    retry_after_s = 30.0
 
 
 class UnsupportedMediaType(ServiceError):
@@ -192,6 +193,7 @@ class PlanUnreadable(ServiceError):
     """The file of the loaded tokenizers is broken; at start-up this ends the service."""
 
     status, slug, title = 503, "plan_unreadable", "Which tokenizers to load cannot be read"
+    retry_after_s = 30.0
 
 
 class MalformedSemanticId(ServiceError):

@@ -22,10 +22,19 @@ def media_type_of(request: Request) -> str:
 
 
 def require_json(request: Request) -> None:
-    """Raise UnsupportedMediaType unless the body says that it is JSON, or says nothing."""
+    """Raise UnsupportedMediaType unless the body says that it is JSON, or says nothing, and is not compressed."""
+    require_plain(request)
     media_type = media_type_of(request)
     if media_type != "application/json" and not media_type.endswith("+json"):
         msg = f"the body is {quoted(media_type)}; send application/json"
+        raise UnsupportedMediaType(msg)
+
+
+def require_plain(request: Request) -> None:
+    """Raise UnsupportedMediaType where the body is compressed."""
+    encoding = header_of(request, b"content-encoding")
+    if encoding is not None and encoding.strip().lower() != "identity":
+        msg = f"the body is compressed ({quoted(encoding)}); send it as it is"
         raise UnsupportedMediaType(msg)
 
 

@@ -18,8 +18,8 @@ from service.bulk import arrow, ndjson
 from service.bulk.streams import BulkFormat, StreamedAnswer
 from service.bulk.terms import StreamTerms
 from service.content import MAX_ITEM_ID_BYTES
-from service.errors import PROBLEM_JSON, MalformedRequest, UnsupportedMediaType
-from service.http.callers import require_json, unless_disconnected
+from service.errors import PROBLEM_JSON, MalformedRequest
+from service.http.callers import require_json, require_plain, unless_disconnected
 from service.quoting import listed, quoted
 from service.schemas import ITEM_SCHEMA, Namespace, TokenizerName, describe
 
@@ -225,9 +225,7 @@ def streamed(
     Raises:
         UnsupportedMediaType: The body is compressed.
     """
-    if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
-        msg = f"the body is compressed ({quoted(encoding)}); send it as it is"
-        raise UnsupportedMediaType(msg)
+    require_plain(request)
     headers = {f"semid-{name}": value for name, value in origin.items()}
     return StreamedAnswer(bulk, gate.allowance(), headers, terms)
 

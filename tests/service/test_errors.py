@@ -54,7 +54,7 @@ def test_where_waiting_helps_the_answer_says_how_long(fault: type[ServiceError])
     headers = error.headers()
 
     assert ("Retry-After" in headers) == (fault.status in {429, 503})
-    assert all(int(seconds) >= 1 for seconds in headers.values())
+    assert int(headers.get("Retry-After", 1)) >= 1
 
 
 @pytest.mark.parametrize(("wait_s", "seconds"), [(0.0, "1"), (0.2, "1"), (1.0, "1"), (1.01, "2"), (59.5, "60")])

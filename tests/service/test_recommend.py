@@ -63,7 +63,7 @@ def test_a_checkpoint_a_service_and_a_record_of_one_tokenizer_come_to_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out, record = tmp_path / "out", tmp_path / "record.parquet"
-    run("tokenize", given[1], "--url", url, "--namespace", namespace, "--batch-items", 10)
+    run("tokenize", given[1], "--url", url, "--namespace", namespace, "--batch-items", 10, "--in-flight", 1)
     monkeypatch.setenv("SID_REDIS_URL", service.redis_url)
     monkeypatch.setenv("SID_CHECKPOINT", str(checkpoint))
     exported = run("export", record, "--namespace", namespace)

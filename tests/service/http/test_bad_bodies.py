@@ -113,6 +113,17 @@ def test_a_body_that_does_not_say_json_is_refused(service: Any, media_type: str)
     assert_problem(response, 415, "unsupported_media_type")
 
 
+@pytest.mark.parametrize("media_type", ["application/json", "application/x-ndjson"])
+def test_a_body_that_says_it_is_compressed_is_refused(service: Any, namespace: str, media_type: str) -> None:
+    headers = {"content-type": media_type, "content-encoding": "gzip"}
+    body = gzip.compress(json.dumps({"items": [ITEM]}).encode())
+
+    response = service.http.post("/tokenize", content=body, headers=headers)
+
+    assert_problem(response, 415, "unsupported_media_type")
+    assert "'gzip'" in response.json()["detail"]
+
+
 @pytest.mark.parametrize("media_type", ["application/json", "Application/JSON; charset=utf-8", None])
 def test_a_body_that_says_json_or_nothing_is_read(service: Any, namespace: str, media_type: str | None) -> None:
     body = json.dumps({"items": [ITEM], "namespace": namespace})
