@@ -20,7 +20,7 @@ from service.bulk.terms import StreamTerms
 from service.content import MAX_ITEM_ID_BYTES
 from service.errors import PROBLEM_JSON, MalformedRequest
 from service.http.callers import require_json, require_plain, unless_disconnected
-from service.quoting import listed, quoted
+from service.quoting import listed
 from service.schemas import ITEM_SCHEMA, Namespace, TokenizerName, describe
 
 R = TypeVar("R", bound=BaseModel)
