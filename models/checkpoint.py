@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from models.errors import CheckpointError
-from models.exactness import PAYING_SHARE, self_test
+from models.exactness import FLOAT16_PAYING_SHARE, PAYING_SHARE, self_test
 from models.ladder import ErrorBounds
 from models.network import DecoderNetwork, EncoderNetwork, NetworkConfig
 from models.template import TextTemplate
@@ -32,7 +32,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
 CHECKPOINT_FILES = (MANIFEST, WEIGHTS)
-TextPrecision = Literal["auto", "float32", "bfloat16"]
+TextPrecision = Literal["auto", "float32", "bfloat16", "float16"]
 DEFAULT_CHECKPOINT = Path(__file__).parent / "checkpoints" / "broad-6x256"
 
 
@@ -186,10 +186,10 @@ def load(
         directory: The checkpoint.
         device: Where the fast paths run.
         text_encoder: Where the text encoder's files lie, if not where the manifest says.
-        text_precision: The first path that texts take. `auto`: bfloat16 where the manifest says that few enough rows
-            would be computed again, and the processor multiplies it fast.
+        text_precision: The first path that texts take. `auto`: on a GPU float16 where few enough rows of a test would
+            be computed again; on a CPU bfloat16 where the manifest says so, and the processor multiplies it fast.
         tests_itself: Measure the fast paths on this machine, and take the larger of each bound found and frozen; half
-            a second more, in which the process's number of threads changes. bfloat16 is always tested.
+            a second more, in which the process's number of threads changes. Half precision is always tested.
 
     Raises:
         CheckpointError: Anything is missing, malformed, or differs from what the fingerprint covers.
@@ -200,19 +200,30 @@ def load(
     tokenizer = Tokenizer(manifest.full_name, parts, _bounds(directory, manifest), device)
     _check_canary(directory, manifest, tokenizer)
     bfloat16 = tokenizer.takes_text and _takes_bfloat16(manifest, tokenizer.device, text_precision)
-    if tests_itself or bfloat16:
-        tokenizer.bounds = self_test(tokenizer, bfloat16=bfloat16)
+    float16_share = _float16_share(tokenizer.device, text_precision) if tokenizer.takes_text else None
+    if tests_itself or bfloat16 or float16_share is not None:
+        on_device = tokenizer.device.type != "cpu"
+        tokenizer.bounds = self_test(tokenizer, bfloat16=bfloat16, float16_share=float16_share, float64=on_device)
     else:
-        tokenizer.bounds = replace(tokenizer.bounds, text_bfloat16=None)
+        tokenizer.bounds = replace(tokenizer.bounds, text_bfloat16=None, text_float16=None, text_float64=None)
     return tokenizer
+
+
+def _float16_share(device: torch.device, text_precision: TextPrecision) -> float | None:
+    """Up to which share of rows computed again texts are tried in float16 first; None: they are not."""
+    if text_precision == "auto" and device.type == "cuda":
+        return FLOAT16_PAYING_SHARE
+    return 1.0 if text_precision == "float16" else None
 
 
 def _takes_bfloat16(manifest: Manifest, device: torch.device, text_precision: TextPrecision) -> bool:
     """Whether texts are tried in bfloat16 first."""
     if text_precision != "auto":
         return text_precision == "bfloat16"
+    if device.type != "cpu":
+        return False  # float16 errs an eighth as much there, for the same time
     share = manifest.calibration.get("recomputed_share", {}).get("text_bfloat16", 1.0)
-    fast = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001
     return bool(fast and share <= PAYING_SHARE)
 
 

@@ -50,6 +50,9 @@ EMBEDDING_FLOAT32_FLOOR = 1e-6
 # bfloat16 costs about two thirds of float32: with more rows to compute again than this it saves too little.
 PAYING_SHARE = 0.25
 
+# float16 on a GPU costs an eighth of float32 without TF32, or less.
+FLOAT16_PAYING_SHARE = 0.5
+
 # Of the self-test: lengths of its texts in words (float64 alone is slow), and how many it has where bfloat16 is tested.
 TEST_LENGTHS = (1, 3, 6, 10, 16, 25, 40, 80)
 TEST_PASSES = ((1, "mixed"), (3, "sorted"), (10, "mixed"))
@@ -80,7 +83,7 @@ class Calibration(NamedTuple):
 
 
 class MovedMargins(NamedTuple):
-    """By how much bfloat16 moves the margins of texts.
+    """By how much half precision moves the margins of texts.
 
     Attributes:
         root_mean_square: Over texts and levels.
@@ -94,7 +97,7 @@ class MovedMargins(NamedTuple):
 
     @property
     def bound(self) -> float:
-        """What bfloat16 may move a margin by."""
+        """What it may move a margin by."""
         return max(DEVIATIONS * self.root_mean_square, LARGEST * self.largest)
 
 
@@ -144,7 +147,9 @@ def calibrate(parts: TokenizerParts, embeddings: Tensor, texts: Sequence[str]) -
     return Calibration(bounds, {**notes, "recomputed_share": shares})
 
 
-def self_test(tokenizer: Tokenizer, *, bfloat16: bool = False) -> ErrorBounds:
+def self_test(
+    tokenizer: Tokenizer, *, bfloat16: bool = False, float16_share: float | None = None, float64: bool = False
+) -> ErrorBounds:
     """The bounds that the fast paths need on this machine, with these libraries and this number of threads.
 
     Made-up texts of many lengths run alone and in batches, with one thread and with all.
@@ -152,6 +157,9 @@ def self_test(tokenizer: Tokenizer, *, bfloat16: bool = False) -> ErrorBounds:
     Args:
         tokenizer: On the device it is to work on.
         bfloat16: Whether that path is tested too.
+        float16_share: Whether the path of texts in float16 is: it is taken where at most this share of the test's texts
+            would be computed again.
+        float64: Whether the path of texts in a float64 batch is, where the text encoder has it.
 
     Returns:
         At least the tokenizer's own bounds; a path that these do not have is bounded by what was seen.
@@ -171,6 +179,8 @@ def self_test(tokenizer: Tokenizer, *, bfloat16: bool = False) -> ErrorBounds:
         embedding=max(bounds.embedding, SAFETY_FACTOR * double_error),
         embedding_float32=max(bounds.embedding_float32 or floor, SAFETY_FACTOR * single_error),
         text_bfloat16=None,
+        text_float16=None,
+        text_float64=None,
     )
     if not tokenizer.takes_text:
         return widened
@@ -181,11 +191,21 @@ def self_test(tokenizer: Tokenizer, *, bfloat16: bool = False) -> ErrorBounds:
     if torch.get_num_threads() > 1:
         errors += _text_errors(tokenizer, pieces, canonical, TEST_PASSES).values()
     widened = replace(widened, text=max(bounds.text, SAFETY_FACTOR * max(errors)))
-    if not bfloat16:
+    if float64 and tokenizer.text_encoder is not None and tokenizer.text_encoder.has_float64:
+        double = _text_errors(tokenizer, pieces, canonical, TEST_PASSES, torch.float64)
+        floor = EMBEDDING_FLOOR * tokenizer.scale
+        widened = replace(widened, text_float64=max(floor, SAFETY_FACTOR * max(double.values())))
+    if not bfloat16 and float16_share is None:
         return widened
-    texts = _test_texts(TEST_LENGTHS * (BFLOAT16_TEST_TEXTS // 8)) + _strange_texts(TEST_LENGTHS[::2])
-    moved = _moved_margins(tokenizer, tokenizer.split(texts))
-    return replace(widened, text_bfloat16=max(bounds.text_bfloat16 or 0.0, moved.bound))
+    texts = tokenizer.split(_test_texts(TEST_LENGTHS * (BFLOAT16_TEST_TEXTS // 8)) + _strange_texts(TEST_LENGTHS[::2]))
+    if bfloat16:
+        moved = _moved_margins(tokenizer, texts)
+        widened = replace(widened, text_bfloat16=max(bounds.text_bfloat16 or 0.0, moved.bound))
+    if float16_share is not None:
+        moved = _moved_margins(tokenizer, texts, torch.float16)
+        if _share(moved.margins, moved.bound) <= float16_share:
+            widened = replace(widened, text_float16=moved.bound)
+    return widened
 
 
 def _check_search(tokenizer: Tokenizer, latents: Tensor) -> None:
@@ -211,28 +231,34 @@ def _below_float64(parts: TokenizerParts, texts: Sequence[str]) -> list[str]:
 
 
 def _text_errors(
-    tokenizer: Tokenizer, mixed: Sequence[WordPieces], canonical: Tensor, passes: Sequence[tuple[int, str]]
+    tokenizer: Tokenizer,
+    mixed: Sequence[WordPieces],
+    canonical: Tensor,
+    passes: Sequence[tuple[int, str]],
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, float]:
-    """Largest latent error in float32 of each pass over texts, a batch size and an order."""
+    """Largest latent error in a precision of each pass over texts, a batch size and an order."""
     orders = {"mixed": list(range(len(mixed))), "sorted": sorted(range(len(mixed)), key=lambda row: len(mixed[row]))}
     errors: dict[str, float] = {}
     for size, order in passes:
         largest = 0.0
         for start in range(0, len(mixed), size):
             rows = orders[order][start : start + size]
-            latents = tokenizer.text_latents([mixed[row] for row in rows])
+            latents = tokenizer.text_latents([mixed[row] for row in rows], dtype)
             largest = max(largest, float((latents - canonical[rows]).norm(dim=1).max()))
         errors[f"{size} {order}"] = largest
     return errors
 
 
-def _moved_margins(tokenizer: Tokenizer, pieces: Sequence[WordPieces], size: int = 32) -> MovedMargins:
-    """What bfloat16 does to the margins of texts, held against float32, whose own error is nothing beside it."""
+def _moved_margins(
+    tokenizer: Tokenizer, pieces: Sequence[WordPieces], dtype: torch.dtype = torch.bfloat16, size: int = 32
+) -> MovedMargins:
+    """What half precision does to the margins of texts, held against float32, whose own error is nothing beside it."""
     moved, margins = [], []
     for start in range(0, len(pieces), size):
         batch = pieces[start : start + size]
         exact = tokenizer.quantize(tokenizer.text_latents(batch))
-        fast = tokenizer.quantize(tokenizer.text_latents(batch, torch.bfloat16))
+        fast = tokenizer.quantize(tokenizer.text_latents(batch, dtype))
         stays = (exact.codes == fast.codes).cumprod(dim=1).bool()
         # Where a code flips the latent passed the plane: both distances count. Levels behind it see other residuals.
         first_flip = ~stays & (~stays).cumsum(dim=1).eq(1)

@@ -21,11 +21,13 @@ class Precision(IntEnum):
 
     BFLOAT16 = 0
     """Texts, in a batch; products in bfloat16."""
-    FLOAT32 = 1
+    FLOAT16 = 1
+    """Texts, in a batch; products and attention in float16."""
+    FLOAT32 = 2
     """Texts and embeddings, in a batch."""
-    FLOAT64 = 2
-    """Embeddings, in a batch."""
-    CANONICAL = 3
+    FLOAT64 = 3
+    """Embeddings, and on a device texts, in a batch."""
+    CANONICAL = 4
     """Alone, in float64, on the CPU, distances by differences."""
 
 
@@ -39,12 +41,16 @@ class ErrorBounds:
             with a larger embedding.
         embedding_float32: The same in float32.
         text_bfloat16: Of texts embedded in bfloat16.
+        text_float16: The same in float16.
+        text_float64: The same in a float64 batch, on the device.
     """
 
     text: float = 1e-4
     embedding: float = 1e-9
     embedding_float32: float | None = None
     text_bfloat16: float | None = None
+    text_float16: float | None = None
+    text_float64: float | None = None
 
 
 class Encoding(NamedTuple):

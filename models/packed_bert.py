@@ -119,8 +119,11 @@ class PackedBert:
 
 def is_packable(model: SentenceTransformer) -> bool:
     """Whether `PackedBert` computes what this model does, on this processor."""
-    if not can_pack(model.device):
-        return False
+    return can_pack(model.device) and is_plain_bert(model)
+
+
+def is_plain_bert(model: SentenceTransformer) -> bool:
+    """Whether a model is the BERT of this forward pass: its modules, its activation, its positions, its pooling."""
     classes = [type(module).__name__ for module in model]
     network = network_of(model)
     config = getattr(network, "config", None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,12 +23,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from models.device.attention import ways
+from models.device.unpadded_bert import UnpaddedBert
 from models.errors import CheckpointError
 from models.native.forward import CompiledBert, compiled_bert
-from models.packed_bert import PackedBert, is_packable
+from models.packed_bert import PackedBert, is_packable, is_plain_bert
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+log = logging.getLogger(__name__)
 
 WordPieces = Sequence[int]
 
@@ -44,6 +49,9 @@ CANARY_TEXTS = (
 
 # How far an embedding of the packed forward pass may be from sentence-transformers' own in float32: usual are 1e-6.
 PACKED_TOLERANCE = 1e-4
+
+# The same of halves, to tell rounding from what computes something else; what they may err by is calibrated.
+UNPADDED_TOLERANCE = {torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 # Settings that name files and releases, and move no word piece.
 _VOLATILE_WORD_PIECE_SETTINGS = (
@@ -92,6 +100,7 @@ class TextEncoder:
         self._model = _load(self._directory, self.device)
         self._word_piece_tokenizer = self._model.tokenizer
         self._splitter = _splitter(self._model.tokenizer, self.max_tokens)
+        self._unpadded_passes: dict[torch.dtype, UnpaddedBert | None] = {}
         self.prompt = self._model.prompts.get(self._model.default_prompt_name or "", "") or ""
 
     @property
@@ -122,6 +131,12 @@ class TextEncoder:
     def forward_pass(self) -> str:
         """What embeds texts in float32, in words for a person."""
         names = {CompiledBert: "compiled, AVX-512", PackedBert: "torch, packed"}
+        if (
+            self._packed is None
+            and self.device.type != "cpu"
+            and (unpadded := self._unpadded(torch.float32)) is not None
+        ):
+            return f"torch, unpadded on {self.device}, attention {unpadded.attention}"
         return names.get(type(self._packed), "sentence-transformers")
 
     def embed(self, pieces: Sequence[WordPieces], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -129,15 +144,23 @@ class TextEncoder:
 
         Args:
             pieces: B texts as word pieces; of similar length, or the padding costs.
-            dtype: float32, or bfloat16 for what may be computed in it.
+            dtype: float32; or bfloat16 or float16 for what may be computed in it; or float64 where it `has_float64`.
 
         Returns:
-            (B, D) float32 on `device`. The last bits depend on the neighbours; see `embed_exactly`.
+            (B, D) on `device`, float64 where that was asked for, else float32. The last bits depend on the neighbours;
+            see `embed_exactly`.
         """
-        if self._packed is not None:
+        if self._packed is not None and dtype in {torch.float32, torch.bfloat16}:
             return (self._packed if dtype == torch.float32 else self._packed_in_bfloat16)(pieces)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        if (unpadded := self._unpadded(dtype)) is not None:
+            return unpadded(pieces)
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
             return self._forward(self._model, pieces, self.device).float()
+
+    @property
+    def has_float64(self) -> bool:
+        """Whether `embed` takes float64."""
+        return self._unpadded(torch.float64) is not None
 
     def embed_exactly(self, pieces: WordPieces) -> Tensor:
         """One text alone in float64 on the CPU: (1, D) float64, the canonical embedding."""
@@ -186,12 +209,39 @@ class TextEncoder:
 
     def _agrees(self, forward: CompiledBert | PackedBert) -> bool:
         pieces = self.split(CANARY_TEXTS)
-        differences = forward(pieces) - self._forward(self._model, pieces, self.device)
+        differences = forward(pieces) - self._padded(pieces)
         return bool((differences.norm(dim=1) <= PACKED_TOLERANCE).all())
 
     @cached_property
     def _packed_in_bfloat16(self) -> PackedBert:
         return PackedBert(self._model, torch.bfloat16)
+
+    def _unpadded(self, dtype: torch.dtype) -> UnpaddedBert | None:
+        """The forward pass without padding in a precision: on a device, and what the packed ones do not have."""
+        if dtype not in self._unpadded_passes:
+            packs = self.device.type == "cpu" and dtype in {torch.float32, torch.bfloat16}
+            self._unpadded_passes[dtype] = None if packs else self._unpadded_pass(dtype)
+        return self._unpadded_passes[dtype]
+
+    def _unpadded_pass(self, dtype: torch.dtype) -> UnpaddedBert | None:
+        """The first that runs here and gives known texts the embeddings they have with padding; None: log says why."""
+        if not is_plain_bert(self._model):
+            return None
+        for attention in ways(self.device, dtype):
+            try:
+                forward = UnpaddedBert(self._model, self.device, dtype, attention)
+                error = float((forward(pieces := self.split(CANARY_TEXTS)) - self._padded(pieces)).norm(dim=1).max())
+            except Exception as fault:  # noqa: BLE001 - whatever a kernel lacks here, there is a slower one
+                log.warning("no forward pass with %s attention in %s on %s: %s", attention, dtype, self.device, fault)
+                continue
+            if error <= UNPADDED_TOLERANCE.get(dtype, PACKED_TOLERANCE):
+                return forward
+            log.warning("%s attention in %s on %s errs by %.2g", attention, dtype, self.device, error)
+        return None
+
+    def _padded(self, pieces: Sequence[WordPieces]) -> Tensor:
+        """Embeddings (B, D) float32 of sentence-transformers' own forward pass."""
+        return self._forward(self._model, pieces, self.device)
 
     @cached_property
     def _exact_model(self) -> SentenceTransformer:

@@ -207,8 +207,12 @@ class Tokenizer:
             return Rung(precision, encode, torch.full((len(distinct),), bound, dtype=torch.float64))
 
         rungs = [rung(Precision.FLOAT32, torch.float32, self.bounds.text)]
+        if self.bounds.text_float16 is not None:
+            rungs.insert(0, rung(Precision.FLOAT16, torch.float16, self.bounds.text_float16))
         if self.bounds.text_bfloat16 is not None:
             rungs.insert(0, rung(Precision.BFLOAT16, torch.bfloat16, self.bounds.text_bfloat16))
+        if self.bounds.text_float64 is not None:
+            rungs.append(rung(Precision.FLOAT64, torch.float64, self.bounds.text_float64))
         with full_precision(self.device):
             encoding = climb(
                 rungs,

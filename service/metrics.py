@@ -109,7 +109,7 @@ class Metrics:
         )
         self._final = Counter(
             "semid_rows_final",
-            "Rows by the path whose codes were final: bfloat16, float32, float64, canonical",
+            "Rows by the path whose codes were final: bfloat16, float16, float32, float64, canonical",
             ["tokenizer", "path"],
             registry=collectors,
         )

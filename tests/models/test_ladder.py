@@ -81,10 +81,11 @@ def test_rows_go_on_together_and_each_is_final_on_the_first_path_without_doubt()
     # then
     assert seen == [[0, 1, 2, 3, 4, 5], [1, 2, 4, 5]]
     assert alone == [2]
-    assert encoding.codes.flatten().tolist() == [0, 11, 102, 3, 14, 102]
-    assert encoding.precision.tolist() == [0, 1, 3, 0, 1, 3]
+    assert encoding.codes.flatten().tolist() == [0, 21, 102, 3, 24, 102]
+    final = [Precision.BFLOAT16, Precision.FLOAT32, Precision.CANONICAL]
+    assert encoding.precision.tolist() == final * 2
     assert encoding.recomputed.tolist() == [False, False, True, False, False, True]
-    assert encoding.margin.tolist() == [0, 1, 3, 0, 1, 3]
+    assert encoding.margin.tolist() == [0, 2, 3, 0, 2, 3]
 
 
 def test_texts_tried_in_bfloat16_have_the_codes_of_float32(shipped, pieces, in_float32, monkeypatch):
