@@ -50,7 +50,7 @@ EMBEDDING_FLOAT32_FLOOR = 1e-6
 # bfloat16 costs about two thirds of float32: with more rows to compute again than this it saves too little.
 PAYING_SHARE = 0.25
 
-# float16 on a GPU costs an eighth of float32 without TF32, or less.
+# float16 on a GPU is expected to cost an eighth of float32 without TF32; not measured yet.
 FLOAT16_PAYING_SHARE = 0.5
 
 # Of the self-test: lengths of its texts in words (float64 alone is slow), and how many it has where bfloat16 is tested.

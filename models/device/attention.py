@@ -39,7 +39,7 @@ def attend_by_runs(query_key_value: Tensor, layout: Layout) -> Tensor:
     start = 0
     for length in sorted(set(layout.counts)):
         texts = layout.counts.count(length)
-        rows = query_key_value[start : start + texts * length]
+        rows = query_key_value.narrow(0, start, texts * length)
         parts = rows.view(texts, length, 3, layout.heads, -1).permute(2, 0, 3, 1, 4)
         contexts.append(functional.scaled_dot_product_attention(*parts).transpose(1, 2).reshape(len(rows), -1))
         start += len(rows)

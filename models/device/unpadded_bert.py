@@ -83,8 +83,8 @@ class UnpaddedBert:
     def _pool(self, rows: Tensor, offsets: Tensor) -> Tensor:
         """One row (B, D) for each text: the mean of its word pieces, each summed in order, or its first."""
         if not self._pools_mean:
-            return rows.index_select(0, offsets[:-1])
-        return torch.segment_reduce(rows, "sum", offsets=offsets, axis=0) / offsets.diff()[:, None]
+            return rows.index_select(0, offsets.narrow(0, 0, len(offsets) - 1))
+        return torch.segment_reduce(rows, "sum", offsets=offsets, axis=0) / offsets.diff().unsqueeze(1)
 
     def _sent(self, numbers: list[int]) -> Tensor:
         """Whole numbers on the device, all in one copy that nobody waits for."""
