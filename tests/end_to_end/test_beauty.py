@@ -16,7 +16,6 @@ from models import TextTemplate
 BEAUTY = Path(__file__).parents[3] / "shared" / "data" / "amazon_beauty_2014" / "items.parquet"
 BATCH = 256
 SAMPLE = 2048  # SID_FULL=1 takes all 12,101
-SPEEDUP = 20
 
 
 def batches(rows: Sequence[Any], size: int = BATCH) -> Iterator[Sequence[Any]]:
@@ -79,7 +78,6 @@ def test_a_catalogue_gets_as_many_ids_as_it_has_items_and_keeps_them(
     assert [entry["semantic_id"] for entry in second] == ids
     assert not any(entry["created"] or entry["content_changed"] for entry in second)
     assert running.metric("semid_batch_rows_sum") == rows
-    assert first_s >= SPEEDUP * second_s
     for batch in batches(first, 1024):
         asked = {"namespace": "beauty", "semantic_ids": [entry["semantic_id"] for entry in batch]}
         found = running.http.post("/lookup", json=asked).json()["items"]
