@@ -25,7 +25,7 @@ def chaos(*options: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False)
 
 
-@pytest.mark.parametrize(("topology", "seconds"), [("single", "40"), ("cluster", "20")])
+@pytest.mark.parametrize(("topology", "seconds"), [("single", "25"), ("cluster", "20")])
 def test_every_promise_is_kept_through_kills_and_cut_connections(
     topology: str, seconds: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

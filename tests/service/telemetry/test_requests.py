@@ -91,7 +91,10 @@ def test_an_answer_tells_how_long_it_waited_for_queue_model_and_registry(service
 
 def test_a_method_that_nobody_knows_is_no_label(service: Any) -> None:
     for number in range(3):
-        assert service.http.request(f"BREW{number}", "/tokenize").status_code == 405
+        assert service.http.request(f"BREW{number}", "/tokenize").status_code in {
+            400,
+            405,
+        }  # by the parser, or the routes
 
     assert "BREW" not in service.http.get("/metrics").text
 
