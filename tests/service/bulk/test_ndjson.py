@@ -6,7 +6,7 @@ import contextlib
 import json
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from service.bulk.ndjson import MAX_LINE_BYTES, MEDIA_TYPE, Line, LineSplitter, 
 from service.errors import InvalidLine
 from tests.streaming import StreamingCaller
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
 MakeEmbedding = Callable[[int], list[float]]
 TYPE = "urn:semid:problem:"
 
@@ -34,15 +35,6 @@ def post(service: Any, body: bytes, **query: Any) -> Any:
 def entries(answer: Any) -> list[dict[str, Any]]:
     assert answer.status_code == 200, answer.text
     return [json.loads(line) for line in answer.text.splitlines()]
-
-
-@pytest.fixture(autouse=True)
-def _nothing_left(service: Any) -> Iterator[None]:
-    """No stream may end in a 5xx or leave bytes counted as held or rows queued."""
-    yield
-    assert service.metric("semid_http_requests_total", status="500") == 0
-    service.until(lambda: service.state.gate._held_bytes == 0, "bytes of streams are still counted as held")
-    service.until(lambda: service.metric("semid_queue_tokens") == 0, "rows stay in the queue")
 
 
 # Lines in, lines out -------------------------------------------------------------------------------------------------
