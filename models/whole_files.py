@@ -32,6 +32,19 @@ def write_whole(path: Path, content: str | bytes) -> None:
         sync(draft)
 
 
+def stamp_of(path: Path) -> tuple[int, ...] | None:
+    """What is another one whenever a file has been written whole again; None where there is none.
+
+    Raises:
+        OSError: It cannot be looked at.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_mtime_ns, found.st_ino, found.st_size
+
+
 @contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
     """A new directory to write files into, which takes its place at the end, whole or not at all.

@@ -255,7 +255,8 @@ def _allowed(request: Request) -> str:
     """The methods of all routes of a path; the router names those of the first alone."""
     routes = [route for part in ROUTERS for route in part.routes if isinstance(route, Route)]
     matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
-    return ", ".join(sorted({method for route in matching for method in route.methods or ()}))
+    methods = {method for route in matching for method in route.methods or ()}
+    return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
 
 
 async def _client_left(_request: Request, _error: Exception) -> Response:

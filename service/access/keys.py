@@ -19,7 +19,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.whole_files import write_whole
+from models.whole_files import stamp_of, write_whole
 from service.errors import KeysUnreadable
 
 log = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ class Keys:
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
         self._clock = clock
-        self._seen = self._look()
+        self._seen = stamp_of(self._path)
         self._file = KeyFile.read(path)
         self._looked = clock()
         if not self._file.keys:
@@ -168,7 +168,7 @@ class Keys:
         """Take what changed. A file that cannot be read changes nothing: neither opens the door nor closes it."""
         self._looked = self._clock()
         try:
-            seen = self._look()
+            seen = stamp_of(self._path)
             if seen != self._seen:
                 self._file = KeyFile.read(self._path)
                 log.info("%d keys are in force", len(self._file.keys))
@@ -177,13 +177,6 @@ class Keys:
             if self._seen is not None:
                 log.error("the keys of before stay in force: %s", error)  # noqa: TRY400 - in words
         self._seen = seen
-
-    def _look(self) -> tuple[int, ...] | None:
-        try:
-            found = self._path.stat()
-        except FileNotFoundError:
-            return None
-        return found.st_mtime_ns, found.st_ino, found.st_size
 
 
 def _digest(secret: str) -> str:

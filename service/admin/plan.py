@@ -18,7 +18,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.whole_files import write_whole
+from models.whole_files import stamp_of, write_whole
 from service.errors import (
     AmbiguousTokenizer,
     PlanUnreadable,
@@ -172,7 +172,7 @@ class PlanFile:
 
     def look(self) -> Plan:
         """The plan as it is now. One that was made on other settings, or cannot be read, changes nothing."""
-        seen = self._look()
+        seen = stamp_of(self.path)
         if seen is not None and seen != self._seen:
             self._seen = seen
             try:
@@ -217,10 +217,3 @@ class PlanFile:
 
     def _write(self, plan: Plan) -> None:
         write_whole(self.path, plan.model_dump_json(indent=2) + "\n")
-
-    def _look(self) -> tuple[int, ...] | None:
-        try:
-            found = self.path.stat()
-        except FileNotFoundError:
-            return None
-        return found.st_mtime_ns, found.st_ino, found.st_size

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from models import Trie
 
 T = TypeVar("T")
+F = TypeVar("F")
 
 Entry = Mapping[str, Any]
 """An object of a JSON answer."""
@@ -239,6 +240,7 @@ _READ: Mapping[str, Callable[[Any], Any]] = {
     "codes": tuple,
     "tokens": tuple,
     "loaded": tuple,
+    "allowed": tuple,
     "assigned_at": datetime.fromisoformat,
     "retired_at": datetime.fromisoformat,
 }
@@ -262,23 +264,17 @@ def read(kind: type[T], entry: Entry) -> T:
 
 def tokenized(entry: Entry) -> TokenizedItem | FailedItem:
     """An entry of `POST /tokenize`."""
-    if "error" in entry:
-        return FailedItem(entry["item_id"], Fault.of(entry["error"]))
-    return read(TokenizedItem, entry)
+    return _read_or_fault(TokenizedItem, FailedItem, "item_id", entry)
 
 
 def looked_up(entry: Entry) -> Assignment | UnknownSemanticId:
     """An entry of `POST /lookup`."""
-    if "error" in entry:
-        return UnknownSemanticId(entry["semantic_id"], Fault.of(entry["error"]))
-    return read(Assignment, entry)
+    return _read_or_fault(Assignment, UnknownSemanticId, "semantic_id", entry)
 
 
 def following(entry: Entry) -> NextCodes | UnknownPrefix:
     """An entry of `POST /next`."""
-    if "error" in entry:
-        return UnknownPrefix(entry["prefix"], Fault.of(entry["error"]))
-    return NextCodes(entry["prefix"], tuple(entry["allowed"]))
+    return _read_or_fault(NextCodes, UnknownPrefix, "prefix", entry)
 
 
 def listing(entry: Entry) -> PrefixListing:
@@ -301,3 +297,10 @@ def changes_page(entry: Entry) -> ChangesPage:
         for each in entry["changes"]
     )
     return ChangesPage(epoch, entry["revision"], entry["next_after"], changes)
+
+
+def _read_or_fault(kind: type[T], faulty: Callable[[Any, Fault], F], asked: str, entry: Entry) -> T | F:
+    """One entry of many: what was asked for, or what is wrong with it beside the member that says what was asked."""
+    if "error" in entry:
+        return faulty(entry[asked], Fault.of(entry["error"]))
+    return read(kind, entry)

@@ -142,12 +142,21 @@ async def retire(request: Request, item_id: ItemIdPath) -> Response:
     return as_json(await State.of(request).tokenization.retire(item_id, options.namespace, options.tokenizer))
 
 
-@router.get("/tokenizers", tags=["Operate"], summary="What is loaded", response_model=TokenizersResponse)
+@router.get(
+    "/tokenizers",
+    tags=["Operate"],
+    summary="What is loaded",
+    response_model=TokenizersResponse,
+    responses=problems(422),
+)
 async def tokenizers(request: Request) -> Response:
     """The manifests of the loaded tokenizers, the default first: fingerprint, components, measures."""
+    queried(request, Envelope)
     return as_json(State.of(request).manifests())
 
 
+# These three are asked by machines, whose addresses may hold whatever their operator's other services want: options
+# that are none are passed over there, as a probe that fails for its query ends a service that is well.
 @router.get("/healthz", tags=["Operate"], summary="Liveness", response_model=Health, responses=problems(422, 503))
 async def healthz(request: Request, tokenizer: TokenizerOfManyQuery = None) -> Response:
     """Whether the thread of each model runs; where one does not, the process needs a restart."""

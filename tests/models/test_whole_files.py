@@ -13,7 +13,7 @@ import pytest
 
 from models.training.cluster import ClusterConfig
 from models.training.train import TrainConfig, state_directory, train_checkpoint
-from models.whole_files import remove_abandoned, whole_directory, write_whole
+from models.whole_files import remove_abandoned, stamp_of, whole_directory, write_whole
 
 ROOT = Path(__file__).parents[2]
 
@@ -136,3 +136,15 @@ def test_a_link_named_like_a_draft_is_not_followed(tmp_path):
     (tmp_path / ".out-01234567.draft").symlink_to(tmp_path / "precious")
     remove_abandoned(tmp_path / "out")
     assert names(tmp_path / "precious") == ["file"]
+
+
+def test_a_file_that_is_written_again_has_another_stamp(tmp_path):
+    path = tmp_path / "file"
+    stamps = [stamp_of(path)]
+    for content in ("one", "two", "two"):
+        write_whole(path, content)
+        stamps += [stamp_of(path), stamp_of(path)]
+
+    assert stamps[0] is None
+    assert stamps[1::2] == stamps[2::2]
+    assert len(set(stamps)) == 4
