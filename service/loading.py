@@ -71,8 +71,8 @@ class Loader:
         except BaseException:
             await batcher.stop()
             raise
-        errors.forget()  # what warmed it up is no item's
-        errors.ranks = self._metrics.ranks_of_model(manifest.full_name)
+        # Only now: what warmed it up is no item's.
+        errors.begin(manifest.fingerprint, self._metrics.ranks_of_model(manifest.full_name), self._metrics.fellows)
         reader = ItemReader(tokenizer, max_text_bytes=settings.max_text_bytes)
         return LoadedTokenizer(manifest, reader, batcher, Explainer(tokenizer), errors)
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from models import Precision
 from service.batching.lanes import Lane
+from service.stats.minutes import Fellows
 from service.stats.training import QUANTILES
 from service.telemetry.serving import SERVING, Part
 
@@ -42,9 +43,9 @@ class Metrics:
 
     content_type = "text/plain; version=0.0.4; charset=utf-8"
 
-    def __init__(self, shared: Path | None = None) -> None:
+    def __init__(self, fellows: Fellows | None = None) -> None:
         """Counts from nothing, or as one of several workers; see `shared_metrics`."""
-        self._shared = shared
+        self.fellows = fellows
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a sample more for each, which several workers would not have
         self._collectors = collectors = CollectorRegistry()
         ProcessCollector(registry=collectors)  # process_resident_memory_bytes and its like
@@ -161,11 +162,11 @@ class Metrics:
 
     def render(self) -> bytes:
         """The exposition in Prometheus' text format; of all workers together, whichever is asked."""
-        if self._shared is None:
+        if self.fellows is None:
             return generate_latest(self._collectors)
         collectors = CollectorRegistry()
-        collectors.register(CountsOfWorkers(self._shared))
-        collectors.register(WorkerProcesses(self._shared))
+        collectors.register(CountsOfWorkers(self.fellows.directory))
+        collectors.register(WorkerProcesses(self.fellows.directory))
         return generate_latest(collectors)
 
 
@@ -224,7 +225,7 @@ def shared_metrics(directory: Path, place: int) -> Metrics:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)  # where prometheus_client looks, and nowhere else
     _pid_file(directory, place).write_text(str(os.getpid()))
     values.ValueClass = values.MultiProcessValue(lambda: place)  # type: ignore[no-untyped-call]
-    return Metrics(directory)
+    return Metrics(Fellows(directory, place))
 
 
 def forget_gauges(directory: Path, place: int) -> None:

@@ -115,6 +115,12 @@ class RecordOptions(Envelope):
     tokenizer: TokenizerName = None
 
 
+class ItemOptions(RecordOptions):
+    """Which item a call is about, where its path does not say."""
+
+    item_id: str | None = None  # required; what is wrong with it is said as of any item id
+
+
 class LookupRequest(Envelope):
     """Semantic IDs to look up."""
 

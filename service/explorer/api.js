@@ -35,11 +35,20 @@ export async function call(path, { body, query = {}, signal } = {}) {
   }
   const answer = await response.json().catch(() => ({ title: "The answer cannot be read.", detail: response.statusText }));
   if (response.ok) return answer;
-  if (response.status === 401) scope.dispatchEvent(new Event("key-wanted"));
+  if (response.status === 401 || response.status === 403) scope.dispatchEvent(new Event("key-wanted"));
+  if (response.status === 401) throw keyWanted(key, answer);
   const wait = response.headers.get("retry-after");
   const detail = wait ? `${answer.detail} (try again in ${wait} s)` : answer.detail;
   throw new Problem({ ...answer, title: `${answer.title}.`, detail, status: response.status });
 }
+
+/** What the service says to programs of a key, to people. */
+const keyWanted = (key, answer) => new Problem({
+  ...answer,
+  title: key ? "The service does not take this key." : "The service asks for a key.",
+  detail: key ? "It may have expired or been removed: use another." : "One with the scope read is enough to look; to assign takes tokenize.",
+  status: 401,
+});
 
 /** Where a request says what it looks at: in its query, or in its body. */
 const named = () => ({ tokenizer: scope.tokenizer, namespace: scope.namespace });
@@ -51,6 +60,6 @@ export const prefix = (text, { limit = 1, cursor = null, signal } = {}) =>
   call(`prefix/${encodeURIComponent(text)}`, { query: { limit, cursor, ...named() }, signal });
 export const stats = (signal) => call("stats", { query: { codewords: true, ...named() }, signal });
 export const lookUp = (semanticId) => call("lookup", { body: { semantic_ids: [semanticId], ...named() } });
-export const assignment = (itemId) => call(`assignment/${encodeURIComponent(itemId)}`, { query: named() });
+export const assignment = (itemId) => call("assignment", { query: { item_id: itemId, ...named() } });
 export const changes = (after, { epoch = null, limit = 50, wait = 0, signal } = {}) =>
   call("changes", { query: { after, epoch, limit, wait_s: wait, ...named() }, signal });

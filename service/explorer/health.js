@@ -46,7 +46,7 @@ function drift({ drift: told }) {
       [`Beyond ${told.tail} of the training`, `${percent(told.share_beyond_tail, 1)} (5% expected)`],
       ["Population stability index", figure(told.population_stability_index, 2)],
     ]),
-    el("p", { class: "faint" }, "Counted by the worker process that answered, since it started or for the last hour."),
+    el("p", { class: "faint" }, "Counted by the service that answered, by all its workers together; each replica counts for itself."),
   );
 }
 

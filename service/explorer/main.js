@@ -9,6 +9,7 @@ import * as tree from "./tree.js";
 import * as trial from "./try.js";
 
 const loaded = new Map();
+const sections = () => document.querySelectorAll("main > section:not(.intro)");
 
 async function begin() {
   try {
@@ -16,6 +17,7 @@ async function begin() {
     for (const manifest of answer.tokenizers) loaded.set(manifest.tokenizer, manifest);
   } catch (error) {
     byId("about").replaceChildren(problem(error));
+    for (const section of sections()) section.inert = true;
     return;
   }
   const asked = new URLSearchParams(location.search);
@@ -23,6 +25,7 @@ async function begin() {
   if (loaded.has(asked.get("tokenizer"))) byId("tokenizer").value = asked.get("tokenizer");
   if (asked.get("namespace")) byId("namespace").value = asked.get("namespace");
   if (!byId("namespace").checkValidity()) byId("namespace").value = "default";
+  for (const section of sections()) section.inert = false;
   look();
   for (const section of [trial, tree, health, lookup, changes]) section.start();
 }

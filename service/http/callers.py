@@ -48,13 +48,12 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) ->
     """
     worker = asyncio.current_task()
     assert worker is not None
-    left = answered = False
+    left = False
 
     def drop(_leave: asyncio.Future[None]) -> None:
         nonlocal left
-        if not answered:  # else what the worker does by now is none of this
-            left = True
-            worker.cancel()
+        left = True
+        worker.cancel()
 
     leave = asyncio.ensure_future(_left(request))
     leave.add_done_callback(drop)
@@ -65,7 +64,7 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) ->
             raise ClientDisconnect from error
         raise
     finally:
-        answered = True
+        leave.remove_done_callback(drop)
         leave.cancel()
 
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from service.bulk import arrow, ndjson
 from service.bulk.arrow import ArrowStream
 from service.bulk.ndjson import Ndjson
-from service.content import read_item_id
+from service.content import MAX_ITEM_ID_BYTES, read_item_id
 from service.errors import InvalidItemId, MalformedItemId
 from service.http.callers import media_type_of
 from service.http.wire import (
@@ -32,6 +32,7 @@ from service.schemas import (
     AssignmentAnswer,
     Envelope,
     Health,
+    ItemOptions,
     LookupRequest,
     LookupResponse,
     Readiness,
@@ -45,6 +46,17 @@ from service.schemas import (
 from service.state import State
 
 router = APIRouter()
+
+_ITEM_IN_QUERY = query_of(RecordOptions)
+_ITEM_IN_QUERY["parameters"].append(
+    {
+        "name": "item_id",
+        "in": "query",
+        "required": True,
+        "schema": {"type": "string", "minLength": 1, "maxLength": MAX_ITEM_ID_BYTES},
+        "description": "The catalogue's own key.",
+    }
+)
 
 TokenizerOfManyQuery = Annotated[str | None, Query(description="Of this one alone; of all where absent.")]
 
@@ -123,7 +135,7 @@ async def item(
 async def assignment(request: Request, item_id: ItemIdPath) -> Response:
     """Find the Semantic ID that an item holds."""
     options = queried(request, RecordOptions)
-    _check_item_id(request, item_id)
+    item_id = _in_path(request, item_id)
     return as_json(await State.of(request).tokenization.by_item_id(item_id, options.namespace, options.tokenizer))
 
 
@@ -138,7 +150,37 @@ async def assignment(request: Request, item_id: ItemIdPath) -> Response:
 async def retire(request: Request, item_id: ItemIdPath) -> Response:
     """Take an item out of every listing. Its Semantic ID stays its own: the item gets it back when it comes again."""
     options = queried(request, RecordOptions)
-    _check_item_id(request, item_id)
+    item_id = _in_path(request, item_id)
+    return as_json(await State.of(request).tokenization.retire(item_id, options.namespace, options.tokenizer))
+
+
+@router.get(
+    "/assignment",
+    tags=["Look up"],
+    summary="Forward lookup of any item id",
+    response_model=AssignmentAnswer,
+    responses={**problems(404, 422, 503), **gone("The item was retired", "RetiredProblem")},
+    openapi_extra=_ITEM_IN_QUERY,
+)
+async def assignment_of(request: Request) -> Response:
+    """Find the Semantic ID that an item holds, whose id no path can have: `.` and `..` are steps to most callers."""
+    options = queried(request, ItemOptions)
+    item_id = _in_query(request, options)
+    return as_json(await State.of(request).tokenization.by_item_id(item_id, options.namespace, options.tokenizer))
+
+
+@router.delete(
+    "/assignment",
+    tags=["Tokenize"],
+    summary="Retire an item of any item id",
+    response_model=RetiredAssignment,
+    responses=problems(404, 422, 503),
+    openapi_extra=_ITEM_IN_QUERY,
+)
+async def retire_of(request: Request) -> Response:
+    """Take an item out of every listing, whose id no path can have."""
+    options = queried(request, ItemOptions)
+    item_id = _in_query(request, options)
     return as_json(await State.of(request).tokenization.retire(item_id, options.namespace, options.tokenizer))
 
 
@@ -184,13 +226,25 @@ async def metrics(request: Request) -> Response:
     return Response(metrics.render(), headers={"content-type": metrics.content_type})
 
 
-def _check_item_id(request: Request, item_id: str) -> None:
-    """Raise MalformedItemId unless it is one; what is no UTF-8 in a path has been replaced by other characters."""
+def _in_path(request: Request, item_id: str) -> str:
+    return _item_id_of(item_id, request.scope.get("raw_path", b""), "path")
+
+
+def _in_query(request: Request, options: ItemOptions) -> str:
+    return _item_id_of(options.item_id, request.scope["query_string"], "query")
+
+
+def _item_id_of(item_id: str | None, part: bytes, name: str) -> str:
+    """An item id, read from this part of a URL, where what is no UTF-8 has been replaced by other characters.
+
+    Raises:
+        MalformedItemId: It is none.
+    """
     try:
-        unquote_to_bytes(request.scope.get("raw_path", b"")).decode()
+        unquote_to_bytes(part).decode()
     except UnicodeDecodeError as error:
-        raise MalformedItemId("the path is not UTF-8") from error
+        raise MalformedItemId(f"the {name} is not UTF-8") from error
     try:
-        read_item_id(item_id)
+        return read_item_id(item_id)
     except InvalidItemId as error:
         raise MalformedItemId(error.detail) from error

@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -19,10 +21,11 @@ from torch import Tensor
 from models import Encoding
 from service.batching.batcher import Encoder
 from service.metrics import Ranks
+from service.stats.minutes import MINUTES, Fellows, Minutes, recent_of_all
 from service.stats.training import QUANTILES, TAIL, TrainingErrors, expected_shares, share_beyond_tail
 
-WINDOW_S = 3600
-SLOT_S = 60
+MINUTE_S = 60
+WINDOW_S = MINUTES * MINUTE_S
 MIN_ROWS = 100
 WATCH_BEYOND = 2 * share_beyond_tail()
 RETRAIN_BEYOND = 4 * share_beyond_tail()
@@ -58,40 +61,47 @@ class ErrorWindow:
         self.training = training
         self._clock = clock
         self._edges = np.array(training.quantiles if training else ())
-        slots = WINDOW_S // SLOT_S
-        self._minutes = np.full(slots, -1)
-        self._counts = np.zeros((slots, len(self._edges) + 1), np.int64)
-        self._sums = np.zeros(slots)
+        self._minutes = Minutes(self._bins)
+        self._fellows: Callable[[], Iterable[Path]] | None = None
         self._lock = threading.Lock()
-        self.ranks: Ranks | None = None  # where they are counted for good, beside the window
+        self._ranks: Ranks | None = None  # where they are counted for good, beside the window
+
+    @property
+    def _bins(self) -> int:
+        return len(self._edges) + 1
+
+    def begin(self, name: str, ranks: Ranks | None = None, fellows: Fellows | None = None) -> None:
+        """Forget what was counted so far; from now on count together with the other workers, where there are any.
+
+        Args:
+            name: Of what is counted, the same in all workers.
+            ranks: Where it is counted for good too.
+            fellows: Where they count.
+        """
+        minutes = Minutes(self._bins, fellows and fellows.own(name))
+        with self._lock:
+            self._minutes, self._ranks = minutes, ranks
+            self._fellows = partial(fellows.all, name) if fellows else None
 
     def observe(self, errors: Tensor) -> None:
         """Count the quantization errors (B,) of contents that were encoded just now."""
         values = errors.numpy()
         places = np.searchsorted(self._edges, values, side="left")
-        counts = np.bincount(places, minlength=len(self._edges) + 1)
-        minute = int(self._clock() // SLOT_S)
-        slot = minute % len(self._minutes)
+        counts = np.bincount(places, minlength=self._bins)
         with self._lock:
-            if self._minutes[slot] != minute:
-                self._minutes[slot], self._counts[slot], self._sums[slot] = minute, 0, 0.0
-            self._counts[slot] += counts
-            self._sums[slot] += values.sum()
-        if self.ranks is not None and len(self._edges):
+            self._minutes.add(int(self._clock() // MINUTE_S), counts, float(values.sum()))
+        if self._ranks is not None and len(self._edges):
             ranks = np.interp(values, self._edges, list(QUANTILES.values()), left=0.0, right=1.0)
-            self.ranks.count(counts.tolist(), float(ranks.sum()))
-
-    def forget(self) -> None:
-        """Count from nothing again."""
-        with self._lock:
-            self._minutes[:] = -1
+            self._ranks.count(counts.tolist(), float(ranks.sum()))
 
     def seen(self) -> Seen:
-        """What came in within the window."""
-        minute = int(self._clock() // SLOT_S)
+        """What came in within the window, to all workers of the service."""
+        minute = int(self._clock() // MINUTE_S)
         with self._lock:
-            recent = (self._minutes >= 0) & (self._minutes > minute - len(self._minutes))
-            counts, total = self._counts[recent].sum(axis=0), float(self._sums[recent].sum())
+            if self._fellows is None:
+                counts, total = self._minutes.recent(minute)
+            else:
+                counts, total = recent_of_all(self._fellows(), self._bins, minute)
         rows = int(counts.sum())
         return Seen(rows, total / rows if rows else None, tuple(counts.tolist()))
 

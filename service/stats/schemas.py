@@ -47,7 +47,7 @@ class LiveCollisions(BaseModel):
 
 
 class DriftFigures(BaseModel):
-    """Quantization errors of the contents that this worker encoded within the window, against the training items'."""
+    """Quantization errors of what this service's workers encoded within the window, against the training items'."""
 
     window_s: int
     rows: int = Field(description="Contents encoded; known ones are answered without, and do not count.")

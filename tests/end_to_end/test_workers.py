@@ -193,6 +193,8 @@ def test_the_metrics_are_of_all_workers_whichever_is_asked(service: Any, one_of_
     other.ask("POST", "/tokenize", {"items": [item("counted 3")]})
 
     assert created(one) == created(other) == before + 3
+    encoded = [connection.ask("GET", "/stats")[1]["drift"]["rows"] for connection in (one, other)]
+    assert encoded[0] == encoded[1] >= 3
     told = one.ask("GET", "/metrics")[1]
     assert f"\nsemid_workers {WORKERS}.0\n" in told
     assert "pid=" not in told

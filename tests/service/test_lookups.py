@@ -42,6 +42,23 @@ def test_many_ids_are_looked_up_in_their_order(service: Any, namespace: str, mak
     assert found[2]["semantic_id"] == entries[0]["semantic_id"]
 
 
+@pytest.mark.parametrize("item_id", [".", "..", "a/../b", "a b+c%2B", "日本語", "\n"])
+def test_an_item_id_that_no_path_has_is_looked_up_and_retired_by_the_query(
+    service: Any, namespace: str, make_embedding: MakeEmbedding, item_id: str
+) -> None:
+    (entry,) = service.tokenize({"item_id": item_id, "embedding": make_embedding(1)}, namespace=namespace)
+    asked = {"item_id": item_id, "namespace": namespace}
+
+    assert service.http.get("/assignment", params=asked).json()["semantic_id"] == entry["semantic_id"]
+    assert service.http.delete("/assignment", params=asked).json()["item_id"] == item_id
+    assert service.http.get("/assignment", params=asked).status_code == 410
+
+
+@pytest.mark.parametrize("query", ["", "?item_id=", "?item_id=%ff", "?item_id=a&item_id=b", "?item=a", "?item_id=a%00"])
+def test_a_query_without_one_item_id_is_malformed(service: Any, query: str) -> None:
+    assert service.http.get(f"/assignment{query}").status_code == 422
+
+
 def test_what_nobody_holds_is_not_found(service: Any, namespace: str, make_embedding: MakeEmbedding) -> None:
     (entry,) = service.tokenize({"item_id": "a", "embedding": make_embedding(1)}, namespace=namespace)
     next_suffix = "-".join(map(str, [*entry["codes"], 1]))

@@ -116,7 +116,11 @@ def test_every_route_asks_for_a_key_unless_it_says_nothing_of_a_catalogue() -> N
     }
 
     assert opened == {"/", "/explorer/{name}", "/healthz", "/readyz"}
-    assert writing == {("POST", "/tokenize"), ("DELETE", "/assignment/{item_id:any_text}")}
+    assert writing == {
+        ("POST", "/tokenize"),
+        ("DELETE", "/assignment"),
+        ("DELETE", "/assignment/{item_id:any_text}"),
+    }
 
 
 def test_the_api_says_which_scope_a_call_needs(guarded: Guarded) -> None:

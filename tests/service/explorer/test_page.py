@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -13,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.service.explorer.browser import Browser, find
+from tests.service.explorer.browser import Browser
 
 MakeEmbedding = Callable[[int], list[float]]
 
@@ -25,23 +22,12 @@ HOSTILE = [
     "{{constructor.constructor('window.ran=1')()}}",
     "W" * 256,
     "\u202eltr\u202c and 日本語",
+    ".",
+    "..",
+    "../metrics?a=b#c",
 ]
 NARROW = 390
 AUDITS = {path.stem: path.read_text() for path in Path(__file__).parent.glob("*.js")}
-
-
-@pytest.fixture(scope="module")
-def tab() -> Iterator[Browser]:
-    """One browser for all these tests."""
-    executable = find()
-    if executable is None:
-        assert "CI" not in os.environ, "no Chromium is installed"
-        pytest.skip("no Chromium is installed")
-    profile = Path(tempfile.mkdtemp(prefix="semid-chromium-"))
-    running = Browser(executable, profile)
-    yield running
-    running.close()
-    shutil.rmtree(profile, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 from models import DEFAULT_CHECKPOINT, Encoding, read_manifest
 from service.stats.drift import MIN_ROWS, Drift, ErrorWindow, WatchedEncoder
+from service.stats.minutes import Fellows
 from service.stats.training import QUANTILES, TrainingErrors
 from tests.service.letters import LetterEncoder
 
@@ -80,6 +82,29 @@ def test_the_window_is_the_last_hour() -> None:
 
     now += 31 * MINUTE
     assert window.seen() == (0, None, (0,) * 8)
+
+
+def test_workers_count_together_and_the_next_goes_on_where_one_ended(tmp_path: Path) -> None:
+    now = 1e6
+    training = training_of(drawn(1000))
+
+    def worker(place: int) -> ErrorWindow:
+        window = ErrorWindow(training, clock=lambda: now)
+        window.observe(torch.tensor([9.0]))  # what warmed it up
+        window.begin("fingerprint", fellows=Fellows(tmp_path, place))
+        return window
+
+    first, second = worker(0), worker(1)
+    first.observe(torch.tensor([1.0, 2.0]))
+    now += 59 * MINUTE
+    second.observe(torch.tensor([6.0]))
+    assert first.seen() == second.seen() == worker(0).seen()
+    assert first.seen()[:2] == (3, 3.0)
+
+    now += MINUTE
+    successor = worker(0)
+    successor.observe(torch.tensor([4.0]))  # in the slot of the first worker's minute
+    assert second.seen()[:2] == (2, 5.0)
 
 
 def test_without_quantiles_of_the_training_there_is_nothing_to_compare_with() -> None:

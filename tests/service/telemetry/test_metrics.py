@@ -88,7 +88,7 @@ def ranked() -> Iterator[tuple[Metrics, ErrorWindow]]:
     metrics = Metrics()
     training = TrainingErrors(5.0, (1.0, 2.0, 3.0, 5.0, 7.0, 9.0, 10.0))
     window = ErrorWindow(training)
-    window.ranks = metrics.ranks_of_model("small@1")
+    window.begin("small@1", metrics.ranks_of_model("small@1"))
     return metrics, window
 
 

@@ -1,1 +1,0 @@
-"""From one tokenizer to the next, through the API of a running service."""
