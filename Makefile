@@ -5,6 +5,9 @@ BIN    := $(VENV)/bin
 PEERS  := .bench-venv
 BUILD  := pyproject.toml setup.py $(wildcard models/native/*.[ch])  # what an installation is made of
 
+# Test modules that run at a time; each takes a core and a few GB.
+JOBS   ?= 2
+
 BENCHES := texts known embeddings one_embedding fairness argmin registry flips
 
 .PHONY: serve test check bench churn chaos ordeal clean
@@ -13,7 +16,7 @@ serve: $(VENV)/.serve         ## install and start the service on 127.0.0.1:8000
 	@exec $(BIN)/semid serve
 
 test: $(VENV)/.test           ## install what the tests need and run them all
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 check: $(VENV)/.check         ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

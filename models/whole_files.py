@@ -33,14 +33,10 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def stamp_of(path: Path) -> tuple[int, ...] | None:
-    """What is another one whenever a file has been written whole again; None where there is none.
-
-    Raises:
-        OSError: It cannot be looked at.
-    """
+    """What is another one whenever a file has been written whole again; None where none is to be seen."""
     try:
         found = path.stat()
-    except FileNotFoundError:
+    except OSError:
         return None
     return found.st_mtime_ns, found.st_ino, found.st_size
 

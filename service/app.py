@@ -88,6 +88,7 @@ def create_app(settings: Settings | None = None, metrics: Metrics | None = None)
             metrics.workers.set(1)
             yield
             metrics.workers.set(0)
+        del app.state.semid  # FastAPI's caches keep every app that ever was: with this one its model would stay
 
     app = FastAPIOffline(
         title="semid",

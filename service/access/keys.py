@@ -172,7 +172,7 @@ class Keys:
             if seen != self._seen:
                 self._file = KeyFile.read(self._path)
                 log.info("%d keys are in force", len(self._file.keys))
-        except (OSError, KeysUnreadable) as error:
+        except KeysUnreadable as error:
             seen = None
             if self._seen is not None:
                 log.error("the keys of before stay in force: %s", error)  # noqa: TRY400 - in words

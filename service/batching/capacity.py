@@ -134,6 +134,9 @@ class Capacity:
         return self.queued_tokens < self._queue_tokens - (reserved if lane is Lane.BULK else 0)
 
     def _wait_s(self, lane: Lane) -> float:
-        """Seconds until what is queued in a lane is done, with the other lane taking its share as long as it waits."""
+        """Seconds until what is queued in a lane is done, with the other lane taking its share as long as it waits.
+
+        A lane that has nothing queued is refused for what the other has: then that has to get done.
+        """
         own, other = (sum(queue.backlog_s(each) for queue in self._queues) for each in (lane, lane.other))
-        return min(own + other, own / SHARES[lane])
+        return min(own + other, own / SHARES[lane]) if own else other

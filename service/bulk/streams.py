@@ -30,7 +30,7 @@ G = TypeVar("G")
 T = TypeVar("T")
 
 GROUPS_IN_FLIGHT = 4
-LONGEST_PAUSE_S = 1.0
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0  # before a group is tried again; its items are looked up again each time
 PROGRESS_BYTES = 64 * 1024  # of a line or record batch that is still to come: a good part of it
 LINGER_S = 0.5
 
@@ -259,7 +259,7 @@ class _Exchange(Generic[G]):
             try:
                 return await self.bulk.answer(group)
             except Overloaded as error:  # the caller's sending stands still meanwhile
-                await asyncio.sleep(min(error.retry_after_s or 0, LONGEST_PAUSE_S))
+                await asyncio.sleep(min(max(error.retry_after_s or 0, SHORTEST_PAUSE_S), LONGEST_PAUSE_S))
 
     async def _write(self) -> None:
         """Sends the answers in the order of the groups, and says how the stream ended.

@@ -10,6 +10,7 @@ from service.cli.access import keys
 from service.cli.admin import loaded
 from service.cli.frame import failure, read_settings
 from service.cli.item_embeddings import item_embeddings
+from service.cli.migrate import migrate
 from service.cli.recommend import recommend
 from service.cli.record import export, import_, registry
 from service.cli.tokenize import tokenize
@@ -50,6 +51,7 @@ app.command()(item_embeddings)
 app.command()(recommend)
 app.command()(evaluate)
 app.command()(tokenize)
+app.command()(migrate)
 app.command()(export)
 app.command(name="import")(import_)
 app.add_typer(registry, name="registry")

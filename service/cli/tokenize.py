@@ -58,7 +58,7 @@ def tokenize(
         "record": [url, namespace, tokenizer],
         "options": [dry_run, on_change],
     }
-    waiting = _Waiting(url, patience)
+    waiting = Waits(url, patience)
     connect = partial(TokenizerClient, url, namespace=namespace, patience_s=patience, api_key=api_key)
     connect = partial(connect, batch_items=batch_items, in_flight=in_flight, on_wait=waiting.hear)
     try:
@@ -67,7 +67,7 @@ def tokenize(
         with Journal(out, identity) as journal:
             with connect(tokenizer=_name_in_full(journal, tokenizer, connect)) as client:
                 answers = source.answers(client, journal.rows, assign=not dry_run, on_change=on_change)
-                _keep(answers, journal, waiting, file.name, source.rows)
+                keep_answers(answers, journal, waiting, file.name, source.rows)
             counts = journal.finish(rejected)
     except KeyboardInterrupt:
         typer.echo("semid: interrupted; the same command goes on from here", err=True)
@@ -92,7 +92,7 @@ def _name_in_full(journal: Journal, tokenizer: str | None, connect: Callable[...
     return str(journal.notes["tokenizer"])
 
 
-def _keep(answers: Iterator[pa.RecordBatch], journal: Journal, waiting: _Waiting, name: str, rows: int) -> None:
+def keep_answers(answers: Iterator[pa.RecordBatch], journal: Journal, waiting: Waits, name: str, rows: int) -> None:
     """Keep the answers as they come, and show how many there are."""
     from tqdm import tqdm
 
@@ -105,7 +105,7 @@ def _keep(answers: Iterator[pa.RecordBatch], journal: Journal, waiting: _Waiting
             waiting.is_over()
 
 
-class _Waiting:
+class Waits:
     """Says once that the service is waited for, and again when it was there in between."""
 
     def __init__(self, url: str, patience_s: float) -> None:

@@ -100,10 +100,9 @@ class Journal:
 
     def finish(self, rejected: Path) -> Counts:
         """Write the result, and beside it what was rejected, if anything was; then the journal is gone."""
-        self._save()
         counts = self._write_rejected(rejected)
         with write_table(self._out) as table:
-            for batch in self._batches():
+            for batch in self.batches():
                 table.write(batch.filter(batch["error"].is_null()).select(COLUMNS.names))
         shutil.rmtree(self._directory)
         return counts
@@ -111,7 +110,7 @@ class Journal:
     def _write_rejected(self, path: Path) -> Counts:
         row = failures = 0
         with replaced(path) as draft, draft.open("w", encoding="utf-8") as file:
-            for batch in self._batches():
+            for batch in self.batches():
                 failed = batch["error"].is_valid()
                 for place in pc.indices_nonzero(failed).to_pylist():
                     entry = {"row": row + place + 1, "item_id": batch["item_id"][place].as_py()}
@@ -123,7 +122,9 @@ class Journal:
             path.unlink()
         return Counts(row - failures, failures)
 
-    def _batches(self) -> Iterator[pa.RecordBatch]:
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """All answers so far, in order; on disk then."""
+        self._save()
         for part in self._parts:
             with pa.memory_map(str(part)) as file, pa.ipc.open_file(file) as batches:
                 for number in range(batches.num_record_batches):

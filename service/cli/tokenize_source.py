@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,6 +38,27 @@ class Source(Protocol):
             TokenizerError: The client's.
             ValueError: The file cannot be read.
         """
+
+
+class Several:
+    """Files one after the other.
+
+    Args:
+        sources: In order.
+    """
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.rows = sum(source.rows for source in sources)
+        self._sources = sources
+
+    def answers(
+        self, client: TokenizerClient, skip: int, *, assign: bool, on_change: OnChange
+    ) -> Iterator[pa.RecordBatch]:
+        """As `Source`."""
+        for source in self._sources:
+            if skip < source.rows:
+                yield from source.answers(client, skip, assign=assign, on_change=on_change)
+            skip = max(0, skip - source.rows)
 
 
 def source_of(path: Path) -> Source:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -34,12 +35,15 @@ class Path(NamedTuple):
 
 
 class Explainer:
-    """Explains contents for one tokenizer, one at a time: the canonical path is slow, and shares the machine."""
+    """Explains contents for one tokenizer, one at a time: the canonical path is slow, and shares the machine.
+
+    The one under way when its caller leaves still keeps the next waiting; one that waits then is dropped.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """By this tokenizer, whose `explain` any thread may call."""
         self._tokenizer = tokenizer
-        self._turn = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="explain")
         self._waiting = 0
 
     async def explain(self, content: Content) -> Path:
@@ -53,8 +57,7 @@ class Explainer:
             raise Overloaded(f"{self._waiting} contents wait to be explained already")
         self._waiting += 1
         try:
-            async with self._turn:
-                return _path(await asyncio.to_thread(self._explain, content))
+            return _path(await asyncio.get_running_loop().run_in_executor(self._thread, self._explain, content))
         finally:
             self._waiting -= 1
 

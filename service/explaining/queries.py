@@ -10,6 +10,7 @@ from service.content import Item
 from service.explaining.explainer import Path
 from service.explaining.schemas import ExplainRequest
 from service.records import Records
+from service.registry.assignment import Assignment
 from service.registry.record import Record
 from service.semantic_id import MAX_SUFFIX, SemanticId, write_prefix
 from service.tokenizers import LoadedTokenizer, Tokenizers
@@ -38,7 +39,7 @@ class Explaining:
         counts = await _live_under(record, path.codes)
         return {
             **tokenizer.origin(request.namespace),
-            **await _place(record, item_id, path, tokenizer),
+            **await _place(record, item_id, item, path, tokenizer),
             "codes": list(path.codes),
             "levels": [_level(path, level, counts[level + 1]) for level in range(len(path.codes))],
             "latent_norm": path.residual_norms[0],
@@ -62,7 +63,7 @@ async def _live_under(record: Record, codes: Codes) -> list[int]:
     return [sum(following.values()) for following in children]
 
 
-async def _place(record: Record, item_id: str | None, path: Path, tokenizer: LoadedTokenizer) -> Answer:
+async def _place(record: Record, item_id: str | None, item: Item, path: Path, tokenizer: LoadedTokenizer) -> Answer:
     """The Semantic ID that the item holds, or that the next new item of these codes would get."""
     held = None
     if item_id is not None:
@@ -77,9 +78,14 @@ async def _place(record: Record, item_id: str | None, path: Path, tokenizer: Loa
         "tokens": list(semantic_id.tokens) if semantic_id else None,
         "held": held is not None,
         "retired": held is not None and held.retired_at is not None,
-        "content_changed": held is not None and held.semantic_id.codes != path.codes,
+        "content_changed": held is not None and _changed(held, item, path),
         "group_size": issued,
     }
+
+
+def _changed(held: Assignment, item: Item, path: Path) -> bool:
+    """Whether an ID is of other codes; of content that is known, and may lie beside its full codes, the record says."""
+    return held.content_changed if held.digest == item.digest else held.semantic_id.codes != path.codes
 
 
 def _level(path: Path, level: int, live: int) -> Answer:

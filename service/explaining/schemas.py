@@ -72,7 +72,7 @@ class ExplainResponse(BaseModel):
     tokens: list[str] | None
     held: bool = Field(description="Whether the item holds it already.")
     retired: bool = Field(description="Whether that item was retired; it gets its ID back when it comes again.")
-    content_changed: bool = Field(description="Whether the item holds an ID of other codes.")
+    content_changed: bool = Field(description="Whether the item holds an ID that was given to content of other codes.")
     group_size: int = Field(description="Suffixes issued to these codes so far.")
     codes: list[int]
     levels: list[ExplainedLevel]

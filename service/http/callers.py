@@ -48,12 +48,13 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) ->
     """
     worker = asyncio.current_task()
     assert worker is not None
-    left = False
+    left = answered = False
 
     def drop(_leave: asyncio.Future[None]) -> None:
         nonlocal left
-        left = True
-        worker.cancel()
+        if not answered:  # else what the worker does by now is none of this
+            left = True
+            worker.cancel()
 
     leave = asyncio.ensure_future(_left(request))
     leave.add_done_callback(drop)
@@ -64,7 +65,7 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) ->
             raise ClientDisconnect from error
         raise
     finally:
-        leave.remove_done_callback(drop)
+        answered = True
         leave.cancel()
 
 

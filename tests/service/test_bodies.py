@@ -227,6 +227,25 @@ async def test_work_is_dropped_when_the_caller_leaves(read_request: tuple[Connec
     await asyncio.wait_for(dropped.wait(), 5)
 
 
+async def test_a_caller_who_leaves_as_the_answer_comes_ends_nothing_that_follows(
+    read_request: tuple[Connection, Request],
+) -> None:
+    connection, request = read_request
+    work: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def call() -> object:
+        answer = await unless_disconnected(request, _awaiting(work))
+        await asyncio.sleep(0.01)
+        return answer
+
+    answering = asyncio.create_task(call())
+    await asyncio.sleep(0.01)
+    connection.left.set()
+    work.set_result("answer")
+
+    assert await answering == "answer"
+
+
 async def test_work_is_dropped_when_the_server_gives_the_request_up(read_request: tuple[Connection, Request]) -> None:
     work = asyncio.create_task(some("late", 60))
     answer = asyncio.create_task(unless_disconnected(read_request[1], _awaiting(work)))
@@ -240,7 +259,7 @@ async def test_work_is_dropped_when_the_server_gives_the_request_up(read_request
     assert work.cancelled()
 
 
-async def _awaiting(work: asyncio.Task[object]) -> object:
+async def _awaiting(work: asyncio.Future[Any]) -> object:
     return await work
 
 

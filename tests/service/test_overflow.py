@@ -82,6 +82,10 @@ def test_an_item_placed_so_keeps_its_id_while_its_content_is_the_same(
     (again,) = shop.tokenize(items[2], **where)
     (reassigned,) = shop.tokenize(items[2], on_change="reassign", **where)
     found = shop.http.get(f"/item/{placed['semantic_id']}", params=where).json()
+    explained, elsewhere = (
+        shop.http.post("/explain", json={"item": {"item_id": "2", "embedding": make_embedding(seed)}, **where}).json()
+        for seed in (1, 3)
+    )
     shop.http.delete("/assignment/2", params=where)
     (returned,) = shop.tokenize(items[2], on_change="reassign", **where)
 
@@ -92,6 +96,8 @@ def test_an_item_placed_so_keeps_its_id_while_its_content_is_the_same(
         assert not entry["content_changed"]
         assert "overflow" not in entry
     assert (found["item_id"], found["content_changed"]) == ("2", False)
+    assert (explained["semantic_id"], explained["content_changed"]) == (placed["semantic_id"], False)
+    assert (elsewhere["semantic_id"], elsewhere["content_changed"]) == (placed["semantic_id"], True)
 
 
 def test_content_that_comes_back_gets_its_codes_also_where_another_caller_was_faster(

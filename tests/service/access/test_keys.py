@@ -117,6 +117,13 @@ def test_a_broken_file_is_refused_at_start_in_words(tmp_path: Path, content: str
         Keys(path)
 
 
+def test_a_path_that_cannot_be_looked_at_is_refused_at_start_in_words(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(KeysUnreadable):
+        Keys(tmp_path / "file" / "keys.json")
+
+
 def test_two_keys_of_one_name_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     made(path, a=Scope.READ)

@@ -28,6 +28,21 @@ async def test_a_full_queue_refuses_and_says_when_to_come_again(make_batcher: Ma
     assert await batcher.encode(["b" * 3]) == [row_of("bbb")]
 
 
+async def test_bulk_that_small_requests_leave_no_room_for_comes_again_when_they_are_done(
+    make_batcher: MakeBatcher,
+) -> None:
+    batcher, encoder = make_batcher(queue_tokens=64)
+    busy = await hold(batcher, encoder)
+    small = await queued(batcher, *[["a" * 16]] * 4)
+
+    with pytest.raises(Overloaded) as refusal:
+        await batcher.encode(["b"] * 100)
+    encoder.free.set()
+
+    assert refusal.value.retry_after_s > 0
+    await asyncio.gather(busy, *small)
+
+
 async def test_the_largest_request_is_taken_while_there_is_any_room(make_batcher: MakeBatcher) -> None:
     batcher, encoder = make_batcher(queue_tokens=10)
     busy = await hold(batcher, encoder)

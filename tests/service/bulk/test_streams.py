@@ -243,6 +243,21 @@ async def test_an_overload_is_waited_out() -> None:
     assert exchange.words.begun == [b"a", b"b", b"b", b"b", b"b"]
 
 
+async def test_an_overload_of_which_nobody_knows_how_long_it_lasts_is_not_asked_about_without_end() -> None:
+    exchange = Exchange()
+    exchange.words.faults[b"a"] = [Overloaded("full", retry_after_s=0.0)] * 1000
+    exchange.connection.arrives(b"a", end=True)
+    stream = exchange.start()
+    await until(lambda: exchange.words.begun)
+
+    for _ in range(500):
+        await asyncio.sleep(0)
+
+    assert len(exchange.words.begun) < 10
+    stream.cancel()
+    await asyncio.wait({stream})
+
+
 async def test_a_caller_who_sends_nothing_is_told_so() -> None:
     exchange, silent = Exchange(patience_s=0.05), Exchange(patience_s=0.05)
     exchange.connection.arrives(b"a")

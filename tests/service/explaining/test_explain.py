@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from models import Tokenizer, read_manifest
+from models import Explanation, Tokenizer, read_manifest
 from models.checkpoint import load_parts
 from service.errors import EncodingFailed, Overloaded
 from service.explaining.explainer import WAITING, Explainer
@@ -141,6 +143,39 @@ async def test_whoever_comes_when_many_wait_is_told_to_come_again(tokenizer: Tok
 
     assert [type(answer) for answer in answers] == [Codepath] * WAITING + [Overloaded] * 3
     assert again == answers[0]
+
+
+class SlowTokenizer:
+    """One whose answers come when the test says so."""
+
+    def __init__(self) -> None:
+        self.begun: list[float] = []
+        self.free = threading.Event()
+
+    def explain(self, content: torch.Tensor) -> Explanation:
+        self.begun.append(float(content[0]))
+        self.free.wait(10)
+        return Explanation(torch.zeros(1, dtype=torch.int64), torch.ones(1), torch.ones(2))
+
+
+async def test_a_caller_who_leaves_makes_no_room_for_a_second_one_beside_its_own() -> None:
+    slow = SlowTokenizer()
+    explainer = Explainer(slow)  # type: ignore[arg-type]
+    first, second, third = (asyncio.create_task(explainer.explain(np.float32([n]))) for n in range(3))
+    async with asyncio.timeout(5):
+        while not slow.begun:  # noqa: ASYNC110 - a thread, which nobody tells of
+            await asyncio.sleep(0.001)
+
+    first.cancel()
+    second.cancel()
+    await asyncio.wait({first, second})
+    await asyncio.sleep(0.05)
+    begun = list(slow.begun)
+    slow.free.set()
+    await third
+
+    assert begun == [0]
+    assert slow.begun == [0, 2]
 
 
 async def test_what_the_model_fails_on_is_the_items_own_fault(tokenizer: Tokenizer) -> None:
