@@ -30,6 +30,7 @@ class MiniBatchConfig:
     """How the batches of mini-batch k-means are taken.
 
     Attributes:
+        starts: So many k-means++ starts, of which the one that serves the rows it was drawn from best goes on.
         batch_rows: Rows of a batch.
         passes: Over all rows for each level, at most.
         tolerance: Stop where the inertia of a pass is less than this share of itself below the last one's.
@@ -39,6 +40,7 @@ class MiniBatchConfig:
             served badly; 0: none does.
     """
 
+    starts: int = 1
     batch_rows: int = 4096
     passes: int = 20
     tolerance: float = 1e-3
@@ -121,7 +123,13 @@ def minibatch_kmeans(
     if not bool(sample.isfinite().all()):
         raise ValueError("k-means needs finite points")
     centre = sample.mean(dim=0)
-    codebook = (plus_plus(sample, centre, size, weights[rows], generator) + centre).double()
+    starts = [plus_plus(sample, centre, size, weights[rows], generator) for _ in range(config.starts)]
+    best = (
+        min(starts, key=lambda start: float(assign(sample, start, centre)[1] @ weights[rows]))
+        if starts[1:]
+        else starts[0]
+    )
+    codebook = (best + centre).double()
     total = torch.zeros(size, dtype=torch.float64)
     previous = float("inf")
     for number in range(config.passes):

@@ -78,6 +78,7 @@ def test_a_setting_without_sense_is_refused_by_its_name(family: str, settings: d
         ("rqvae", {"projection": ProjectionConfig(pool_rows=0)}, "projection.pool_rows is 0; it is at least 2"),
         ("rq-kmeans", {"kmeans": KMeansConfig(iterations=-1)}, "kmeans.iterations is -1"),
         ("rq-kmeans", {"kmeans": KMeansConfig(starts=0)}, "kmeans.starts is 0; it is at least 1"),
+        ("rk-means", {"minibatch": MiniBatchConfig(starts=0)}, "minibatch.starts is 0; it is at least 1"),
         ("rk-means", {"minibatch": MiniBatchConfig(batch_rows=0)}, "minibatch.batch_rows is 0; it is at least 1"),
         ("r-vq", {"codebooks": "bogus"}, "codebooks is one of gradient, ema"),
         ("r-vq", {"ema": EMAConfig(decay=1.0)}, "ema.decay must be from 0 to below 1"),

@@ -47,6 +47,13 @@ def test_the_inertia_is_near_that_of_scikit_learn_with_the_same_batches(config, 
     assert sum(inertia(points, codebook) for codebook in codebooks) / 3 == pytest.approx(theirs, rel=0.05)
 
 
+def test_of_several_starts_the_best_goes_on(points):
+    starts = [inertia(points, fitted(points, 40, MiniBatchConfig(starts=count, passes=0))) for count in (1, 2, 20)]
+
+    assert starts[2] < starts[0]
+    assert starts[2] <= starts[1] <= starts[0]
+
+
 def test_one_pass_of_one_batch_moves_each_codeword_to_the_mean_of_its_rows(points):
     # given rows that all start as codewords' own, and a batch of all rows
     config = MiniBatchConfig(batch_rows=6000, passes=1)
