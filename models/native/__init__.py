@@ -1,4 +1,7 @@
-"""What is compiled at installation: the residual search. Where no compiler was there, torch does the same, slower."""
+"""What is compiled at installation: the residual search, and the forward pass of BERT text encoders (`forward`).
+
+Where no compiler was there, torch does the same, slower.
+"""
 
 from models.native.search import CompiledSearch, compiled_search
 

@@ -168,6 +168,25 @@ def test_the_self_test_raises_the_bounds_of_a_machine_that_errs_more(shipped, mo
     assert raised.embedding_float32 > 10 * before.embedding_float32
 
 
+@pytest.mark.parametrize("where", ["near", "far", "sevens", "hundreds"])
+def test_the_self_test_finds_what_errs_at_some_distances_or_batch_sizes_alone(where, shipped, monkeypatch):
+    # given
+    before, network, centre = self_test(shipped), shipped._fast_network, shipped.centre.float()
+
+    def erring(rows):
+        distances = (rows - centre).norm(dim=1)
+        wrong = {"near": distances < 0.5, "far": distances > 20}.get(where, torch.ones(len(rows), dtype=torch.bool))
+        if where in ("sevens", "hundreds") and not (len(rows) == 7 if where == "sevens" else len(rows) > 100):
+            wrong[:] = False
+        return network(rows) * (1 + 1e-3 * wrong[:, None])
+
+    monkeypatch.setattr(shipped, "_fast_network", erring)
+    # when
+    raised = self_test(shipped)
+    # then
+    assert raised.embedding_float32 > 10 * before.embedding_float32
+
+
 @pytest.mark.parametrize("lowered", ["medium", "high"])
 def test_the_self_test_refuses_lowered_arithmetic(lowered, shipped):
     torch.set_float32_matmul_precision(lowered)
@@ -270,6 +289,7 @@ def test_arithmetic_that_is_lowered_after_the_load_is_refused(shipped, pieces, e
         ("bfloat16", 0.9, None, True),
         ("auto", 0.9, 1e-2, False),
         ("auto", None, None, False),
+        ("auto", 0.16, 1e-2, False),
         ("auto", 0.1, 1e-2, True),
     ],
 )
