@@ -81,6 +81,24 @@ class BodyTimeout(ServiceError):
     status, slug, title = 408, "body_timeout", "The body did not arrive in time"
 
 
+class NotHttp(ServiceError):
+    """What came over a connection is no request."""
+
+    status, slug, title = 400, "not_http", "That is no HTTP request"
+
+
+class HeadTooLarge(ServiceError):
+    """A request's target and headers have more bytes than `SID_MAX_HEAD_BYTES`."""
+
+    status, slug, title = 431, "head_too_large", "The head of the request is too large"
+
+
+class HeadTimeout(ServiceError):
+    """A request's head did not arrive within `SID_HEAD_TIMEOUT_S`."""
+
+    status, slug, title = 408, "head_timeout", "The head of the request did not arrive in time"
+
+
 class Unauthorized(ServiceError):
     """The request brings no key, or none that is known."""
 

@@ -7,11 +7,11 @@ import gc
 import logging
 import signal
 import socket
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import uvicorn
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from service.http.protocol import ConnectionLimits, protocol_of
 from service.listening import BACKLOG
 
 if TYPE_CHECKING:
@@ -22,52 +22,10 @@ if TYPE_CHECKING:
     from service.state import State
 
 
-class Gathering:
-    """A transport that sends what is written in one turn of the loop together; all else is the transport's own."""
-
-    MAX_BYTES = 64 * 1024  # beyond which it is sent at once, so that the transport can say that its caller is slow
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._loop = asyncio.get_running_loop()
-        self._parts: list[bytes] = []
-        self._bytes = 0
-
-    def __getattr__(self, name: str) -> Any:
-        """What is not said here."""
-        return getattr(self._transport, name)
-
-    def write(self, data: bytes) -> None:
-        """Send soon."""
-        if not self._parts:
-            self._loop.call_soon(self.flush)
-        self._parts.append(data)
-        self._bytes += len(data)
-        if self._bytes > self.MAX_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        """Send now."""
-        if self._parts and not self._transport.is_closing():
-            self._transport.write(b"".join(self._parts))
-        self._parts, self._bytes = [], 0
-
-    def close(self) -> None:
-        """Send, and close."""
-        self.flush()
-        self._transport.close()
-
-
-class HttpProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-    """uvicorn's own, whichever is there, which writes the head of an answer and its body by themselves.
-
-    To send a short answer in two pieces costs the service and its caller a system call each more, and the caller a look
-    at an answer that is not whole.
-    """
-
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        """Gather what is written."""
-        super().connection_made(Gathering(transport))
+def protocol_for(settings: Settings) -> type[asyncio.Protocol]:
+    """What speaks HTTP with a caller, within the settings' limits."""
+    limits = ConnectionLimits(settings.max_head_bytes, settings.head_timeout_s, settings.stream_timeout_s)
+    return protocol_of(limits)
 
 
 class Server(uvicorn.Server):
@@ -79,7 +37,9 @@ class Server(uvicorn.Server):
             app,
             host=settings.host,
             port=settings.port,
-            http=HttpProtocol,
+            http=protocol_for(settings),
+            h11_max_incomplete_event_size=settings.max_head_bytes,
+            ws="none",  # there are no routes for them
             backlog=BACKLOG,
             log_level=settings.log_level,
             access_log=False,

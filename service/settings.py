@@ -106,6 +106,14 @@ class Settings(BaseSettings):
         description="Origins whose pages may call the service from a browser, such as `https://shop.example`; comma "
         "separated. None of them where unset.",
     )
+    max_head_bytes: int = Field(
+        default=65_536, ge=1024, description="Bytes of one request's target and headers, about; beyond it 431."
+    )
+    head_timeout_s: float = Field(
+        default=30.0,
+        gt=0,
+        description="Seconds in which a request's head has to arrive, on a new connection or a kept one.",
+    )
     max_body_bytes: int = Field(default=32 * 2**20, ge=1, description="Bytes of one request body.")
     body_timeout_s: float = Field(default=60.0, gt=0, description="Seconds in which a body has to arrive.")
     stream_timeout_s: float = Field(

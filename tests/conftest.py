@@ -28,7 +28,7 @@ from models.text_encoder import TextEncoder, TextEncoderConfig
 from models.tokenizer import ErrorBounds, TokenizerParts
 from service.app import create_app
 from service.registry.embedded import EmbeddedValkey
-from service.server import HttpProtocol
+from service.server import protocol_for
 from service.settings import Settings
 from tests.families import train_families
 from tests.valkey import Valkey
@@ -138,7 +138,15 @@ class ServiceThread:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.app = create_app(settings)
-        config = uvicorn.Config(self.app, port=0, http=HttpProtocol, log_level="error", timeout_graceful_shutdown=5)
+        config = uvicorn.Config(
+            self.app,
+            port=0,
+            http=protocol_for(settings),
+            h11_max_incomplete_event_size=settings.max_head_bytes,
+            ws="none",
+            log_level="error",
+            timeout_graceful_shutdown=5,
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, name="uvicorn", daemon=True)
         self._thread.start()

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from service.server import Gathering
+from service.http.protocol import Gathering
 
 
 async def received(*writes: bytes, pause_after: int | None = None) -> list[bytes]:

@@ -1,0 +1,282 @@
+"""Header floods, slow heads, requests sent ahead, answers not taken: what a caller may hold by a connection."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, NamedTuple
+
+import pytest
+import uvicorn
+
+from service.http.protocol import REQUESTS_AHEAD, Bounded, BoundedH11, ConnectionLimits, HttpProtocol, protocol_of
+
+LIMITS = ConnectionLimits(head_bytes=8192)
+IMPATIENT = ConnectionLimits(head_bytes=8192, head_timeout_s=0.4, taken_timeout_s=0.8)
+HEAD = b"GET / HTTP/1.1\r\nhost: x\r\n"
+BIG = 32 * 2**20  # more than the sockets of both sides hold
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    """Answers how long the body was; much, where that is asked for; late, where that is."""
+    size = 0
+    if scope["path"] == "/late":
+        await asyncio.sleep(3 * IMPATIENT.head_timeout_s)
+    if scope["path"] != "/refused":
+        while True:
+            message = await receive()
+            size += len(message.get("body", b""))
+            if not message.get("more_body"):
+                break
+    body = b"x" * BIG if scope["path"] == "/big" else b"%d" % size
+    headers = [(b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+class Server(NamedTuple):
+    """A server within the limits, in the test's own loop."""
+
+    address: tuple[str, int]
+    connections: set[Any]
+
+    @asynccontextmanager
+    async def connected(self, *sent: bytes) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        reader, writer = await asyncio.open_connection(*self.address, limit=2**20)
+        for part in sent:
+            writer.write(part)
+        yield reader, writer
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+    async def answer(self, *sent: bytes) -> bytes:
+        """What is answered until the server closes the connection."""
+        async with self.connected(*sent) as (reader, _):
+            return await all_of(reader)
+
+
+async def all_of(reader: asyncio.StreamReader) -> bytes:
+    answer = b""
+    with contextlib.suppress(ConnectionResetError):  # closed while more was on its way
+        while part := await asyncio.wait_for(reader.read(2**20), 20):
+            answer += part
+    return answer
+
+
+def problem(answer: bytes) -> tuple[int, str]:
+    """The status and the end of the type."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"content-type: application/problem+json" in head
+    assert b"connection: close" in head
+    told = json.loads(body)
+    assert told["status"] == int(head.split(b" ")[1])
+    return told["status"], told["type"].rpartition(":")[2]
+
+
+@pytest.fixture(params=list({BoundedH11, HttpProtocol}), ids=lambda parser: parser.__name__)
+def parser(request: pytest.FixtureRequest) -> type[Bounded]:
+    """Each that is there."""
+    return request.param
+
+
+@pytest.fixture
+async def server(parser: type[Bounded]) -> AsyncIterator[Server]:
+    """One that no test is too slow for."""
+    async with serving(protocol_of(LIMITS, parser)) as running:
+        yield running
+
+
+@pytest.fixture
+async def impatient(parser: type[Bounded]) -> AsyncIterator[Server]:
+    """One that waits for nobody."""
+    async with serving(protocol_of(IMPATIENT, parser)) as running:
+        yield running
+
+
+@asynccontextmanager
+async def serving(protocol: type[Bounded]) -> AsyncIterator[Server]:
+    config = uvicorn.Config(
+        app,
+        port=0,
+        http=protocol,
+        h11_max_incomplete_event_size=LIMITS.head_bytes,
+        ws="none",
+        lifespan="off",
+        log_level="critical",
+        timeout_graceful_shutdown=1,
+    )
+    config.load()
+    running = uvicorn.Server(config)
+    running.lifespan = config.lifespan_class(config)
+    await running.startup()
+    yield Server(running.servers[0].sockets[0].getsockname(), running.server_state.connections)
+    await running.shutdown()
+
+
+FLOODS: dict[str, tuple[bytes, Callable[[int], bytes]]] = {
+    "many headers": (HEAD, lambda number: b"x-%d: y\r\n" % number),
+    "one header without end": (HEAD + b"x: ", lambda _: b"y" * 64),
+    "a header's name without end": (HEAD + b"x", lambda _: b"y" * 64),
+    "a target without end": (b"GET /", lambda _: b"y" * 64),
+    "a second request's headers": (HEAD + b"\r\n" + HEAD, lambda number: b"x-%d: y\r\n" % number),
+    "trailers of a body": (
+        b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\ny\r\n0\r\n",
+        lambda number: b"x-%d: y\r\n" % number,
+    ),
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+async def test_a_flood_of_headers_is_refused_at_the_limit(server: Server, flood: str) -> None:
+    begin, part = FLOODS[flood]
+    flooding = b"".join(part(number) for number in range(LIMITS.head_bytes // 8))
+
+    async with server.connected(begin) as (reader, writer):
+        await asyncio.sleep(0.05)
+        writer.write(flooding[: LIMITS.head_bytes + 200])
+        answer = await all_of(reader)
+
+    last = answer[answer.rindex(b"HTTP/1.1") :]
+    assert problem(last) == (431, "head_too_large")
+    assert not server.connections
+
+
+async def test_a_flood_that_does_not_stop_is_cut_off(server: Server) -> None:
+    async def flood(writer: asyncio.StreamWriter) -> None:
+        for _ in range(10_000):
+            writer.write(b"x: " + b"y" * 8000 + b"\r\n")
+            await writer.drain()
+
+    async with server.connected(HEAD) as (_, writer):
+        with pytest.raises(ConnectionError):
+            await flood(writer)
+
+    assert not server.connections
+
+
+async def test_a_head_within_the_limit_is_taken_with_a_body_of_any_length(server: Server) -> None:
+    head = b"POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 200000\r\nx: " + b"y" * 7000
+
+    answer = await server.answer(head + b"\r\n\r\n" + b"z" * 200_000)
+
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b"200000")
+
+
+async def test_a_head_that_is_too_large_and_comes_at_once_is_refused_too(server: Server) -> None:
+    head = b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"y" * (LIMITS.head_bytes + 1) + b"\r\n\r\n"
+
+    assert problem(await server.answer(head)) == (431, "head_too_large")
+
+
+async def test_what_is_no_http_is_one_problem(server: Server) -> None:
+    assert problem(await server.answer(b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n")) == (400, "not_http")
+
+
+@pytest.mark.parametrize(
+    "begun", [b"GET /", HEAD, HEAD + b"\r\nGET / HTTP/1.1\r\nx-"], ids=["target", "headers", "next"]
+)
+async def test_a_head_that_trickles_is_refused_in_time(impatient: Server, begun: bytes) -> None:
+    began = asyncio.get_running_loop().time()
+    async with impatient.connected(begun) as (reader, writer):
+        answering = asyncio.ensure_future(all_of(reader))
+        with contextlib.suppress(ConnectionError):
+            while not answering.done():
+                writer.write(b"x")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+        answer = await answering
+
+    assert problem(answer[answer.rindex(b"HTTP/1.1") :]) == (408, "head_timeout")
+    assert asyncio.get_running_loop().time() - began >= IMPATIENT.head_timeout_s
+    assert not impatient.connections
+
+
+@pytest.mark.parametrize("kept", [b"", HEAD + b"\r\n"], ids=["new", "kept"])
+async def test_line_ends_without_a_request_hold_no_connection(impatient: Server, kept: bytes) -> None:
+    async with impatient.connected(kept) as (reader, writer):
+        answering = asyncio.ensure_future(all_of(reader))
+        with contextlib.suppress(ConnectionError):
+            while not answering.done():
+                writer.write(b"\r\n")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+        await answering
+
+    assert not impatient.connections
+
+
+async def test_a_connection_that_says_nothing_is_closed_without_a_word(impatient: Server) -> None:
+    assert await impatient.answer() == b""
+
+
+async def test_what_is_left_of_a_body_that_was_refused_holds_no_connection(impatient: Server) -> None:
+    head = b"POST /refused HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n"
+    async with impatient.connected(head) as (reader, writer):
+        answering = asyncio.ensure_future(all_of(reader))
+        with contextlib.suppress(ConnectionError):
+            while not answering.done():
+                writer.write(b"x")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+        answer = await answering
+
+    assert answer.count(b"HTTP/1.1") == 1  # no second answer to one request
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_request_that_takes_long_is_waited_for_whatever_its_caller_sends_meanwhile(impatient: Server) -> None:
+    late = b"GET /late HTTP/1.1\r\nhost: x\r\n\r\n"
+    async with impatient.connected(late) as (reader, writer):
+        await asyncio.sleep(0.05)
+        writer.write(HEAD)
+        answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n0"), 10)
+
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+async def test_requests_sent_ahead_are_answered_in_turn(server: Server) -> None:
+    heads = [b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"] * (REQUESTS_AHEAD - 1)
+    last = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+
+    answer = await server.answer(*heads, last)
+
+    assert answer.count(b"HTTP/1.1 200 ") == REQUESTS_AHEAD
+
+
+async def test_far_too_many_requests_ahead_do_not_pile_up(server: Server) -> None:
+    waiting = 0
+
+    async with AsyncExitStack() as stack:
+        reader, _ = await stack.enter_async_context(server.connected(b"GET / HTTP/1.1\r\n\r\n" * 100_000))
+        answering = asyncio.ensure_future(all_of(reader))
+        while not answering.done():
+            await asyncio.wait({answering}, timeout=0.01)
+            waiting = max([waiting, *(len(getattr(each, "pipeline", ())) for each in server.connections)])
+
+    assert waiting <= REQUESTS_AHEAD
+
+
+async def test_an_answer_that_is_not_taken_is_let_go(impatient: Server) -> None:
+    async with impatient.connected(b"GET /big HTTP/1.1\r\nhost: x\r\n\r\n") as (reader, _):
+        await reader.readuntil(b"\r\n")
+        deadline = asyncio.get_running_loop().time() + 20
+        while impatient.connections:
+            assert asyncio.get_running_loop().time() < deadline
+            await asyncio.sleep(0.02)
+
+
+async def test_an_answer_that_is_taken_slowly_comes_whole(impatient: Server) -> None:
+    async with impatient.connected(b"GET /big HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n") as (reader, _):
+        size, next_look = 0, 0
+        while part := await reader.read(2**20):
+            size += len(part)
+            if size >= next_look:
+                await asyncio.sleep(IMPATIENT.taken_timeout_s / 16)
+                next_look = size + 4 * 2**20
+
+    assert size > BIG
