@@ -8,6 +8,7 @@ import typer
 
 from service.cli.access import keys
 from service.cli.admin import loaded
+from service.cli.align import align
 from service.cli.frame import failure, read_settings
 from service.cli.item_embeddings import item_embeddings
 from service.cli.migrate import migrate
@@ -52,6 +53,7 @@ app.command()(recommend)
 app.command()(evaluate)
 app.command()(tokenize)
 app.command()(migrate)
+app.command()(align)
 app.command()(export)
 app.command(name="import")(import_)
 app.add_typer(registry, name="registry")

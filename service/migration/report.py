@@ -82,7 +82,7 @@ def in_words(report: Mapping[str, Any]) -> str:
         if late := len(switch["late"]) + len(switch["late_retired"]):
             lines += [f"changed under old while it switched: {late:,}, see report.json"]
     if report["levels"]:
-        lines += ["", *_table([LevelAgreement(**level) for level in report["levels"]])]
+        lines += ["", *table([LevelAgreement(**level) for level in report["levels"]])]
     return "\n".join(lines) + "\n"
 
 
@@ -99,7 +99,8 @@ def _reasons(items: Mapping[str, Any]) -> str:
     return f" ({reasons})" if reasons else ""
 
 
-def _table(levels: Sequence[LevelAgreement]) -> list[str]:
+def table(levels: Sequence[LevelAgreement]) -> list[str]:
+    """The figures, a line a level below their heads."""
     rows = [("level", "equal codes", "equal prefixes", "groups old", "new", "together", "pairs kept", "by chance")]
     rows += [
         (

@@ -1,0 +1,126 @@
+"""A tokenizer's codewords numbered so that most items keep the codes that another tokenizer gave them.
+
+At each level the new codewords are matched one to one with the old numbers so that the number of items whose codes are
+equal is as large as it can be: an assignment problem over the counts of items with both codes (Kuhn, 1955; solved as in
+Crouse, IEEE TAES 2016). No codeword moves, so what a code stands for, every residual and every distance stay what they
+were: the codes are the same ones under other numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from models.product import ProductQuantizer
+from models.residual import ResidualQuantizer
+from models.tokenizer import FAMILIES, TokenizerParts
+from models.tree import TreeQuantizer
+
+
+class Aligned(NamedTuple):
+    """A tokenizer under other numbers.
+
+    Attributes:
+        parts: The same tensors, the quantizer's in another order.
+        codes: (N, L) int64, what it gives the items on which it was aligned.
+    """
+
+    parts: TokenizerParts
+    codes: Tensor
+
+
+def aligned(parts: TokenizerParts, new: Tensor, old: Tensor) -> Aligned:
+    """The parts of a tokenizer, numbered like another one.
+
+    Levels that the other one does not have keep their numbers.
+
+    Args:
+        parts: Of the tokenizer; left as they are.
+        new: (N, L) int64, the codes that it gives N items, at least one.
+        old: (N, L') int64, those that the other one gives them.
+
+    Raises:
+        ValueError: The codes are not of the same items, or not of this tokenizer.
+    """
+    if len(new) != len(old) or not len(new) or new.shape[1] != len(parts.quantizer.codebook_sizes):
+        msg = f"codes (N, L) of the same items by both are needed, got {tuple(new.shape)} and {tuple(old.shape)}"
+        raise ValueError(msg)
+    new, old = new.to("cpu", torch.int64), old.to("cpu", torch.int64)
+    quantizer = FAMILIES[parts.family](parts.quantizer.codebook_sizes, parts.quantizer.dimension)
+    quantizer.load_state_dict(parts.quantizer.state_dict())
+    if isinstance(quantizer, TreeQuantizer):
+        codes = _number_tree(quantizer, new, old)
+    else:
+        assert isinstance(quantizer, ResidualQuantizer | ProductQuantizer)
+        codes = _number_codebooks(quantizer.codebooks, new, old)
+    return Aligned(replace(parts, quantizer=quantizer), codes)
+
+
+def numbering(new: Tensor, old: Tensor, codewords: Tensor) -> Tensor:
+    """The number (K,) int64 of each codeword with which most codes are equal.
+
+    Equal codewords keep their order, as ties go to the lowest index: the one that is chosen stays the one.
+
+    Args:
+        new: (N,) int64, codes below K.
+        old: (N,) int64, the codes to come near to; those from K on cannot be had.
+        codewords: (K, d).
+    """
+    size = len(codewords)
+    within = old < size
+    counts = (new[within] * size + old[within]).bincount(minlength=size * size).view(size, size)
+    numbers = torch.from_numpy(linear_sum_assignment(counts.numpy(), maximize=True)[1]).to(torch.int64)
+    distinct, group = codewords.detach().unique(dim=0, return_inverse=True)
+    if len(distinct) < size:
+        for members in (group.bincount() > 1).nonzero().flatten().tolist():
+            places = (group == members).nonzero().flatten()
+            numbers[places] = numbers[places].sort().values
+    return numbers
+
+
+def _number_codebooks(codebooks: nn.ParameterList, new: Tensor, old: Tensor) -> Tensor:
+    """Order the codebooks in place; the codes (N, L) that they give then."""
+    codes = new.clone()
+    for level in range(min(new.shape[1], old.shape[1])):
+        codebook = codebooks[level].detach()
+        numbers = numbering(new[:, level], old[:, level], codebook)
+        codebook.copy_(codebook[numbers.argsort()])
+        codes[:, level] = numbers[new[:, level]]
+    return codes
+
+
+def _number_tree(tree: TreeQuantizer, new: Tensor, old: Tensor) -> Tensor:
+    """Order the children of each node in place; the codes (N, L) that the tree gives then.
+
+    A code counts among the siblings of its node alone, so a node's children are matched on the items that have the
+    node's own prefix under both. A node with n children numbers them from 0 to n - 1, whatever it is given.
+    """
+    codes = new.clone()
+    before = [(tree.centres(level), tree.offsets(level)) for level in range(new.shape[1])]
+    node = torch.zeros_like(new[:, 0])  # of each item, as the tree was
+    same = torch.ones_like(node, dtype=torch.bool)  # the prefix so far
+    order = torch.zeros(1, dtype=torch.int64)  # which of the nodes of this depth stands where
+    for level in range(new.shape[1]):
+        centres, offsets = before[level]
+        numbers = torch.cat([torch.arange(int(count)) for count in offsets.diff()])
+        if level < old.shape[1]:
+            for parent in node[same].unique().tolist():
+                siblings = slice(int(offsets[parent]), int(offsets[parent + 1]))
+                items = same & (node == parent)
+                numbers[siblings] = numbering(new[items, level], old[items, level], centres[siblings])
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order))
+        children = offsets.diff()
+        parents = torch.arange(len(children)).repeat_interleave(children)
+        node = offsets[node] + new[:, level]
+        codes[:, level] = numbers[node]
+        following = (place[parents] * tree.codebook_sizes[level] + numbers).argsort()
+        tree.grow(level, centres[following], children[order])
+        order = following
+        if level < old.shape[1]:
+            same &= codes[:, level] == old[:, level]
+    return codes
