@@ -72,6 +72,7 @@ class ArrowStream:
     """
 
     media_type = MEDIA_TYPE
+    ahead_bytes = 0
 
     def __init__(
         self, use_case: UseCase, reader: ItemReader, levels: int, origin: Mapping[str, str], *, max_batch_bytes: int
@@ -108,6 +109,10 @@ class ArrowStream:
                 yield slices.popleft(), 0 if slices else size
         if schema is None:
             raise BrokenStream("it has no schema")
+
+    def together(self, arrived: deque[tuple[pa.RecordBatch, int]]) -> tuple[pa.RecordBatch, int]:
+        """The first alone: whoever writes record batches says how large."""
+        return arrived.popleft()
 
     async def answer(self, group: pa.RecordBatch) -> bytes:
         """The answer to each row."""

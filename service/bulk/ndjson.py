@@ -9,6 +9,8 @@ only one with the member `problem`.
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -21,6 +23,8 @@ from service.errors import InvalidLine, NotJson, SemidError
 MEDIA_TYPE = "application/x-ndjson"
 MAX_LINE_BYTES = 2**20
 LINES_PER_GROUP = 256
+AHEAD_BYTES = 2**20
+BYTES_ON_THE_LOOP = 64 * 1024  # parsing more would keep other requests waiting
 
 UseCase = Callable[[Sequence[object]], Awaitable[list[Answer]]]
 
@@ -56,6 +60,7 @@ class Ndjson:
     """
 
     media_type = MEDIA_TYPE
+    ahead_bytes = AHEAD_BYTES
 
     def __init__(self, use_case: UseCase, *, max_line_bytes: int = MAX_LINE_BYTES) -> None:
         self._use_case = use_case
@@ -82,9 +87,19 @@ class Ndjson:
         if group := list(splitter.finish()):
             yield group, held
 
+    def together(self, arrived: deque[tuple[list[Line], int]]) -> tuple[list[Line], int]:
+        """The lines of as many chunks as make a group: one alone has thirty embeddings, of which each costs more."""
+        lines, size = arrived.popleft()
+        while arrived and len(lines) + len(arrived[0][0]) <= LINES_PER_GROUP:
+            more, more_size = arrived.popleft()
+            lines, size = lines + more, size + more_size
+        return lines, size
+
     async def answer(self, group: Sequence[Line]) -> bytes:
         """The answer to each line of a group; one that fails says which it is."""
-        answers = await self._use_case([line.entry for line in group])
+        on_the_loop = sum(len(line.content) for line in group if isinstance(line.content, bytes)) <= BYTES_ON_THE_LOOP
+        entries = _entries(group) if on_the_loop else await asyncio.to_thread(_entries, group)
+        answers = await self._use_case(entries)
         for line, answer in zip(group, answers, strict=True):
             if "error" in answer:
                 answer["line"] = line.number
@@ -140,6 +155,10 @@ def _grouped(lines: Iterator[Line]) -> Iterator[list[Line]]:
     complete = list(lines)
     for start in range(0, len(complete), LINES_PER_GROUP):
         yield complete[start : start + LINES_PER_GROUP]
+
+
+def _entries(lines: Sequence[Line]) -> list[object]:
+    return [line.entry for line in lines]
 
 
 def _written(entry: Answer) -> bytes:

@@ -2,9 +2,12 @@
 
     chunks --format--> groups --use case, a few at a time--> answers, in the order of the groups
 
-The caller sets the pace on both sides. No more is read than what is being worked on, so where the model or the registry
-is behind, or answers are not taken, the caller's own sending stands still: a stream waits, and is not refused in its
-middle. What ends it early is said in the answer's last entry once the answer has begun, else as a problem.
+What arrives is put to work at once while few groups are under way; else what arrives meanwhile goes together.
+
+The caller sets the pace on both sides. No more is read than what is being worked on and the next group, so where the
+model or the registry is behind, or answers are not taken, the caller's own sending stands still: a stream waits, and is
+not refused in its middle. What ends it early is said in the answer's last entry once the answer has begun, else as a
+problem.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -36,9 +40,15 @@ LINGER_S = 0.5
 
 
 class BulkFormat(Protocol[G]):
-    """What a stream is written in, both ways, and what answers it."""
+    """What a stream is written in, both ways, and what answers it.
+
+    Attributes:
+        media_type: Of both.
+        ahead_bytes: By how many of the allowance's bytes what has arrived and waits may grow, beyond one group.
+    """
 
     media_type: str
+    ahead_bytes: int
 
     def begin(self) -> bytes:
         """What the answer begins with."""
@@ -49,6 +59,9 @@ class BulkFormat(Protocol[G]):
         Raises:
             ServiceError: The body cannot be read any further.
         """
+
+    def together(self, arrived: deque[tuple[G, int]]) -> tuple[G, int]:
+        """Takes the first of the groups that wait, and with it, as one, as many as are worked on together."""
 
     async def answer(self, group: G) -> bytes:
         """The answer to a group.
@@ -205,11 +218,14 @@ class _Exchange(Generic[G]):
     bulk: BulkFormat[G]
     allowance: Allowance
     caller: _Caller
+    arrived: deque[tuple[G, int]] = field(default_factory=deque)  # and waits for room among those under way
+    end: _End | None = None  # of the body, behind what has arrived
     working: set[asyncio.Task[bytes]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        """Bound what is under way."""
-        self.queue: asyncio.Queue[tuple[asyncio.Task[bytes], int] | _End] = asyncio.Queue(GROUPS_IN_FLIGHT)
+        """Nothing is under way."""
+        self.queue: asyncio.Queue[tuple[asyncio.Task[bytes], int] | _End] = asyncio.Queue()  # bounded by `_begin`
+        self.begun = asyncio.Event()  # something of what had arrived
 
     async def run(self) -> None:
         """Returns when all is answered; however it ends, nothing of it goes on.
@@ -234,25 +250,44 @@ class _Exchange(Generic[G]):
                 _ = task.cancelled() or task.exception()  # said where it matters
 
     async def _read(self) -> None:
-        """Puts each group to work; returns when the caller has left."""
+        """Takes what arrives; returns when the caller has left."""
         end = _End()
         try:
-            chunks = self.caller.chunks(busy=lambda: bool(self.working))
+            chunks = self.caller.chunks(busy=lambda: bool(self.working or self.arrived))
             async for group, size in self.bulk.groups(chunks, self.allowance):
                 self.caller.progresses()
                 if self.caller.terms.drain.reading_ends.done():
                     raise ShuttingDown  # noqa: TRY301 - said at the end of the answer
-                task = asyncio.create_task(self._answer(group))
+                self.arrived.append((group, size))
                 del group  # else it would be held until the next one comes, though it is answered
-                self.working.add(task)
-                task.add_done_callback(self.working.discard)
-                await self.queue.put((task, size))
+                self._begin()
+                while self._is_ahead():
+                    self.begun.clear()
+                    await self.begun.wait()
         except ClientDisconnect:
             return
         except Exception as error:  # noqa: BLE001 - said at the end of the answer
             end = _End(error)
-        await self.queue.put(end)
+        self.end = end
+        self._begin()
         await self.caller.leave()
+
+    def _is_ahead(self) -> bool:
+        """Whether enough has arrived that waits."""
+        return bool(self.arrived) and sum(size for _, size in self.arrived) >= self.bulk.ahead_bytes
+
+    def _begin(self) -> None:
+        """Puts what has arrived to work, while there is room for it among what is under way."""
+        while self.arrived and self.queue.qsize() < GROUPS_IN_FLIGHT:
+            group, size = self.bulk.together(self.arrived)
+            task = asyncio.create_task(self._answer(group))
+            self.working.add(task)
+            task.add_done_callback(self.working.discard)
+            self.queue.put_nowait((task, size))
+        if self.end is not None and not self.arrived:
+            self.queue.put_nowait(self.end)
+            self.end = None
+        self.begun.set()
 
     async def _answer(self, group: G) -> bytes:
         while True:
@@ -268,6 +303,7 @@ class _Exchange(Generic[G]):
             ServiceError: Why nothing was sent.
         """
         while not isinstance(work := await self._work(), _End):
+            self._begin()
             task, size = work
             try:
                 data = await self._in_time(task)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -92,6 +93,16 @@ def test_a_line_may_come_in_pieces_and_the_last_without_its_end(service: Any, na
         answered = [json.loads(line) for line in caller.answer.read().splitlines()]
 
     assert [entry["item_id"] for entry in answered] == ["a", "é"]
+
+
+def test_lines_that_wait_go_together_in_their_order_and_no_more_than_a_group_of_them() -> None:
+    chunks = [([Line(number, b"{}") for number in range(first, first + 100)], 200) for first in (0, 100, 200)]
+    arrived = deque(chunks)
+
+    lines, size = Ndjson(lambda _: pytest.fail("nothing is asked")).together(arrived)
+
+    assert [line.number for line in lines] == list(range(200))
+    assert (size, list(arrived)) == (400, chunks[2:])
 
 
 def test_an_empty_body_has_an_empty_answer(service: Any, namespace: str) -> None:

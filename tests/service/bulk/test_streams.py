@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -55,7 +56,8 @@ class Words:
 
     media_type = "text/words"
 
-    def __init__(self) -> None:
+    def __init__(self, ahead_bytes: int = 0, longest: int = 0) -> None:
+        self.ahead_bytes, self._longest = ahead_bytes, longest
         self.begun: list[bytes] = []
         self.dropped: list[bytes] = []
         self.free = asyncio.Event()
@@ -73,6 +75,13 @@ class Words:
                 continue
             await allowance.take(len(chunk))
             yield chunk, len(chunk)
+
+    def together(self, arrived: deque[tuple[bytes, int]]) -> tuple[bytes, int]:
+        word, size = arrived.popleft()
+        while arrived and len(word + arrived[0][0]) <= self._longest:
+            more, more_size = arrived.popleft()
+            word, size = word + more, size + more_size
+        return word, size
 
     async def answer(self, group: bytes) -> bytes:
         self.begun.append(group)
@@ -93,8 +102,10 @@ class Words:
 class Exchange:
     """A stream and both its ends."""
 
-    def __init__(self, *, patience_s: float = 5.0, inflight_bytes: int = 10 * STREAM_BYTES) -> None:
-        self.connection, self.words = Connection(), Words()
+    def __init__(
+        self, words: Words | None = None, *, patience_s: float = 5.0, inflight_bytes: int = 10 * STREAM_BYTES
+    ) -> None:
+        self.connection, self.words = Connection(), words or Words()
         self.gate = BodyGate(max_body_bytes=10, inflight_bytes=inflight_bytes, timeout_s=patience_s)
         allowance = self.gate.allowance()
         self.terms = StreamTerms(patience_s)
@@ -136,6 +147,26 @@ async def test_no_more_is_read_than_is_worked_on() -> None:
     exchange.words.free.set()
     await stream
     assert exchange.connection.answer == b":" + b"word;" * 100 + b"."
+
+
+async def test_what_arrives_while_others_are_worked_on_goes_together() -> None:
+    exchange = Exchange(Words(ahead_bytes=8, longest=6))
+    exchange.words.free.clear()
+    exchange.connection.arrives(*[b"ab"] * 20, end=True)
+    stream = exchange.start()
+    read = GROUPS_IN_FLIGHT + 1 + 8 // len(b"ab")  # one of those under way is about to be written
+    await until(lambda: exchange.connection.unread <= 20 + 1 - read)
+    await asyncio.sleep(0.02)
+    at_once, unread = list(exchange.words.begun), exchange.connection.unread
+
+    exchange.words.free.set()
+    await stream
+
+    assert at_once == [b"ab"] * (GROUPS_IN_FLIGHT + 1)
+    assert unread == 20 + 1 - read
+    assert exchange.words.begun[len(at_once)] == b"ababab"
+    assert exchange.connection.answer.replace(b";", b"") == b":" + b"ab" * 20 + b"."
+    assert exchange.gate._held_bytes == 0
 
 
 async def test_no_more_is_worked_on_than_is_taken() -> None:
