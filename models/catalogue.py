@@ -90,6 +90,19 @@ def read_items(
         yield items
 
 
+def read_row(row: Mapping[str, Any], place: str) -> CatalogueItem:
+    """The item of one row, read elsewhere, whose columns are named as in `read_items`.
+
+    Args:
+        row: Column -> value.
+        place: Where it stands, for the words of an error.
+
+    Raises:
+        ValueError: A column is missing, or a value is of another kind.
+    """
+    return _Names({}, ()).item(row, place)
+
+
 def has_embeddings(path: Path) -> bool:
     """Whether a file holds embeddings and no texts: an array, or Parquet with a column `embedding`."""
     if path.suffix in ARRAY_SUFFIXES:

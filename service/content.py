@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models import TextTemplate
+from models.catalogue import CatalogueItem
 from service.errors import InvalidContent, InvalidEmbedding, InvalidItem, InvalidItemId, InvalidText, ItemError
 from service.quoting import listed
 
@@ -120,6 +121,13 @@ class ItemReader:
             msg = "it is the zero vector"
             raise InvalidEmbedding(msg)
         return vector
+
+
+def entry_of(item: CatalogueItem) -> dict[str, Any]:
+    """A catalogue's row as an entry, of which `ItemReader` makes an item."""
+    if item.text is not None:
+        return {"item_id": item.item_id, "text": item.text}
+    return {"item_id": item.item_id, "fields": dict(item.fields)}
 
 
 def read_item_id(value: object) -> str:

@@ -45,6 +45,12 @@ class SemidError(Exception):
         return {**self.as_error(), "status": self.status}
 
 
+class WorkerFailed(SemidError):
+    """A worker of a backfill could not go on; blocks that are done stay so."""
+
+    slug, title = "worker_failed", "A worker failed"
+
+
 class ServiceError(SemidError):
     """A fault of the whole request."""
 

@@ -11,11 +11,12 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from models.catalogue import CatalogueItem, has_embeddings, read_items, rows_of
+from models.catalogue import has_embeddings, read_items, rows_of
 from service.cli.tokenize_journal import ANSWERS
 from service.client import FailedItem, TokenizedItem, TokenizerClient
 from service.client.batches import batches_of
 from service.client.calls import OnChange
+from service.content import entry_of
 
 ROWS_TOGETHER = 1024
 
@@ -83,7 +84,7 @@ class Texts:
     ) -> Iterator[pa.RecordBatch]:
         """As `Source`."""
         items = (item for batch in read_items(self._path) for item in batch)
-        entries = map(_entry, islice(items, skip, None))
+        entries = map(entry_of, islice(items, skip, None))
         for answers in batches_of(client.tokenize(entries, assign=assign, on_change=on_change), ROWS_TOGETHER):
             yield pa.RecordBatch.from_pylist([_row(answer) for answer in answers], schema=ANSWERS)
 
@@ -139,13 +140,6 @@ def _rows(path: Path) -> int:
         if path.suffix == ".csv":
             return max(0, sum(1 for row in csv.reader(file) if row) - 1)
         return sum(1 for line in file if line.strip())
-
-
-def _entry(item: CatalogueItem) -> dict[str, Any]:
-    """A row as an item of `POST /tokenize`."""
-    if item.text is not None:
-        return {"item_id": item.item_id, "text": item.text}
-    return {"item_id": item.item_id, "fields": dict(item.fields)}
 
 
 def _row(answer: TokenizedItem | FailedItem) -> dict[str, Any]:

@@ -1,0 +1,100 @@
+"""The codes of a block on disk: an Arrow file, sorted, mapped into memory and read in slices.
+
+A file has a row for each row of its block. First come the valid ones, by their codes, then the order that was asked
+for, then their rows: the order in which suffixes are issued. Behind them come those that failed, with their errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from models.whole_files import write_whole
+from service.semantic_id import CodeLayout
+
+ERROR = pa.struct([(name, pa.string()) for name in ("type", "title", "detail")])
+SORT_KEYS = [(name, "ascending", "at_end") for name in ("codes", "order", "row")]
+
+
+class CodeFile(NamedTuple):
+    """A mapped file.
+
+    Attributes:
+        rows: `row` by the count over all files, `item_id`, `digest` of its content, packed `codes`, `order`, `error`.
+        valid: How many rows have codes; they come first.
+    """
+
+    rows: pa.Table
+    valid: int
+
+    @classmethod
+    def open(cls, path: Path) -> CodeFile:
+        """The file; the system reads what is looked at."""
+        with pa.memory_map(str(path)) as file, pa.ipc.open_file(file) as batches:
+            rows = batches.read_all()
+            return cls(rows, int(rows.schema.metadata[b"valid"]))
+
+    def keys(self) -> NDArray[np.bytes_]:
+        """The packed codes (n,) of the valid rows, which compare as the codes do."""
+        column = self.rows["codes"].combine_chunks()
+        width = column.type.byte_width
+        return np.frombuffer(column.buffers()[1], f"S{width}", self.valid, column.offset * width)
+
+    def key(self, place: int) -> tuple[Any, ...]:
+        """What a valid row is sorted by behind its codes: in Python's order as in Arrow's, nothing last."""
+        order = self.rows["order"][place].as_py() if self.rows["order"].type != pa.null() else None
+        return (order is None, 0 if order is None else order, self.rows["row"][place].as_py())
+
+
+def write_code_file(
+    path: Path,
+    columns: Mapping[str, pa.ChunkedArray | pa.Array],
+    failures: Sequence[tuple[int, str | None, Mapping[str, str]]],
+    width: int,
+) -> None:
+    """Writes a file, whole or not at all.
+
+    Args:
+        path: The file.
+        columns: Of the valid rows, in any order: `row`, `item_id`, `digest`, `codes`, `order`.
+        failures: Of the others: row, item id, error.
+        width: Of packed codes.
+    """
+    valid = pa.table({**columns, "error": pa.nulls(len(columns["row"]), ERROR)})
+    keys = [key for key in SORT_KEYS if valid[key[0]].type != pa.null()]
+    valid = valid.take(pc.sort_indices(valid, sort_keys=keys))
+    failed = pa.table(
+        {
+            "row": pa.array([row for row, _, _ in failures], pa.int64()),
+            "item_id": pa.array([item_id for _, item_id, _ in failures], pa.string()),
+            "digest": pa.array(np.zeros(len(failures), np.uint64)),
+            "codes": pa.array([bytes(width)] * len(failures), pa.binary(width)),
+            "order": pa.nulls(len(failures), valid["order"].type),
+            "error": pa.array([error for _, _, error in failures], ERROR),
+        }
+    )
+    rows = pa.concat_tables([valid, failed]).combine_chunks()
+    rows = rows.replace_schema_metadata({"valid": str(len(valid))})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, rows.schema) as file:
+        file.write_table(rows)
+    write_whole(path, sink.getvalue())
+
+
+def unpacked(column: pa.ChunkedArray, layout: CodeLayout) -> NDArray[np.int32]:
+    """Codes (n, L) of packed ones."""
+    packed = column.combine_chunks()
+    numbers = np.frombuffer(packed.buffers()[1], f">u{layout.bytes_per_code}").reshape(-1, len(layout.codebook_sizes))
+    return numbers[packed.offset : packed.offset + len(packed)].astype(np.int32)
+
+
+def packed_column(packed: NDArray[np.uint8]) -> pa.Array:
+    """Packed codes (B, width) as a column."""
+    data = pa.py_buffer(np.ascontiguousarray(packed))
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(packed.shape[1]), len(packed), [None, data])

@@ -1,0 +1,102 @@
+"""How blocks are mapped: over processes of this machine. Ray does the same over several, see `ray_engine`."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from enum import StrEnum
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+from service.backfill.encoding import BlockDone, BlockEncoder, EncodingTask
+from service.backfill.plan import Block
+from service.errors import SemidError, WorkerFailed
+
+EncodeBlocks = Callable[[EncodingTask, Sequence[Block], int], Iterator[BlockDone]]
+"""Task, blocks, workers -> each block as it is done, in any order."""
+
+
+class Engine(StrEnum):
+    """Who maps."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+    def map_blocks(self, task: EncodingTask, blocks: Sequence[Block], workers: int) -> Iterator[BlockDone]:
+        """Each block, as it is done, in any order.
+
+        Raises:
+            WorkerFailed: A worker could not go on.
+        """
+        if self is Engine.LOCAL:
+            return encode_locally(task, blocks, workers)
+        from service.backfill.ray_engine import encode_by_ray
+
+        return encode_by_ray(task, blocks, workers)
+
+
+def encode_locally(task: EncodingTask, blocks: Sequence[Block], workers: int) -> Iterator[BlockDone]:
+    """Encodes blocks by processes of this machine; see `Engine.map_blocks`.
+
+    Each gets its next block when it is done with one. They end when this process does, however it does. A single one
+    is this process itself.
+    """
+    if workers == 1:
+        with BlockEncoder(task) as encoder:
+            yield from map(encoder.encode, blocks)
+        return
+    waiting = iter(blocks)
+    # Not forked: torch's threads would be lost in a copy.
+    context = multiprocessing.get_context("spawn")
+    at_work: dict[Connection, BaseProcess] = {}
+    try:
+        for number in range(min(workers, len(blocks))):
+            ours, theirs = context.Pipe()
+            process: BaseProcess = context.Process(
+                target=_work, args=(task.on_device(number), theirs), name=f"blocks-{number}"
+            )
+            process.start()
+            theirs.close()
+            at_work[ours] = process
+        while at_work:
+            for connection in wait(list(at_work)):
+                assert isinstance(connection, Connection)
+                done = _received(connection, at_work[connection])
+                block = next(waiting, None)
+                connection.send(block)
+                if block is None:
+                    at_work.pop(connection).join()
+                    connection.close()
+                if done is not None:
+                    yield done
+    finally:
+        for connection, process in at_work.items():
+            process.terminate()
+            process.join()
+            connection.close()
+
+
+def _received(connection: Connection, process: BaseProcess) -> BlockDone | None:
+    """What a worker says: that it is ready, or done with a block."""
+    try:
+        said = connection.recv()
+    except EOFError:
+        process.join()
+        raise WorkerFailed(f"A worker ended with code {process.exitcode}.") from None
+    if isinstance(said, str):
+        raise WorkerFailed(said)
+    assert said is None or isinstance(said, BlockDone)
+    return said
+
+
+def _work(task: EncodingTask, connection: Connection) -> None:
+    """A worker's life; it ends as well when nobody listens any more."""
+    with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
+        try:
+            with BlockEncoder(task) as encoder:
+                connection.send(None)
+                while (block := connection.recv()) is not None:
+                    connection.send(encoder.encode(block))
+        except (SemidError, ValueError, OSError) as error:
+            connection.send(str(error))

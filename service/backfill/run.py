@@ -1,0 +1,219 @@
+r"""A backfill from its files to its table; what is done already is not done again.
+
+plan --engine--> codes of each block --cuts--> runs --> claims --> parts of the table
+                                                   \--> a dry run counts collisions
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models import Manifest, read_manifest
+from models.whole_files import write_whole
+from service.backfill.claims import claim_run
+from service.backfill.code_files import unpacked
+from service.backfill.collisions import Collisions
+from service.backfill.encoding import EncodingTask
+from service.backfill.engines import Engine
+from service.backfill.journal import COLLISIONS, Journal
+from service.backfill.output import Counts, Table, finish
+from service.backfill.plan import INPUT_ORDER, Kind, Plan
+from service.backfill.sorting import Slices, cut, run_of, run_rows
+from service.backup.commands import opened_record
+from service.overflow import OverflowPolicy
+from service.semantic_id import CodeLayout
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+ITEMS_PER_BUCKET = 100
+
+Stage = Callable[[str, int, int], AbstractContextManager[Callable[[int], object]]]
+"""Name, rows in all, rows done already -> what is told of more rows."""
+
+
+class Request(NamedTuple):
+    """What is asked for.
+
+    Attributes:
+        plan: The files.
+        out: The output's directory.
+        namespace: The catalogue's.
+        engine: Who maps blocks.
+        workers: Over how many.
+        force: Whether anything else in the output's directory gives way.
+    """
+
+    plan: Plan
+    out: Path
+    namespace: str = "default"
+    engine: Engine = Engine.LOCAL
+    workers: int = 1
+    force: bool = False
+
+
+class Backfill:
+    """One run of a backfill.
+
+    Args:
+        settings: The tokenizer, the device, and which registry.
+        request: What is asked for.
+        stage: Shows progress.
+
+    Raises:
+        CheckpointError: There is no checkpoint where the settings say.
+        ValueError: The tokenizer does not take what the files hold.
+    """
+
+    def __init__(self, settings: Settings, request: Request, stage: Stage) -> None:
+        self._settings = settings
+        self._request = request
+        self._plan = request.plan
+        self._stage = stage
+        self._manifest: Manifest = read_manifest(settings.checkpoint)
+        self._layout = CodeLayout(self._manifest.codebook_sizes)
+        if self._plan.kind is Kind.TEXTS and self._manifest.text_encoder is None:
+            raise ValueError(f"the tokenizer {self._manifest.full_name} takes embeddings only; these files hold texts")
+
+    def run(self) -> Counts:
+        """Gives every item its ID, and writes the table.
+
+        Raises:
+            SemidError: The registry cannot be reached or refuses, or a worker failed: the same run goes on from there.
+            ValueError: A file cannot be read, or the output's directory holds something else.
+        """
+        self._check_promises()
+        with self._journal() as journal:
+            asyncio.run(self._look_at_registry())  # hours of encoding are not for nothing
+            cuts = self._sorted(journal)
+            asyncio.run(self._claim(journal, cuts))
+            self._write(journal, cuts)
+            counts = finish(journal, self._plan.blocks)
+            journal.finish(
+                {
+                    "tokenizer": self._manifest.full_name,
+                    "namespace": self._request.namespace,
+                    "order_by": self._plan.order_by,
+                    "files": [file.path for file in self._plan.files],
+                    **counts._asdict(),
+                }
+            )
+        return counts
+
+    def count_collisions(self) -> dict[str, Any]:
+        """Encodes, and counts the collisions of these files among themselves; writes nothing to a registry.
+
+        The codes stay, for a run of the same files.
+
+        Raises:
+            SemidError: A worker failed.
+            ValueError: As in `run`.
+        """
+        with self._journal() as journal:
+            cuts = self._sorted(journal)
+            collisions = Collisions(len(self._manifest.codebook_sizes))
+            paths = self._code_files(journal)
+            for number in range(len(cuts) - 1):
+                collisions.add(unpacked(run_of(paths, cuts, number).rows["codes"], self._layout))
+            rejected = self._plan.rows - int(cuts[-1].sum())
+            report = {"tokenizer": self._manifest.full_name, "rejected": rejected, **collisions.report()}
+            write_whole(journal.out / COLLISIONS, json.dumps(report, indent=2) + "\n")
+        return report
+
+    def _journal(self) -> Journal:
+        identity = {
+            **self._plan.identity(),
+            "tokenizer": self._manifest.full_name,
+            "namespace": self._request.namespace,
+        }
+        return Journal(self._request.out, identity, force=self._request.force)
+
+    def _check_promises(self) -> None:
+        """Raises ValueError where IDs would not be issued as is asked for, or as the service does."""
+        if self._plan.order_by != INPUT_ORDER and "+cluster://" in (self._settings.redis_url or ""):
+            raise ValueError("on a cluster suffixes are issued in no order: leave --order-by out")
+        overflow = OverflowPolicy(self._settings.overflow).candidates(self._request.namespace)
+        if overflow and self._manifest.max_suffix is not None:
+            raise ValueError(
+                f"SID_OVERFLOW places items of the namespace {self._request.namespace} beside codes that are full; a "
+                "backfill does not: set it to error, and tokenize what is rejected through the service"
+            )
+
+    async def _look_at_registry(self) -> None:
+        async with opened_record(self._settings, self._manifest, self._request.namespace):
+            pass
+
+    def _sorted(self, journal: Journal) -> NDArray[np.int64]:
+        """Encodes what is missing, and cuts all blocks into runs."""
+        self._encode(journal)
+        if not journal.cuts.exists():
+            file = io.BytesIO()
+            np.save(file, cut(self._code_files(journal), run_rows(self._plan.rows)), allow_pickle=False)
+            write_whole(journal.cuts, file.getvalue())
+        cuts: NDArray[np.int64] = np.load(journal.cuts, allow_pickle=False)
+        return cuts
+
+    def _code_files(self, journal: Journal) -> list[Path]:
+        return [journal.code_file(block.number) for block in self._plan.blocks]
+
+    def _encode(self, journal: Journal) -> None:
+        plan, request, settings = self._plan, self._request, self._settings
+        missing = [block for block in plan.blocks if not journal.encoded(block)]
+        if not missing:
+            return
+        task = EncodingTask(
+            settings={
+                "checkpoint": str(settings.checkpoint.absolute()),
+                "device": settings.device,
+                "text_encoder": settings.text_encoder,
+                "text_precision": settings.text_precision,
+                "threads": settings.threads,
+                "workers": request.workers,
+                "batch_tokens": settings.batch_tokens,
+                "max_text_bytes": settings.max_text_bytes,
+            },
+            kind=plan.kind,
+            columns=plan.columns,
+            order_by=None if plan.order_type is None else (plan.order_by, plan.order_type),
+            directory=str(journal.codes.absolute()),
+        )
+        with self._stage("codes", plan.rows, plan.rows - sum(block.rows for block in missing)) as done:
+            for block in request.engine.map_blocks(task, missing, request.workers):
+                done(block.rows)
+
+    async def _claim(self, journal: Journal, cuts: NDArray[np.int64]) -> None:
+        rows = int(cuts[-1].sum())
+        buckets = min(max(self._settings.buckets, rows // ITEMS_PER_BUCKET), 2**32)
+        settings = self._settings.model_copy(update={"buckets": buckets})
+        async with opened_record(settings, self._manifest, self._request.namespace, create=True, marked=True) as record:
+            name = f"{record.history.name} {record.history.epoch.decode()}\n"
+            if not journal.claims_are_of(name):
+                logger.warning("The registry has another record than this backfill began with: all is claimed again")
+            runs = [run for run in range(len(cuts) - 1) if not journal.claim_file(run).exists()]
+            missing = int(sum((cuts[run + 1] - cuts[run]).sum() for run in runs))
+            paths = self._code_files(journal)
+            with self._stage("claims", rows, rows - missing) as done:
+                for number in runs:
+                    run = await asyncio.to_thread(run_of, paths, cuts, number)
+                    await claim_run(record, journal, number, run, settings.registry_wait_s)
+                    done(len(run.rows))
+
+    def _write(self, journal: Journal, cuts: NDArray[np.int64]) -> None:
+        origin = {"tokenizer": self._manifest.full_name, "namespace": self._request.namespace}
+        table = Table(journal, Slices(cuts), self._layout, origin)
+        missing = [block for block in self._plan.blocks if not journal.part(block.number).exists()]
+        rows = self._plan.rows
+        with self._stage("table", rows, rows - sum(block.rows for block in missing)) as done:
+            for block in missing:
+                table.write(block)
+                done(block.rows)

@@ -1,0 +1,106 @@
+"""The command on a whole catalogue without a running service: `semid backfill`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from service.cli.frame import Force, failures, read_settings
+
+REJECTED = 3
+INTERRUPTED = 130
+
+
+def backfill(
+    paths: Annotated[
+        list[str], typer.Argument(help="Parquet: files, 'patterns*.parquet', directories, or URIs (s3://...).")
+    ],
+    out: Annotated[Path, typer.Option(file_okay=False, help="Directory of the table: part-000000.parquet, ...")],
+    engine: Annotated[
+        str, typer.Option(help="local: processes of this machine; ray: Ray Data, of `semid[bulk]`.")
+    ] = "local",
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Models at work at once; one for each GPU, or every two cores, if not given."),
+    ] = None,
+    namespace: Annotated[str, typer.Option(help="The catalogue's namespace.")] = "default",
+    checkpoint: Annotated[Path | None, typer.Option(help="The tokenizer's; SID_CHECKPOINT if not given.")] = None,
+    order_by: Annotated[
+        str, typer.Option(help="The column whose values say which of the items of equal codes comes first; or input.")
+    ] = "input",
+    block_rows: Annotated[
+        int | None, typer.Option(min=1, help="Rows encoded together; 65536 embeddings or 8192 texts if not given.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count collisions; no registry is touched.")] = False,
+    force: Force = False,
+) -> None:
+    """Give every item of Parquet files its Semantic ID, in the registry of the SID_* settings.
+
+    A model in each worker encodes; the registry takes the claims sorted by their codes. A service may run meanwhile.
+
+    After a kill or a failure the same command goes on where it stopped. Rejected rows go to OUT/rejected.jsonl, with
+    the reason; then the exit status is 3. It is 1 where the command failed.
+    """
+    from service.backfill.engines import Engine
+    from service.backfill.plan import make_plan
+    from service.backfill.run import Backfill, Request
+
+    if engine not in set(Engine):
+        raise typer.BadParameter(f"{engine!r} is none of {', '.join(Engine)}", param_hint="--engine")
+    settings = read_settings(checkpoint)
+    try:
+        with failures():
+            plan = make_plan(paths, order_by=order_by, block_rows=block_rows)
+            request = Request(plan, out, namespace, Engine(engine), workers or _workers(settings.device), force=force)
+            work = Backfill(settings, request, _stage)
+            if dry_run:
+                _tell(work.count_collisions(), out)
+                return
+            counts = work.run()
+    except KeyboardInterrupt:
+        typer.echo("semid: interrupted; the same command goes on from here", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    typer.echo(f"{counts.written} items with their Semantic IDs in {out}, {counts.created} of them new")
+    if counts.rejected:
+        typer.echo(
+            f"semid: {counts.rejected} rows were rejected; the reasons are in {out / 'rejected.jsonl'}", err=True
+        )
+        raise typer.Exit(REJECTED)
+
+
+def _workers(device: str) -> int:
+    """One for each GPU; else one for every two cores, as one model's threads make little of more."""
+    import torch
+
+    if device != "cpu" and torch.cuda.is_available():
+        return torch.cuda.device_count()
+    return max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+@contextmanager
+def _stage(name: str, rows: int, done: int) -> Iterator[Callable[[int], object]]:
+    """A progress bar with the rate and the time that is left."""
+    from tqdm import tqdm
+
+    with tqdm(desc=name, unit=" items", total=rows, initial=done, smoothing=0.05) as bar:
+        yield bar.update
+
+
+def _tell(report: dict[str, Any], out: Path) -> None:
+    """What a dry run counted."""
+    prefixes = ", ".join(map(str, report["distinct_prefixes"]))
+    typer.echo(f"{report['items']} items under {report['tokenizer']}; {report['rejected']} rows would be rejected")
+    typer.echo(f"distinct prefixes by level: {prefixes}")
+    share = report["items_in_collisions"] / max(1, report["items"])
+    typer.echo(
+        f"{report['items_in_collisions']} items share their codes ({share:.2%}); "
+        f"the highest suffix would be {report['highest_suffix']}"
+    )
+    for group in report["largest_groups"][:3]:
+        typer.echo(f"  {'-'.join(map(str, group['codes']))}: {group['items']} items")
+    typer.echo(f"all of it in {out / 'collisions.json'}")

@@ -1,0 +1,259 @@
+"""`semid backfill`: files of a catalogue in, a table of Semantic IDs out, whatever ends it on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from service.backfill import engines, sorting
+from service.backfill.output import Table
+from tests.service.backfill.catalogues import (
+    matrix_of,
+    rejected_of,
+    run,
+    suffixes_by_codes,
+    table_of,
+    write_embeddings,
+)
+
+ROWS_PER_RUN = 128
+
+# A backfill that is killed as it is about to write its n-th file of codes, or of claims.
+KILLED = """
+import os, signal, sys
+from service.backfill import claims, code_files, sorting
+from service.cli import app
+
+def killed_before(module, number):
+    write = module.write_whole
+    def count_and_write(path, content):
+        nonlocal number
+        number -= path.suffix == ".arrow"
+        if number == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(path, content)
+    module.write_whole = count_and_write
+
+sorting.ROWS_PER_RUN = int(sys.argv.pop(1))
+killed_before({"codes": code_files, "claims": claims}[sys.argv.pop(1)], int(sys.argv.pop(1)))
+app()
+"""
+
+
+def run_until_killed(kind: str, number: int, *words: Any) -> None:
+    command = [sys.executable, "-c", KILLED, str(ROWS_PER_RUN), kind, str(number), "backfill", *map(str, words)]
+    ended = subprocess.run(command, capture_output=True, timeout=120, check=False, env=os.environ)
+    assert ended.returncode == -9, ended.stderr.decode()
+
+
+def interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_backfill_that_is_killed_goes_on_and_ends_with_the_same_bytes(
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sorting, "ROWS_PER_RUN", ROWS_PER_RUN)
+    matrix = matrix_of(1000)
+    matrix[77] = 0.0
+    catalogue = write_embeddings(tmp_path / "items.parquet", matrix)
+    words = [catalogue, "--block-rows", 300, "--workers", 1]
+    undisturbed = run(*words, "--out", tmp_path / "whole")
+
+    monkeypatch.setenv("SID_DATA_DIR", str(data_dir / "another"))
+    out = tmp_path / "killed"
+    words += ["--out", out]
+    run_until_killed("codes", 3, *words)
+    codes = {path.name: path.stat().st_mtime_ns for path in (out / ".backfill" / "codes").glob("0*")}
+    run_until_killed("claims", 4, *words)  # its run has been claimed, and nothing says so yet
+    claims = {path.name: path.stat().st_mtime_ns for path in (out / ".backfill" / "claims").glob("0*")}
+    monkeypatch.setattr(engines, "BlockEncoder", None)  # all blocks are encoded
+    last = run(*words)
+
+    assert (len(codes), len(claims)) == (2, 3 + 4)  # of the fourth run only what was known before
+    assert (undisturbed.exit_code, last.exit_code) == (3, 3), last.output
+    whole, killed = sorted((tmp_path / "whole").iterdir()), sorted(out.iterdir())
+    assert [path.name for path in whole] == [path.name for path in killed]
+    assert [path.read_bytes() for path in whole] == [path.read_bytes() for path in killed]
+    table = table_of(out)
+    assert table["item_id"].to_pylist() == [f"i{row}" for row in range(1000) if row != 77]
+    assert len(set(table["semantic_id"].to_pylist())) == 999
+    assert table["created"].to_pylist() == [True] * 999
+    assert [(row["row"], row["item_id"]) for row in rejected_of(out)] == [(78, "i77")]
+
+
+@pytest.mark.usefixtures("settings")
+def test_suffixes_follow_the_column_that_is_asked_for_whatever_the_blocks_and_the_workers(
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sorting, "ROWS_PER_RUN", ROWS_PER_RUN)
+    rank = [None if row % 50 == 0 else value for row, value in enumerate(np.random.default_rng(1).permutation(800) / 2)]
+    matrix = matrix_of(800)
+    for number in (0, 1):
+        rows = slice(400 * number, 400 * number + 400)
+        write_embeddings(tmp_path / f"{number}.parquet", matrix[rows], first=rows.start, rank=pa.array(rank[rows]))
+    outs = [tmp_path / "one", tmp_path / "other"]
+    for out, options in zip(outs, (["--block-rows", 90, "--workers", 2], ["--block-rows", 1000]), strict=True):
+        monkeypatch.setenv("SID_DATA_DIR", str(data_dir / out.name))
+        result = run(tmp_path / "?.parquet", "--out", out, "--order-by", "rank", *options)
+        assert result.exit_code == 0, result.output
+
+    one, other = map(table_of, outs)
+    assert len(list(outs[0].glob("part-*"))) == 10
+    assert one.equals(other)
+    keys = {f"i{row}": (value is None, value or 0, row) for row, value in enumerate(rank)}
+    groups = suffixes_by_codes(one, keys)
+    assert max(map(len, groups.values())) > 10
+    assert all(group == sorted(group) for group in groups.values())
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_dry_run_counts_collisions_and_a_run_after_it_encodes_nothing_again(
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue = write_embeddings(tmp_path / "items.parquet", matrix_of(300))
+    words = [catalogue, "--out", tmp_path / "out", "--workers", 1]
+
+    dry = run(*words, "--dry-run")
+    report = json.loads((tmp_path / "out" / "collisions.json").read_text())
+    untouched = list(data_dir.iterdir()) == []
+    monkeypatch.setattr(engines, "BlockEncoder", None)
+    result = run(*words)
+
+    assert dry.exit_code == result.exit_code == 0, dry.output + result.output
+    assert untouched
+    codes = [tuple(row) for row in table_of(tmp_path / "out")["codes"].to_pylist()]
+    sizes = [codes.count(group) for group in set(codes)]
+    assert report["distinct_prefixes"] == [len({row[:level] for row in codes}) for level in (1, 2, 3)]
+    assert report["groups_by_size"] == {str(size): sizes.count(size) for size in sorted(set(sizes))}
+    assert report["items_in_collisions"] == sum(size for size in sizes if size > 1)
+    assert report["highest_suffix"] == max(sizes) - 1
+    assert report["largest_groups"][0]["items"] == max(sizes)
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_row_at_fault_is_rejected_alone_with_its_reason(tmp_path: Path) -> None:
+    rows: list[Any] = [list(row) for row in matrix_of(8).tolist()]
+    rows[1], rows[2], rows[3][4], rows[4] = rows[1][:5], None, None, [float("nan")] * 8
+    ids = ["a", "b", "c", "d", "e", None, "", "h"]
+    pq.write_table(pa.table({"item_id": ids, "embedding": rows}), tmp_path / "items.parquet")
+
+    result = run(tmp_path / "items.parquet", "--out", tmp_path / "out", "--workers", 1)
+
+    assert result.exit_code == 3, result.output
+    assert table_of(tmp_path / "out")["item_id"].to_pylist() == ["a", "h"]
+    found = [(row["row"], row["item_id"], row["type"].rpartition(":")[2]) for row in rejected_of(tmp_path / "out")]
+    assert found == [
+        (2, "b", "invalid_embedding"),
+        (3, "c", "invalid_content"),
+        (4, "d", "invalid_embedding"),
+        (5, "e", "invalid_embedding"),
+        (6, None, "invalid_item_id"),
+        (7, "", "invalid_item_id"),
+    ]
+
+
+@pytest.mark.usefixtures("settings")
+def test_known_items_keep_their_ids_and_one_that_stands_twice_has_one(tmp_path: Path) -> None:
+    first, later = matrix_of(40), matrix_of(40, seed=6)
+    write_embeddings(tmp_path / "first.parquet", first)
+    write_embeddings(tmp_path / "later.parquet", np.vstack([later[:10], first[10:], later[10:20]]))
+    words = ["--workers", 1, "--out"]
+
+    run(tmp_path / "first.parquet", *words, tmp_path / "one")
+    run(tmp_path / "later.parquet", *words, tmp_path / "two")
+
+    one, two = (table_of(tmp_path / name).to_pylist() for name in ("one", "two"))
+    assert [row["semantic_id"] for row in two[:40]] == [row["semantic_id"] for row in one]
+    assert [row["created"] for row in two] == [False] * 40 + [True] * 10
+    assert any(row["content_changed"] for row in two[:10])
+    assert not any(row["content_changed"] for row in two[10:])
+    write_embeddings(tmp_path / "twice.parquet", np.vstack([first[:3], later[:3]]), first=100)
+    twice = pq.read_table(tmp_path / "twice.parquet").set_column(0, "item_id", [["x", "y", "z", "x", "y", "z"]])
+    pq.write_table(twice, tmp_path / "twice.parquet")
+    run(tmp_path / "twice.parquet", *words, tmp_path / "three")
+    three = table_of(tmp_path / "three").to_pylist()
+    assert [row["semantic_id"] for row in three[:3]] == [row["semantic_id"] for row in three[3:]]
+    assert sum(row["created"] for row in three) == 3
+
+
+def test_items_whose_codes_have_no_suffix_left_are_rejected(
+    tmp_path: Path, data_dir: Path, make_checkpoint: Any, settings: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = make_checkpoint("narrow", 2, 2, takes_text=False, dimension=8, max_suffix=3)
+    catalogue = write_embeddings(tmp_path / "items.parquet", matrix_of(60))
+
+    result = run(catalogue, "--out", tmp_path / "out", "--workers", 1, "--checkpoint", checkpoint)
+
+    assert result.exit_code == 3, result.output
+    table, rejected = table_of(tmp_path / "out"), rejected_of(tmp_path / "out")
+    assert len(table) + len(rejected) == 60
+    assert max(table["suffix"].to_pylist()) == 3
+    assert {row["type"].rpartition(":")[2] for row in rejected} == {"suffix_exhausted"}
+    assert [row["row"] for row in rejected] == sorted(row["row"] for row in rejected)
+
+
+def test_a_backfill_beside_a_service_gives_what_the_service_gives(
+    service: Any, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"item_id": f"t{row}", "title": f"kettle {row}", "brand": "Steam" if row % 2 else None} for row in range(5)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "items.parquet")
+    monkeypatch.setenv("SID_CHECKPOINT", str(service.settings.checkpoint))
+    monkeypatch.setenv("SID_DATA_DIR", str(service.settings.data_dir))
+
+    result = run(tmp_path / "items.parquet", "--out", tmp_path / "out", "--workers", 1, "--namespace", namespace)
+
+    assert result.exit_code == 0, result.output
+    entries = [{"item_id": row.pop("item_id"), "fields": row} for row in rows]
+    answers = service.tokenize(*entries, namespace=namespace)
+    assert [answer["semantic_id"] for answer in answers] == table_of(tmp_path / "out")["semantic_id"].to_pylist()
+    assert not any(answer["created"] for answer in answers)
+    assert [answer["margin"] for answer in answers] == [None] * 5  # known by its content: not computed again
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_directory_with_anything_else_is_left_alone_unless_forced(tmp_path: Path) -> None:
+    catalogue = write_embeddings(tmp_path / "items.parquet", matrix_of(20))
+    other = write_embeddings(tmp_path / "other.parquet", matrix_of(10))
+    out = tmp_path / "out"
+    words = ["--workers", 1, "--out", out]
+
+    assert run(catalogue, *words, "--dry-run").exit_code == 0
+    unfinished = run(other, *words)
+    assert unfinished.exit_code == 1
+    assert "an unfinished backfill of something else (other files)" in unfinished.output
+    assert run(catalogue, *words).exit_code == 0
+    finished = run(catalogue, *words)
+    assert finished.exit_code == 1
+    assert "is not empty" in finished.output
+    assert run(other, *words, "--force").exit_code == 0
+    assert len(table_of(out)) == 10
+
+
+@pytest.mark.usefixtures("settings")
+def test_claims_are_made_again_where_the_registry_is_another(
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sorting, "ROWS_PER_RUN", ROWS_PER_RUN)
+    catalogue = write_embeddings(tmp_path / "items.parquet", matrix_of(600))
+    words = [catalogue, "--out", tmp_path / "out", "--workers", 1]
+    with monkeypatch.context() as patched:
+        patched.setattr(Table, "write", interrupted)
+        assert run(*words).exit_code == 130
+    monkeypatch.setenv("SID_DATA_DIR", str(data_dir / "another"))
+
+    result = run(*words)
+
+    assert result.exit_code == 0, result.output
+    assert "another record" in caplog.text
+    assert json.loads((tmp_path / "out" / "backfill.json").read_text())["created"] == 600
