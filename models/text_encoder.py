@@ -123,19 +123,10 @@ class TextEncoder:
         return pieces
 
     @property
-    def is_packed(self) -> bool:
-        """Whether `embed` takes the packed forward pass: a BERT on the CPU that agrees with sentence-transformers."""
-        return self._packed is not None
-
-    @property
     def forward_pass(self) -> str:
         """What embeds texts in float32, in words for a person."""
         names = {CompiledBert: "compiled, AVX-512", PackedBert: "torch, packed"}
-        if (
-            self._packed is None
-            and self.device.type != "cpu"
-            and (unpadded := self._unpadded(torch.float32)) is not None
-        ):
+        if self._packed is None and (unpadded := self._unpadded(torch.float32)) is not None:
             return f"torch, unpadded on {self.device}, attention {unpadded.attention}"
         return names.get(type(self._packed), "sentence-transformers")
 

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from service.errors import BodyTimeout, BodyTooLarge, NotJson, Overloaded
 
 STREAM_BYTES = 256 * 1024  # of a stream that holds nothing else: buffers of its connection, tasks
-
+BYTES_ON_THE_LOOP = 64 * 1024  # parsing more would keep other requests waiting
 
 COUNTED_AT_ONCE = 32 * 1024  # bytes of a large body; what is made of these stays in the processor's cache
 

@@ -17,14 +17,13 @@ from typing import NamedTuple
 import orjson
 
 from service.answers import Answer
-from service.bodies import Allowance, bytes_of_values, parse_json
+from service.bodies import BYTES_ON_THE_LOOP, Allowance, bytes_of_values, parse_json
 from service.errors import InvalidLine, NotJson, SemidError
 
 MEDIA_TYPE = "application/x-ndjson"
 MAX_LINE_BYTES = 2**20
 LINES_PER_GROUP = 256
 AHEAD_BYTES = 2**20
-BYTES_ON_THE_LOOP = 64 * 1024  # parsing more would keep other requests waiting
 
 UseCase = Callable[[Sequence[object]], Awaitable[list[Answer]]]
 

@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.convertors import PathConvertor, register_url_convertor
 
-from service.bodies import BodyGate, parse_json
+from service.bodies import BYTES_ON_THE_LOOP, BodyGate, parse_json
 from service.bulk import arrow, ndjson
 from service.bulk.streams import BulkFormat, StreamedAnswer
 from service.bulk.terms import StreamTerms
@@ -25,8 +25,6 @@ from service.schemas import ITEM_SCHEMA, Namespace, TokenizerName, describe
 
 R = TypeVar("R", bound=BaseModel)
 G = TypeVar("G")
-
-BYTES_ON_THE_LOOP = 64 * 1024  # parsing more would keep other requests waiting
 
 ItemIdPath = Annotated[str, Path(description="The catalogue's own key.", max_length=MAX_ITEM_ID_BYTES)]
 NamespaceQuery = Annotated[Namespace, Query()]
