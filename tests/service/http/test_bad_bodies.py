@@ -133,34 +133,6 @@ def test_a_body_that_says_json_or_nothing_is_read(service: Any, namespace: str, 
     assert response.status_code == 200
 
 
-@pytest.mark.parametrize("route", ["/tokenize", "/lookup"])
-def test_a_body_beyond_the_limit_is_refused_by_its_length(service: Any, route: str) -> None:
-    answer = service.raw(
-        f"POST {route} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-        f"content-length: {512 * 1024 + 1}\r\nconnection: close\r\n\r\n".encode()
-    )
-
-    assert answer.startswith(b"HTTP/1.1 413"), answer[:200]
-    assert b"body_too_large" in answer
-
-
-@pytest.mark.parametrize("route", ["/tokenize", "/lookup"])
-def test_a_body_of_chunks_beyond_the_limit_is_refused(service: Any, route: str) -> None:
-    head = f"POST {route} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
-    chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
-
-    answer = service.raw(head.encode(), *[chunk] * 9, timeout_s=2)
-
-    assert answer.startswith(b"HTTP/1.1 413"), answer[:200]
-    assert b"body_too_large" in answer
-
-
-def test_a_body_at_the_limit_is_taken(service: Any, namespace: str) -> None:
-    body = json.dumps({"items": [ITEM], "namespace": namespace}).ljust(512 * 1024)
-
-    assert service.http.post("/tokenize", content=body, headers=JSON).status_code == 200
-
-
 @pytest.mark.parametrize(
     "request_bytes",
     [
