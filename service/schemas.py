@@ -218,6 +218,16 @@ class AssignmentAnswer(_Holder):
     replaced_by: str | None = _REPLACED_BY
 
 
+class FoundItem(AssignmentAnswer):
+    """An assignment, and what the item holds under other tokenizers."""
+
+    counterparts: dict[str, str | None] = Field(
+        default={},
+        description="Where several tokenizers are loaded, what the item holds under each other one, by its full name: "
+        "null where nothing, or where it was retired there. One whose record cannot be read just now is left out.",
+    )
+
+
 class RetiredAssignment(AssignmentAnswer):
     """An assignment that has ended; its Semantic ID is never given to another item."""
 

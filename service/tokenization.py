@@ -24,6 +24,7 @@ from service.answers import (
 )
 from service.batching.jobs import EncodedRow
 from service.content import Item, ItemReader
+from service.counterparts import counterparts
 from service.errors import (
     ConflictingDuplicate,
     EncodingFailed,
@@ -148,7 +149,7 @@ class Tokenization:
         return self._tokenizers.named(name)
 
     async def by_semantic_id(self, text: str, namespace: str, name: str | None) -> Answer:
-        """Answer `GET /item/{semantic_id}`.
+        """Answer `GET /item/{semantic_id}`; beside other tokenizers with what the item holds under these.
 
         Raises:
             MalformedSemanticId: It is not one of this tokenizer.
@@ -163,7 +164,11 @@ class Tokenization:
             msg = f"no item holds {semantic_id} in the namespace {namespace}"
             raise NotAssigned(msg)
         require_not_retired(assignment)
-        return {**holder(assignment), **tokenizer.origin(namespace)}
+        answer = {**holder(assignment), **tokenizer.origin(namespace)}
+        if others := [other for other in self._tokenizers.current.loaded if other is not tokenizer]:
+            found = counterparts(others, self._records, namespace, assignment.item_id)
+            answer["counterparts"] = await self._timed("find", found)
+        return answer
 
     async def by_item_id(self, item_id: str, namespace: str, name: str | None) -> Answer:
         """Answer `GET /assignment/{item_id}`.

@@ -83,7 +83,12 @@ class FailedItem:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A Semantic ID and the item that holds it, or held it until it was retired or replaced."""
+    """A Semantic ID and the item that holds it, or held it until it was retired or replaced.
+
+    Attributes:
+        counterparts: Of `item` alone, and where several tokenizers are loaded: what the item holds under each other
+            one, by its full name; None where nothing.
+    """
 
     item_id: str
     semantic_id: str
@@ -94,6 +99,7 @@ class Assignment:
     content_changed: bool
     replaced_by: str | None = None
     retired_at: datetime | None = None
+    counterparts: Mapping[str, str | None] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from service.schemas import (
     SEMANTIC_ID_EXAMPLE,
     AssignmentAnswer,
     Envelope,
+    FoundItem,
     Health,
     ItemOptions,
     LookupRequest,
@@ -110,7 +111,7 @@ async def lookup(request: Request) -> Response:
     "/item/{semantic_id}",
     tags=["Look up"],
     summary="Reverse lookup",
-    response_model=AssignmentAnswer,
+    response_model=FoundItem,
     responses={**problems(404, 422, 503), **gone("The item was retired", "RetiredProblem")},
     openapi_extra=query_of(RecordOptions),
 )

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from models import Trie, read_manifest
 from service.app import compose
 from service.errors import TokenizerLoadedTwice
 from service.metrics import Metrics
+from service.registry.keys import meta_key
 from service.settings import Settings
 
 MakeEmbedding = Callable[[int], list[float]]
@@ -75,6 +77,42 @@ def test_an_item_has_an_id_of_its_own_under_each_tokenizer(pair: Any, namespace:
     assert all(entry["created"] for answer in (by_default, by_wide) for entry in answer["items"])
     assert not any(entry["created"] for entry in again["items"])
     assert [e["semantic_id"] for e in again["items"]] == [e["semantic_id"] for e in by_wide["items"]]
+
+
+def test_who_asks_for_an_id_is_told_what_its_item_holds_under_the_other_tokenizers(
+    pair: Any, service: Any, namespace: str, names: dict[str, str], make_embedding: MakeEmbedding
+) -> None:
+    item = {"item_id": "kettle", "embedding": make_embedding(1)}
+    (small,) = pair.tokenize(item, namespace=namespace)
+    (wide,) = pair.tokenize(item, namespace=namespace, tokenizer="wide")
+
+    def counterparts(semantic_id: str, **params: str) -> Any:
+        return pair.http.get(f"/item/{semantic_id}", params={"namespace": namespace, **params}).json()["counterparts"]
+
+    assert counterparts(small["semantic_id"]) == {names["wide"]: wide["semantic_id"], names["namesake"]: None}
+    assert counterparts(wide["semantic_id"], tokenizer="wide") == {
+        names["small"]: small["semantic_id"],
+        names["namesake"]: None,
+    }
+    pair.http.delete("/assignment/kettle", params={"namespace": namespace, "tokenizer": "wide"})
+    assert counterparts(small["semantic_id"]) == {names["wide"]: None, names["namesake"]: None}
+    (alone,) = service.tokenize(item, namespace=namespace)
+    found = service.http.get(f"/item/{alone['semantic_id']}", params={"namespace": namespace}).json()
+    assert "counterparts" not in found  # no other tokenizer is loaded
+
+
+def test_a_counterpart_that_cannot_be_read_is_left_out_of_the_answer(
+    pair: Any, namespace: str, names: dict[str, str], make_embedding: MakeEmbedding
+) -> None:
+    (small,) = pair.tokenize({"item_id": "kettle", "embedding": make_embedding(1)}, namespace=namespace)
+    fingerprint = names["wide"].partition("@")[2]
+    with redis.Redis.from_url(pair.redis_url) as client:
+        other = {"schema": "0", "codebook_sizes": "9", "buckets": "1", "epoch": "e"}
+        client.hset(meta_key(f"{namespace}:{fingerprint}"), mapping=other)
+
+    found = pair.http.get(f"/item/{small['semantic_id']}", params={"namespace": namespace})
+
+    assert (found.status_code, found.json()["counterparts"]) == (200, {names["namesake"]: None})
 
 
 def test_every_look_up_goes_by_the_tokenizer_it_names(pair: Any, namespace: str, names: dict[str, str]) -> None:
