@@ -8,11 +8,8 @@ import typer
 
 from service.cli.access import keys
 from service.cli.admin import loaded
-<<<<<<< HEAD
 from service.cli.align import align
-=======
 from service.cli.backfill import backfill
->>>>>>> d2621e2 (semid backfill gives a whole catalogue its IDs in blocks, sorted claims and parts, and goes on after a kill)
 from service.cli.frame import failure, read_settings
 from service.cli.item_embeddings import item_embeddings
 from service.cli.migrate import migrate
@@ -57,11 +54,8 @@ app.command()(recommend)
 app.command()(evaluate)
 app.command()(tokenize)
 app.command()(migrate)
-<<<<<<< HEAD
 app.command()(align)
-=======
 app.command()(backfill)
->>>>>>> d2621e2 (semid backfill gives a whole catalogue its IDs in blocks, sorted claims and parts, and goes on after a kill)
 app.command()(export)
 app.command(name="import")(import_)
 app.add_typer(registry, name="registry")
