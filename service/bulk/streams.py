@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -25,8 +25,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.bodies import Allowance
+from service.bulk.caller import Caller, Stalled
 from service.bulk.terms import StreamTerms
-from service.errors import BodyTimeout, Overloaded, SemidError, ServiceError, ShuttingDown
+from service.errors import Overloaded, SemidError, ServiceError, ShuttingDown
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,6 @@ T = TypeVar("T")
 
 GROUPS_IN_FLIGHT = 4
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0  # before a group is tried again; its items are looked up again each time
-PROGRESS_BYTES = 64 * 1024  # of a line or record batch that is still to come: a good part of it
 LINGER_S = 0.5
 
 
@@ -101,22 +101,18 @@ class StreamedAnswer(Response, Generic[G]):
             ServiceError: The stream cannot be answered; nothing was sent.
         """
         with self._allowance:
-            caller = _Caller(receive, send, self._terms, self._head(), self._bulk.begin())
+            caller = Caller(receive, send, self._terms, self._head(), self._bulk.begin())
             exchange = _Exchange(self._bulk, self._allowance, caller)
             try:
                 await exchange.run()
             except ClientDisconnect:
                 if not caller.answered:
                     raise
-            except _Stalled:
+            except Stalled:
                 log.warning("a caller took nothing of an answer for %g s: dropped", self._terms.patience_s)
 
     def _head(self) -> MutableMapping[str, Any]:
         return {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
-
-
-class _Stalled(Exception):
-    """The caller takes no answers."""
 
 
 @dataclass(frozen=True)
@@ -127,97 +123,12 @@ class _End:
 
 
 @dataclass
-class _Caller:
-    """The connection, on which nobody waits for ever."""
-
-    receive: Receive
-    send: Send
-    terms: StreamTerms
-    head: MutableMapping[str, Any]
-    begin: bytes
-    answered: bool = False
-    ended: bool = False  # the body
-    waited_s: float = 0.0  # for the caller, since there was something to work on
-    arrived: int = 0  # bytes since
-
-    async def chunks(self, busy: Callable[[], bool]) -> AsyncIterator[bytes]:
-        """The body as it arrives.
-
-        Raises:
-            BodyTimeout: Too little came for too long, though nothing else was `busy`.
-            ShuttingDown: The service ends.
-            ClientDisconnect: The caller left.
-        """
-        while not self.ended:
-            message = await self._next(busy)
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnect
-            self.ended = not message.get("more_body", False)
-            if body := message.get("body"):
-                self.arrived += len(body)
-                if self.arrived >= PROGRESS_BYTES:
-                    self.progresses()
-                yield body
-
-    def progresses(self) -> None:
-        """The caller sends what can be worked on."""
-        self.waited_s, self.arrived = 0.0, 0
-
-    async def rest(self) -> None:
-        """Takes and drops what is left of the body; returns when it has ended or the caller left."""
-        while not self.ended:
-            message = await self.receive()
-            self.ended = message["type"] == "http.disconnect" or not message.get("more_body", False)
-
-    async def leave(self) -> None:
-        """Returns when the caller leaves; what still comes is dropped."""
-        while (message := await self.receive())["type"] != "http.disconnect":
-            self.ended = self.ended or not message.get("more_body", False)
-
-    async def _next(self, busy: Callable[[], bool]) -> Mapping[str, Any]:
-        receiving = asyncio.ensure_future(self.receive())
-        ending, loop = self.terms.drain.reading_ends, asyncio.get_running_loop()
-        either: set[asyncio.Future[Any]] = {receiving, ending}
-        try:
-            while not receiving.done():
-                began, ours = loop.time(), busy()
-                left_s = self.terms.patience_s if ours else max(0.0, self.terms.patience_s - self.waited_s)
-                await asyncio.wait(either, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-                if ending.done():
-                    raise ShuttingDown
-                if not (ours or busy()):
-                    self.waited_s += loop.time() - began
-                    if self.waited_s >= self.terms.patience_s and not receiving.done():
-                        msg = f"no whole line or record batch arrived within {self.terms.patience_s:g} s"
-                        raise BodyTimeout(msg)
-            return receiving.result()
-        finally:
-            receiving.cancel()
-
-    async def answer(self, data: bytes, *, more: bool) -> None:
-        """Send a part of the answer.
-
-        Raises:
-            _Stalled: It was not taken in time.
-        """
-        try:
-            async with asyncio.timeout(self.terms.patience_s):
-                if not self.answered:
-                    self.answered = True
-                    await self.send(self.head)
-                    data = self.begin + data
-                await self.send({"type": "http.response.body", "body": data, "more_body": more})
-        except TimeoutError as error:
-            raise _Stalled from error
-
-
-@dataclass
 class _Exchange(Generic[G]):
     """One stream under way: a task reads, each group is worked on in its own, one writes."""
 
     bulk: BulkFormat[G]
     allowance: Allowance
-    caller: _Caller
+    caller: Caller
     arrived: deque[tuple[G, int]] = field(default_factory=deque)  # and waits for room among those under way
     end: _End | None = None  # of the body, behind what has arrived
     working: set[asyncio.Task[bytes]] = field(default_factory=set)

@@ -14,7 +14,7 @@ from starlette.types import Message
 
 from models import Tokenizer
 from service.bodies import STREAM_BYTES, BodyGate
-from service.bulk import arrow
+from service.bulk import arrow_messages
 from service.bulk.arrow import EMBEDDINGS_PER_GROUP, MEDIA_TYPE, TEXTS_PER_GROUP, ArrowStream
 from service.bulk.columns import AnswerColumns, ItemColumns
 from service.bulk.streams import StreamedAnswer
@@ -185,7 +185,7 @@ async def test_what_is_answered_is_not_held_while_the_caller_thinks(tokenizer: T
         async with asyncio.timeout(20):
             while len(answered) < 3:  # noqa: ASYNC110 - nobody tells; the head, and two slices
                 await asyncio.sleep(0.01)
-        held = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, arrow.__file__)])
+        held = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, arrow_messages.__file__)])
     finally:
         tracemalloc.stop()
         exchange.cancel()

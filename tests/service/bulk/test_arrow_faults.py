@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import Tokenizer
-from service.bulk.arrow import MEDIA_TYPE, _field, read_columns
+from service.bulk.arrow import MEDIA_TYPE, read_columns
+from service.bulk.arrow_messages import _field
 from service.content import ItemReader
 from tests.service.bulk.arrow_calls import (
     TYPE,

@@ -12,7 +12,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from service.bodies import STREAM_BYTES, Allowance, BodyGate
-from service.bulk.streams import GROUPS_IN_FLIGHT, PROGRESS_BYTES, StreamedAnswer
+from service.bulk.caller import PROGRESS_BYTES
+from service.bulk.streams import GROUPS_IN_FLIGHT, StreamedAnswer
 from service.bulk.terms import StreamTerms
 from service.errors import BodyTimeout, NotJson, Overloaded, RegistryUnavailable, SemidError, ShuttingDown
 
