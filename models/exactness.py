@@ -29,7 +29,8 @@ from torch.nn import functional
 
 from models.errors import CheckpointError
 from models.ladder import ErrorBounds
-from models.text_encoder import CANARY_TEXTS, WordPieces, require_full_precision
+from models.precision import require_full_precision
+from models.text_encoder import CANARY_TEXTS, WordPieces
 from models.tokenizer import Tokenizer, TokenizerParts
 
 SAFETY_FACTOR = 32.0

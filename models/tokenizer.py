@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from models.ladder import Encoding, ErrorBounds, Precision, Rung, climb
 from models.network import DecoderNetwork, EncoderNetwork
 from models.packed_linear import FastNetwork
+from models.precision import full_precision
 from models.product import ProductQuantizer
 from models.quantizer import Codes, Quantization, Quantizer, Ranking
 from models.residual import ResidualQuantizer
 from models.template import TextTemplate
-from models.text_encoder import TextEncoder, WordPieces, full_precision
+from models.text_encoder import TextEncoder, WordPieces
 from models.tree import TreeQuantizer
 
 M = TypeVar("M", bound=nn.Module)

@@ -23,7 +23,7 @@ from models import catalogue
 from models.embedding_cache import embed_stream
 from models.left_out import is_left_out, left_out_rows, text_digest
 from models.template import TextTemplate
-from models.text_encoder import MINILM, TextEncoder, TextEncoderConfig
+from models.text_encoder import TextEncoder, TextEncoderConfig
 from models.training.spool import RowSpool, TextSpool
 
 
@@ -144,7 +144,7 @@ def text_encoder_of(sources: Sequence[Path], source: str | None, device: str) ->
     """The text encoder for sources: the one that is named, all-MiniLM-L6-v2 for texts, none for embeddings."""
     if source is None and sources and catalogue.has_embeddings(sources[0]):
         return None
-    return TextEncoder(TextEncoderConfig(source or MINILM), device)
+    return TextEncoder(TextEncoderConfig(source) if source else TextEncoderConfig(), device)
 
 
 def _read_arrays(sources: Sequence[Path], reading: Reading, encoder: TextEncoder | None) -> TrainingData:

@@ -252,7 +252,7 @@ def test_a_setting_that_names_a_file_or_a_release_moves_no_code(with_encoder):
 
 def test_a_text_encoder_without_its_settings_is_refused(text_encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(text_encoder, "_directory", tmp_path)
-    monkeypatch.setattr("models.text_encoder._weight_files", lambda _: [tmp_path / "w"])
+    monkeypatch.setattr("models.text_encoder.weight_files", lambda _: [tmp_path / "w"])
     (tmp_path / "w").touch()
     monkeypatch.delitem(text_encoder.__dict__, "components", raising=False)
     with pytest.raises(CheckpointError, match=r"config.json"):

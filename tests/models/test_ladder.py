@@ -13,7 +13,8 @@ from models import CheckpointError, Precision, Tokenizer, load
 from models.checkpoint import DEFAULT_CHECKPOINT, MANIFEST, freeze, save
 from models.exactness import BFLOAT16_TEST_TEXTS, _moved_margins, _strange_texts, _test_texts, self_test
 from models.ladder import Encoding, ErrorBounds, Rung, climb
-from models.text_encoder import TextEncoder, require_full_precision
+from models.precision import require_full_precision
+from models.text_encoder import TextEncoder
 
 INFINITE = float("inf")
 
