@@ -33,6 +33,7 @@ from service.client.errors import (
     UnknownTokenizer,
     UnusableAnswer,
 )
+from service.client.explanation import ExplainedLevel, Explanation, NearItem, TrainingPlace
 from service.client.patience import Waiting
 from service.client.synchronous import TokenizerClient
 
@@ -45,10 +46,13 @@ __all__ = [
     "ChangesPage",
     "Child",
     "ClientClosed",
+    "ExplainedLevel",
+    "Explanation",
     "FailedItem",
     "Fault",
     "LoadedTokenizers",
     "MalformedSemanticId",
+    "NearItem",
     "NextCodes",
     "NotAssigned",
     "PrefixListing",
@@ -58,6 +62,7 @@ __all__ = [
     "TokenizedItem",
     "TokenizerClient",
     "TokenizerError",
+    "TrainingPlace",
     "TrieSnapshot",
     "Unavailable",
     "UnknownPrefix",

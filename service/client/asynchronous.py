@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar
 
 from service.client.answers import (
     Assignment,
@@ -25,6 +25,7 @@ from service.client.calls import Calls, OnChange
 from service.client.connection import Connection, Options, Verify
 from service.client.errors import TokenizerError
 from service.client.exchange import Exchange
+from service.client.explanation import Explanation
 from service.client.formats import Item
 from service.client.patience import Waiting
 from service.client.portion import Format, Portion
@@ -36,6 +37,22 @@ T = TypeVar("T")
 
 CHANGES_PER_PAGE = 10_000
 LONGEST_WAIT_S = 20.0
+
+
+class ClientOptions(TypedDict, total=False):
+    """What a client may be told beside the service's address; what each is, `AsyncTokenizerClient` says."""
+
+    namespace: str
+    tokenizer: str | None
+    api_key: str | None
+    headers: Mapping[str, str] | None
+    verify: Verify
+    batch_items: int
+    batch_rows: int
+    in_flight: int
+    patience_s: float
+    timeout_s: float
+    on_wait: Callable[[Waiting], None] | None
 
 
 class AsyncTokenizerClient:
@@ -55,8 +72,8 @@ class AsyncTokenizerClient:
         tokenizer: `name` or `name@fingerprint`; the service's default one where None.
         api_key: Sent as `Authorization: Bearer ...`.
         headers: Further headers of every request.
-        verify: For TLS, as httpx has it: an `ssl.SSLContext`, which may have a certificate of the client's own, or
-            False to trust any server.
+        verify: For TLS: True trusts the authorities that are usual; the path of a file trusts those in it; an
+            `ssl.SSLContext` may have a certificate of the client's own; False trusts any server.
         batch_items: Items, Semantic IDs or prefixes of one request; fewer where the service takes fewer.
         batch_rows: Rows of one request of record batches.
         in_flight: Requests of one call that are under way at once.
@@ -84,7 +101,7 @@ class AsyncTokenizerClient:
         timeout_s: float = 120.0,
         on_wait: Callable[[Waiting], None] | None = None,
     ) -> None:
-        key = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+        key = {} if api_key is None else {"authorization": f"Bearer {_checked(api_key)}"}
         self.options = Options(batch_items, batch_rows, in_flight, patience_s, timeout_s, on_wait)
         self.calls = Calls(namespace, tokenizer)
         self._connection = Connection(url, self.options, {**(headers or {}), **key}, verify=verify)
@@ -325,6 +342,19 @@ class AsyncTokenizerClient:
         """
         return await self.answer(self.calls.stats(codewords=codewords))
 
+    async def explain(self, item: Item, *, neighbours: int = 10) -> Explanation:
+        """How one content comes to its codes, the ID it would get, and the live items nearest to it; a dry run.
+
+        Args:
+            item: As of `tokenize`; its `item_id` may be left out.
+            neighbours: How many nearest items, at most 100.
+
+        Raises:
+            Refused: The content is at fault.
+            TokenizerError: As in `tokenize`.
+        """
+        return await self.answer(self.calls.explain(item, neighbours))
+
     async def ready(self) -> bool:
         """Whether the service can be reached and is ready; asked once."""
         try:
@@ -371,3 +401,15 @@ class AsyncTokenizerClient:
     async def _all(self, format_: Format[str, T], questions: Iterable[str]) -> list[T]:
         batches = batches_of_any(questions, self.options.batch_items)
         return [answer async for answers in self._portions(format_, batches) for answer in answers]
+
+
+def _checked(api_key: str) -> str:
+    """A key as a header takes it, without the line end of the file it was read from.
+
+    Raises:
+        ValueError: No key is like that. What it is like is not said: it may be one in part.
+    """
+    key = api_key.strip()
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise ValueError("api_key is no key: it is empty, or has characters that no key has")
+    return key

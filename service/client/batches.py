@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
@@ -13,7 +13,13 @@ T = TypeVar("T")
 
 
 def batches_of(values: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of at most `size` values."""
+    """Lists of at most `size` values.
+
+    Raises:
+        TypeError: They are one text or one mapping, whose parts nobody means.
+    """
+    if isinstance(values, str | bytes | Mapping):
+        raise TypeError(f"many are taken, not one {type(values).__name__}: put it into a list")
     iterator = iter(values)
     while batch := list(islice(iterator, size)):
         yield batch

@@ -12,7 +12,8 @@ import orjson
 from service.client import answers
 from service.client.answers import Assignment, ChangesPage, LoadedTokenizers, PrefixListing, Swapped, TrieSnapshot, read
 from service.client.exchange import JSON, Call, Reply, Request
-from service.client.formats import Lines, Questions, RecordBatches
+from service.client.explanation import Explanation, explained
+from service.client.formats import Item, Lines, Questions, RecordBatches, item_json
 
 OnChange = Literal["keep", "reassign"]
 
@@ -89,6 +90,12 @@ class Calls:
     def stats(self, *, codewords: bool) -> Call[dict[str, Any]]:
         """`GET /stats`."""
         return Call(self._get("/stats", codewords="true" if codewords else "false"), lambda reply: dict(reply.json()))
+
+    def explain(self, item: Item, neighbours: int) -> Call[Explanation]:
+        """`POST /explain`."""
+        content = b'{"item":%s,%s' % (item_json(item), orjson.dumps({**self.origin, "neighbours": neighbours})[1:])
+        request = Request("POST", "/explain", content=content, headers={"content-type": JSON})
+        return Call(request, lambda reply: explained(reply.json()))
 
     def ready(self) -> Call[bool]:
         """`GET /readyz`."""

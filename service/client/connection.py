@@ -6,6 +6,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
@@ -16,8 +17,8 @@ from service.client.patience import Patience, Waiting
 
 T = TypeVar("T")
 
-Verify = ssl.SSLContext | str | bool
-"""As httpx has it."""
+Verify = ssl.SSLContext | Path | str | bool
+"""A context of TLS, the file of the authorities that are trusted, or whether any has to be."""
 
 CONNECT_TIMEOUT_S = 10.0
 KEPT_OPEN_S = 4.0  # a service closes what stands idle for 5 s: what is taken up again then is cut off
@@ -47,7 +48,10 @@ class Connection:
         url: Its base.
         options: How to behave.
         headers: Of every request.
-        verify: A context of TLS, or False to trust anybody.
+        verify: Whom to trust.
+
+    Raises:
+        ValueError: The address is none, or the file has no authorities.
     """
 
     def __init__(self, url: str, options: Options, headers: Mapping[str, str], *, verify: Verify) -> None:
@@ -59,7 +63,7 @@ class Connection:
             self._http = httpx.AsyncClient(
                 base_url=url,
                 headers=dict(headers),
-                verify=verify,
+                verify=_context(verify),
                 timeout=httpx.Timeout(options.timeout_s, connect=min(CONNECT_TIMEOUT_S, options.timeout_s), pool=None),
                 limits=httpx.Limits(max_connections=None, keepalive_expiry=KEPT_OPEN_S),
             )
@@ -191,3 +195,17 @@ class Connection:
             except httpx.TransportError as error:
                 cut = error
         return Reply(response.status_code, response.headers, bytes(content), cut)
+
+
+def _context(verify: Verify) -> ssl.SSLContext | bool:
+    """As httpx takes it.
+
+    Raises:
+        ValueError: The file cannot be read, or has no certificates.
+    """
+    if isinstance(verify, bool | ssl.SSLContext):
+        return verify
+    try:
+        return ssl.create_default_context(cafile=verify)
+    except OSError as error:  # of the file, or of TLS
+        raise ValueError(f"{verify} has no certificates of authorities that can be read: {error}") from error

@@ -42,7 +42,7 @@ class Lines:
 
     def request(self, rows: Sequence[Item]) -> Request:
         """The request of these items."""
-        content = b"".join(map(_line, rows))
+        content = b"".join(item_json(row) + b"\n" for row in rows)
         return Request("POST", "/tokenize", self.params, content, {"content-type": NDJSON})
 
     def read(self, reply: Reply, rows: Sequence[Item]) -> Received[TokenizedItem | FailedItem]:
@@ -131,21 +131,27 @@ class Questions(Generic[T]):
             raise UnusableAnswer(f"{self.path} answered what cannot be read: {error!r}") from error
 
 
-def _line(item: Item) -> bytes:
-    """An item as a line; an array as base64 of float32."""
+def item_json(item: Item) -> bytes:
+    """An item as JSON, on one line; an array as base64 of float32.
+
+    Raises:
+        TypeError: It is no mapping, or holds what JSON has not.
+    """
+    if not isinstance(item, Mapping):
+        raise TypeError(f"an item is a mapping with `item_id` and its content, not {type(item).__name__}: {item!r:.60}")
     embedding = item.get("embedding")
     if hasattr(embedding, "__array__"):
         import numpy as np
 
         vector = np.ascontiguousarray(embedding, dtype="<f4")
         item = {**item, "embedding": base64.b64encode(vector.tobytes()).decode()}
-    return _json(item) + b"\n"
+    return _json(item)
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
     """As JSON. What orjson refuses (half a surrogate pair) is left to the service: that item fails alone."""
     try:
-        return orjson.dumps(value)
+        return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
     except TypeError:
         return json.dumps(value).encode()
 

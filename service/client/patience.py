@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
@@ -20,6 +20,7 @@ from service.client.errors import Refused, Unavailable
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 30.0
+LASTING_SIGNS = ("CERTIFICATE", "UNKNOWN_CA", "WRONG_VERSION", "PROTOCOL_VERSION", "HANDSHAKE_FAILURE")  # of OpenSSL
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ class Patience:
         refused = isinstance(trouble, Refused)
         if isinstance(trouble, Refused) and not trouble.passing:
             raise trouble
-        words = str(trouble) if refused else f"{type(trouble).__name__}: {trouble}".removesuffix(": ")
-        if isinstance(trouble, httpx.LocalProtocolError) or _is_of_a_certificate(trouble):
+        words = str(trouble) if refused else f"{type(trouble).__name__}: {_said(trouble)}".removesuffix(": ")
+        if isinstance(trouble, httpx.LocalProtocolError) or _is_of_tls(trouble):
             raise Unavailable(f"{self._url}: {words}") from trouble
         asked_s = trouble.retry_after_s if isinstance(trouble, Refused) else 0.0
         longest_s = min(FIRST_PAUSE_S * 2.0 ** min(self._attempts, 20), LONGEST_PAUSE_S)
@@ -99,7 +100,20 @@ def retry_after_s(value: str | None) -> float:
         return 0.0
 
 
-def _is_of_a_certificate(trouble: BaseException | None) -> bool:
-    while trouble is not None and not isinstance(trouble, ssl.SSLCertVerificationError):
+def _is_of_tls(trouble: BaseException) -> bool:
+    """Whether the two sides do not trust or understand each other, which time does not mend."""
+    return any(
+        isinstance(cause, ssl.SSLError) and any(sign in str(cause.reason) for sign in LASTING_SIGNS)
+        for cause in _causes(trouble)
+    )
+
+
+def _said(trouble: BaseException) -> str:
+    """In words: those of what is below where it has none itself."""
+    return next((str(cause) for cause in _causes(trouble) if str(cause)), "")
+
+
+def _causes(trouble: BaseException | None) -> Iterator[BaseException]:
+    while trouble is not None:
+        yield trouble
         trouble = trouble.__cause__ or trouble.__context__
-    return trouble is not None

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from service.client.answers import (
     Assignment,
@@ -22,10 +22,11 @@ from service.client.answers import (
     UnknownPrefix,
     UnknownSemanticId,
 )
-from service.client.asynchronous import CHANGES_PER_PAGE, LONGEST_WAIT_S, AsyncTokenizerClient
+from service.client.asynchronous import CHANGES_PER_PAGE, LONGEST_WAIT_S, AsyncTokenizerClient, ClientOptions
 from service.client.background import Background
 from service.client.batches import as_table, batches_of, slices_of
 from service.client.calls import OnChange
+from service.client.explanation import Explanation
 from service.client.formats import Item
 from service.client.portion import Format, Portion
 
@@ -50,7 +51,7 @@ class TokenizerClient:
         **options: As of `AsyncTokenizerClient`.
     """
 
-    def __init__(self, url: str, **options: Any) -> None:
+    def __init__(self, url: str, **options: Unpack[ClientOptions]) -> None:
         self._client = AsyncTokenizerClient(url, **options)
         self._background = Background()
 
@@ -143,6 +144,10 @@ class TokenizerClient:
     def stats(self, *, codewords: bool = False) -> dict[str, Any]:
         """Figures of the record; as `AsyncTokenizerClient.stats`."""
         return self._background.run(self._client.stats(codewords=codewords))
+
+    def explain(self, item: Item, *, neighbours: int = 10) -> Explanation:
+        """How one content comes to its codes; as `AsyncTokenizerClient.explain`."""
+        return self._background.run(self._client.explain(item, neighbours=neighbours))
 
     def ready(self) -> bool:
         """Whether the service can be reached and is ready; asked once."""

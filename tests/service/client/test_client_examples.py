@@ -38,13 +38,15 @@ def test_the_pages_python_does_what_the_page_says(service: Any) -> None:
     )
 
     assert done.returncode == 0, done.stderr
-    items, tables, lookups, mugs, kettle = done.stdout.split("--\n")
+    items, tables, lookups, explained, mugs, kettle = done.stdout.split("--\n")
     assert re.match(r"kettle-1 \d+-\d+-\d+-0 \('<a_\d+>'", items)
     assert "empty failed: " in items
     assert re.match(r"5000 items answered, the last \d+-\d+-\d+-\d+", tables)
     assert lookups.startswith("rake-1 20")
     assert "['rake-1', None]\n1 [(" in lookups
     assert re.search(r"\n2 retired \d+-\d+-\d+-0\nretired at 20.*\n404 .*\nsmall@\w+ True\n$", lookups)
+    assert re.match(r"(\d \d+ \d\.\d+ \d\.\d+ \d\n){3}would get \d+-\d+-\d+-\d+ \('<a_\d+>'", explained)
+    assert re.search(r"kettle-1 shares \d codes\n$", explained)
     assert mugs == "600 items; True True\n"
     assert re.fullmatch(r"kettle-1 \d+-\d+-\d+-\d+\n", kettle)
 
