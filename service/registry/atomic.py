@@ -99,6 +99,8 @@ class AtomicRecord:
         Raises:
             RegistryUnavailable: The server cannot be reached, or cannot confirm that what it answered is durable.
         """
+        if not item_ids:  # as of IDs that nobody holds
+            return []
         found = await self._recalling.submit(item_ids)
         await self._until_durable([value for value, _ in found if value])
         return found

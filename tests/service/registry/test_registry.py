@@ -231,6 +231,20 @@ async def test_a_claim_that_cannot_be_is_refused_before_anything_is_sent(record:
     assert await record.count() == 0
 
 
+async def test_an_id_that_nobody_holds_is_looked_up_by_one_call(record: Record, shared_valkey: Valkey) -> None:
+    await claim_one(record, "held")
+
+    def scripts() -> int:
+        return int(shared_valkey.client().info("commandstats")["cmdstat_eval"]["calls"])
+
+    found, *_ = await record.by_semantic_ids([SemanticId(CODES, 0)])
+    before = scripts()
+
+    assert await record.by_semantic_ids([SemanticId(CODES, 1), SemanticId(OTHER_CODES, 0)]) == [None, None]
+    assert found is not None
+    assert scripts() == before
+
+
 # Records
 
 
