@@ -159,8 +159,10 @@ def _width(prefix: Codes, allowed: Sequence[int], record: Record) -> int:
 
 def _mask(allowed: Collection[int], width: int) -> str:
     """One bit a number, the lowest bit of the first byte for 0, in base64."""
-    bits = sum(1 << number for number in allowed)
-    return base64.b64encode(bits.to_bytes((width + 7) // 8, "little")).decode()
+    bits = bytearray((width + 7) // 8)  # one large integer would be copied for each number
+    for number in allowed:
+        bits[number >> 3] |= 1 << (number & 7)
+    return base64.b64encode(bits).decode()
 
 
 def _write_cursor(semantic_id: SemanticId, layout: CodeLayout) -> str:
