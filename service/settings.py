@@ -84,7 +84,7 @@ class Settings(BaseSettings):
     )
     batch_tokens: int = Field(default=4096, ge=1, description="Padded word pieces of one forward pass, at most.")
     batch_ms: float = Field(
-        default=25.0,
+        default=12.0,
         gt=0,
         description="Milliseconds of one forward pass, about: what a small request may have to wait for.",
     )
