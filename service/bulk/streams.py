@@ -193,12 +193,16 @@ class _Exchange(Generic[G]):
             group, size = self.bulk.together(self.arrived)
             task = asyncio.create_task(self._answer(group))
             self.working.add(task)
-            task.add_done_callback(self.working.discard)
+            task.add_done_callback(self._worked)
             self.queue.put_nowait((task, size))
         if self.end is not None and not self.arrived:
             self.queue.put_nowait(self.end)
             self.end = None
         self.begun.set()
+
+    def _worked(self, task: asyncio.Task[bytes]) -> None:
+        self.working.discard(task)
+        _ = task.cancelled() or task.exception()  # of several that fail the first in order is said
 
     async def _answer(self, group: G) -> bytes:
         while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
@@ -253,6 +254,25 @@ async def test_what_fails_later_is_the_end_of_the_answer(fault: Exception, slug:
 
     assert exchange.connection.answer == b":a;" + slug
     assert not exchange.connection.sent[-1]["more_body"]
+
+
+async def test_of_several_groups_that_fail_the_first_is_said_and_the_log_says_nothing_of_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    exchange = Exchange()
+    exchange.words.free.clear()
+    for word in (b"b", b"c", b"d"):
+        exchange.words.faults[word] = [RegistryUnavailable(word.decode())]
+    exchange.connection.arrives(b"a", b"b", b"c", b"d", end=True)
+    stream = exchange.start()
+    await until(lambda: len(exchange.words.begun) == 4)
+
+    exchange.words.free.set()
+    await stream
+    del exchange, stream
+    gc.collect()
+
+    assert caplog.text == ""
 
 
 async def test_what_was_read_before_the_body_broke_is_answered() -> None:
