@@ -47,6 +47,7 @@ from service.opening import Patience, open_registry
 from service.overflow import OverflowPolicy
 from service.records import Records
 from service.registry import Registry
+from service.registry.embedded import EmbeddedValkey
 from service.registry.marks import Marks
 from service.schemas import LookupRequest, Problem, RetiredProblem, TokenizeRequest, describe
 from service.settings import Settings
@@ -174,6 +175,8 @@ async def compose(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -
         keys=keys,
         swap=swap,
         admin_door=AdminDoor(settings.host, has_keys=keys is not None),
+        registry_is_shared=settings.redis_url
+        not in {None, EmbeddedValkey(settings.data_dir).url},  # workers are told it
     )
 
 

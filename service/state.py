@@ -47,6 +47,7 @@ class State:
     keys: Keys | None
     swap: HotSwap
     admin_door: AdminDoor
+    registry_is_shared: bool  # or may be, with services of other data directories
 
     @classmethod
     def of(cls, connection: HTTPConnection) -> State:

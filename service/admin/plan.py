@@ -4,7 +4,7 @@
                             plan.lock    held by whoever changes it
 
 A plan is made on the tokenizers of the settings, and holds as long as these are the same: a service that starts with
-others begins anew with them.
+others begins anew with them. Services with data directories of their own have plans of their own, on one registry too.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ from service.errors import (
 )
 
 log = logging.getLogger(__name__)
+
+OTHER_PLANS = (
+    "This holds for the processes that share this service's SID_DATA_DIR: `workers` counts them. Services with another "
+    "one, on the same registry too, follow a plan of their own: call each of them, or change their settings."
+)
 
 FullName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+@[0-9a-f]+$")]
 

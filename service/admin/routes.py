@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Request, Response
 
 from service.admin.hot_swap import Swapped
+from service.admin.plan import OTHER_PLANS
 from service.admin.schemas import DefaultRequest, LoadRequest, SwapAnswer
 from service.http.wire import as_json, body_of, no_other_options, problems, read_body
 from service.state import State
@@ -40,7 +41,7 @@ async def load(request: Request) -> Response:
     """Load a checkpoint beside what is loaded, verified and warm in every worker, and make it the default when told."""
     state = State.of(request)
     asked = await read_body(request, state.gate, LoadRequest)
-    return _answered(await state.swap.load(asked.checkpoint, default=asked.default, force=asked.force))
+    return _answered(state, await state.swap.load(asked.checkpoint, default=asked.default, force=asked.force))
 
 
 @router.post(
@@ -54,7 +55,7 @@ async def make_default(request: Request, tokenizer: TokenizerPath) -> Response:
     """Let it answer requests that name none, from the next one on; those under way end with the one they began with."""
     state = State.of(request)
     asked = await read_body(request, state.gate, DefaultRequest, empty=b"{}")
-    return _answered(await state.swap.make_default(tokenizer, force=asked.force))
+    return _answered(state, await state.swap.make_default(tokenizer, force=asked.force))
 
 
 @router.delete(
@@ -65,10 +66,13 @@ async def make_default(request: Request, tokenizer: TokenizerPath) -> Response:
 )
 async def unload(request: Request, tokenizer: TokenizerPath) -> Response:
     """Let it go; requests under way end with it, and what it assigned is there again when it is loaded again."""
-    return _answered(await State.of(request).swap.unload(tokenizer))
+    state = State.of(request)
+    return _answered(state, await state.swap.unload(tokenizer))
 
 
-def _answered(swapped: Swapped) -> Response:
-    response = as_json(swapped.as_answer())
+def _answered(state: State, swapped: Swapped) -> Response:
+    """What is loaded; and, where other services may have the same registry, that these have not been told."""
+    note = OTHER_PLANS if state.registry_is_shared else None
+    response = as_json({**swapped.as_answer(), "note": note})
     response.status_code = ACCEPTED if swapped.pending else 200
     return response

@@ -43,3 +43,6 @@ class SwapAnswer(BaseModel):
     workers: int = Field(description="Processes that serve: on this data directory, with these settings.")
     pending: int = Field(description="How many of them have not followed yet; 0 in a 200.")
     manifest: dict[str, Any]
+    note: str | None = Field(
+        description="Whom the call does not reach, where the registry is an outside one (`SID_REDIS_URL`); else null."
+    )

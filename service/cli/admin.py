@@ -83,6 +83,8 @@ def _client(url: str, api_key: str | None) -> Iterator[TokenizerClient]:
 
 def _tell(swapped: Swapped) -> None:
     _show(swapped.loaded)
+    if swapped.note:
+        typer.echo(swapped.note, err=True)
     if swapped.pending:
         raise failure(f"{swapped.pending} of {swapped.workers} workers have not followed yet; they go on")
 

@@ -232,6 +232,7 @@ class Swapped:
         workers: Processes that serve.
         pending: How many of them have not followed yet.
         manifest: The tokenizer's.
+        note: Which other services the call did not reach, where there may be some.
     """
 
     tokenizer: str
@@ -240,6 +241,7 @@ class Swapped:
     workers: int
     pending: int
     manifest: Entry
+    note: str | None = None
 
 
 _READ: Mapping[str, Callable[[Any], Any]] = {

@@ -175,6 +175,24 @@ def test_every_process_of_a_service_follows_and_one_that_cannot_undoes_it_for_al
     service.until(lambda: loaded(service) == loaded(beside) == [full(first)], "it is undone")
 
 
+def test_replicas_on_one_registry_follow_together_by_one_data_directory_and_else_the_answer_says_so(
+    start: Callable[..., Any], first: Path, second: Path, short_path: Path, shared_valkey: Any
+) -> None:
+    alone = start()
+    service, beside = (start(redis_url=shared_valkey.url, data_dir=short_path / "one") for _ in range(2))
+    elsewhere = start(redis_url=shared_valkey.url, data_dir=short_path / "another")
+
+    told = load(service, second, default=True).json()
+
+    assert told["workers"] == 2
+    assert "plan of their own" in told["note"]
+    assert loaded(beside) == loaded(service) == [full(second), full(first)]
+    assert loaded(elsewhere) == [full(first)]
+    assert load(alone, second).json()["note"] is None
+    assert load(elsewhere, second, default=True).json()["workers"] == 1
+    assert loaded(elsewhere) == loaded(service)
+
+
 def test_the_answer_says_who_has_not_followed_in_time(
     start: Callable[..., Any], first: Path, second: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
