@@ -259,19 +259,22 @@ async def test_what_fails_later_is_the_end_of_the_answer(fault: Exception, slug:
 async def test_of_several_groups_that_fail_the_first_is_said_and_the_log_says_nothing_of_the_others(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    exchange = Exchange()
-    exchange.words.free.clear()
-    for word in (b"b", b"c", b"d"):
-        exchange.words.faults[word] = [RegistryUnavailable(word.decode())]
-    exchange.connection.arrives(b"a", b"b", b"c", b"d", end=True)
-    stream = exchange.start()
-    await until(lambda: len(exchange.words.begun) == 4)
+    async def fail() -> bytes:
+        exchange = Exchange()
+        exchange.words.free.clear()
+        for word in (b"b", b"c", b"d"):
+            exchange.words.faults[word] = [RegistryUnavailable(word.decode())]
+        exchange.connection.arrives(b"a", b"b", b"c", b"d", end=True)
+        stream = exchange.start()
+        await until(lambda: len(exchange.words.begun) == 4)
+        exchange.words.free.set()
+        await stream
+        return exchange.connection.answer
 
-    exchange.words.free.set()
-    await stream
-    del exchange, stream
+    answer = await fail()
     gc.collect()
 
+    assert answer == b":a;registry_unavailable"
     assert caplog.text == ""
 
 
