@@ -48,11 +48,13 @@ class Item:
         item_id: 1 to 256 bytes of UTF-8.
         content: The text, or the embedding (D,) float32.
         digest: Of the content; equal content of equal kind has an equal digest, fields count as their text.
+        display: The title to keep; an empty one is none from now on. None: that which there is stands.
     """
 
     item_id: str
     content: str | NDArray[np.float32]
     digest: bytes
+    display: str | None = None
 
 
 class ItemReader:
@@ -61,11 +63,13 @@ class ItemReader:
     Attributes:
         shape: What content the tokenizer takes.
         max_text_bytes: UTF-8 bytes of one text, at most.
+        keeps_displays: Whether titles are kept.
     """
 
-    def __init__(self, shape: ContentShape, *, max_text_bytes: int) -> None:
+    def __init__(self, shape: ContentShape, *, max_text_bytes: int, keeps_displays: bool = False) -> None:
         self.shape = shape
         self.max_text_bytes = max_text_bytes
+        self.keeps_displays = keeps_displays
 
     def read(self, entry: object) -> Item:
         """The item of a JSON entry; what could not even be parsed is its own error.
@@ -78,7 +82,7 @@ class ItemReader:
         if not isinstance(entry, dict):
             msg = f"an item is an object, this is {_kind_of(entry)}"
             raise InvalidItem(msg)
-        if unknown := sorted(set(entry) - {"item_id", *KINDS}):
+        if unknown := sorted(set(entry) - {"item_id", "display", *KINDS}):
             msg = f"unknown members: {listed(unknown)}"
             raise InvalidItem(msg)
         item_id = read_item_id(entry.get("item_id"))
@@ -87,7 +91,20 @@ class ItemReader:
             msg = f"given: {' and '.join(given)}" if given else "none is given"
             raise InvalidContent(msg)
         content = self._embedding(entry["embedding"]) if given == ["embedding"] else self._text(entry)
-        return Item(item_id, content, _digest(content))
+        return Item(item_id, content, _digest(content), self.display(entry.get("display")))
+
+    def display(self, value: object) -> str | None:
+        """A title to keep; None where none are kept.
+
+        Raises:
+            InvalidItem: It is no text.
+        """
+        if value is None:
+            return None
+        if not isinstance(value, str):
+            msg = f"display is a string, this is {_kind_of(value)}"
+            raise InvalidItem(msg)
+        return value if self.keeps_displays else None
 
     def _text(self, entry: Mapping[str, Any]) -> str:
         if not self.shape.takes_text:

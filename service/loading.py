@@ -73,7 +73,9 @@ class Loader:
             raise
         # Only now: what warmed it up is no item's.
         errors.begin(manifest.fingerprint, self._metrics.ranks_of_model(manifest.full_name), self._metrics.fellows)
-        reader = ItemReader(tokenizer, max_text_bytes=settings.max_text_bytes)
+        reader = ItemReader(
+            tokenizer, max_text_bytes=settings.max_text_bytes, keeps_displays=settings.display_bytes > 0
+        )
         return LoadedTokenizer(manifest, reader, batcher, Explainer(tokenizer), errors)
 
 

@@ -82,6 +82,7 @@ async def open_registry(
         changes_kept=settings.changes_kept,
         replicas=settings.replicas,
         marks=marks,
+        display_bytes=settings.display_bytes,
     )
     registry = await (patience or Patience(settings.registry_wait_s)).answer(connect)
     stack.push_async_callback(registry.close)

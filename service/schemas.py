@@ -27,6 +27,11 @@ SEMANTIC_ID_EXAMPLE = "12-200-7-41-0"
 _ANYTHING_ELSE = {"title": "Anything else", "description": "Answered in its place with an error of its own."}
 _SEMANTIC_ID = {"title": "Semantic ID", "type": "string", "description": "In either form."}
 _ITEM_ID = {"type": "string", "minLength": 1, "maxLength": 256, "description": "The catalogue's own key."}
+_DISPLAY = {
+    "type": ["string", "null"],
+    "description": "A title to be shown beside the item id, kept where the service is set so (`SID_DISPLAY_BYTES`) and "
+    "cut to its bytes. It takes the place of the one before; an empty one is none. No ID depends on it.",
+}
 _FIELD = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]}
 
 
@@ -34,7 +39,7 @@ def _item_schema(title: str, kind: str, content: dict[str, Any]) -> dict[str, An
     return {
         "title": title,
         "type": "object",
-        "properties": {"item_id": _ITEM_ID, kind: content},
+        "properties": {"item_id": _ITEM_ID, kind: content, "display": _DISPLAY},
         "required": ["item_id", kind],
         "additionalProperties": False,
     }
@@ -169,6 +174,12 @@ class _Holder(BaseModel):
     tokens: list[str] = Field(description="The generator's vocabulary.", examples=[["<a_12>", "<b_200>", "<c_0>"]])
 
 
+class Displayed(BaseModel):
+    """An item that may have a title."""
+
+    display: str | None = Field(default=None, description="The item's title; there where one is kept.")
+
+
 _REPLACED_BY = Field(description="The Semantic ID that the item holds instead; null where it holds this one.")
 _CONTENT_CHANGED = Field(description="Whether the item's latest content has other codes than the ID it holds.")
 
@@ -208,14 +219,18 @@ class TokenizeResponse(BaseModel):
     items: list[TokenizedItem | FailedItem]
 
 
-class AssignmentAnswer(_Holder):
-    """An assignment."""
+class HeldId(_Holder):
+    """What an item holds."""
 
     tokenizer: str
     namespace: str
     assigned_at: datetime
     content_changed: bool = _CONTENT_CHANGED
     replaced_by: str | None = _REPLACED_BY
+
+
+class AssignmentAnswer(HeldId, Displayed):
+    """An assignment."""
 
 
 class FoundItem(AssignmentAnswer):
@@ -228,13 +243,13 @@ class FoundItem(AssignmentAnswer):
     )
 
 
-class RetiredAssignment(AssignmentAnswer):
+class RetiredAssignment(HeldId):
     """An assignment that has ended; its Semantic ID is never given to another item."""
 
     retired_at: datetime
 
 
-class FoundSemanticId(_Holder):
+class FoundSemanticId(_Holder, Displayed):
     """A Semantic ID and its item."""
 
     assigned_at: datetime

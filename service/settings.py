@@ -14,6 +14,7 @@ from service.overflow import ANY_OTHER, Overflow
 from service.registry import Durability
 from service.telemetry.logs import LogFormat
 
+MIN_DISPLAY_BYTES = 16
 NamespaceOrAny = Annotated[str, Field(pattern=rf"^(\{ANY_OTHER}|[A-Za-z0-9_.-]{{1,64}})$")]
 
 
@@ -127,6 +128,13 @@ class Settings(BaseSettings):
         default=4096, ge=1, description="Semantic IDs of one `POST /lookup`, prefixes of one `POST /next`."
     )
     max_text_bytes: int = Field(default=65_536, ge=1, description="UTF-8 bytes of one item's text.")
+    display_bytes: int = Field(
+        default=0,
+        ge=0,
+        le=256,
+        description="UTF-8 bytes of the title (`display`) that is kept with an item and shown beside its id, 16 to "
+        "256: what is longer is cut. 0: none is kept.",
+    )
     overflow: Annotated[dict[NamespaceOrAny, Overflow], NoDecode] = Field(
         default={},
         description="What becomes of an item whose codes have no suffix left, by namespace, as JSON such as "
@@ -165,6 +173,15 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         return tuple(part.strip() for part in value.split(",") if part.strip())
+
+    @field_validator("display_bytes")
+    @classmethod
+    def _none_or_enough(cls, value: int) -> int:
+        """None, or so many that something can be read."""
+        if 0 < value < MIN_DISPLAY_BYTES:
+            msg = f"it is 0, or at least {MIN_DISPLAY_BYTES}"
+            raise ValueError(msg)
+        return value
 
     @field_validator("overflow", mode="before")
     @classmethod

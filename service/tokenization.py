@@ -25,6 +25,7 @@ from service.answers import (
 from service.batching.jobs import EncodedRow
 from service.content import Item, ItemReader
 from service.counterparts import counterparts
+from service.displays import show
 from service.errors import (
     ConflictingDuplicate,
     EncodingFailed,
@@ -135,6 +136,7 @@ class Tokenization:
             claimed, unplaced = await self._place(request, tokenizer, items, encoded)
             failures.update(unplaced)
             answers = assigned(_without(items, unplaced), known, encoded, claimed)
+            await self._keep_displays(request, tokenizer, items, unplaced)
         else:
             answers = await self._dry_run(record, items, known, encoded)
         self._count(tokenizer.full_name, answers, failures, encoded, dry_run=not request.assign)
@@ -168,7 +170,7 @@ class Tokenization:
         if others := [other for other in self._tokenizers.current.loaded if other is not tokenizer]:
             found = counterparts(others, self._records, namespace, assignment.item_id)
             answer["counterparts"] = await self._timed("find", found)
-        return answer
+        return await self._shown(record, answer)
 
     async def by_item_id(self, item_id: str, namespace: str, name: str | None) -> Answer:
         """Answer `GET /assignment/{item_id}`.
@@ -183,7 +185,7 @@ class Tokenization:
         if assignment is None:
             raise unknown_item(namespace)
         require_not_retired(assignment)
-        return {**holder(assignment), **tokenizer.origin(namespace)}
+        return await self._shown(record, {**holder(assignment), **tokenizer.origin(namespace)})
 
     async def retire(self, item_id: str, namespace: str, name: str | None) -> Answer:
         """Answer `DELETE /assignment/{item_id}`: what it held, and since when it is retired.
@@ -198,6 +200,7 @@ class Tokenization:
             (assignment,) = await self._timed("retire", record.retire([item_id]))
         if assignment is None:
             raise unknown_item(namespace)
+        await record.displays.retire([item_id.encode()])
         return {**holder(assignment), "retired_at": assignment.retired_at, **tokenizer.origin(namespace)}
 
     async def lookup(self, request: LookupRequest) -> Answer:
@@ -219,7 +222,26 @@ class Tokenization:
         found = await self._timed("find", record.by_semantic_ids(list(parsed.values())))
         for (i, semantic_id), assignment in zip(parsed.items(), found, strict=True):
             answers[i] = looked_up(request.semantic_ids[i], semantic_id, assignment)
+        await show(record, list(answers.values()))
         return {**tokenizer.origin(request.namespace), "items": [answers[i] for i in range(len(answers))]}
+
+    async def _shown(self, record: Record, answer: Answer) -> Answer:
+        await show(record, [answer])
+        return answer
+
+    async def _keep_displays(
+        self,
+        request: TokenizeOptions,
+        tokenizer: LoadedTokenizer,
+        items: Mapping[int, Item],
+        unplaced: Iterable[int],
+    ) -> None:
+        """Keeps the titles that were given with items, known ones too; none of those that found no place."""
+        if given := _displays(items):
+            record = await self._records.of(request.namespace, tokenizer.manifest)
+            lost = [item_id for item_id in _displays({i: items[i] for i in unplaced}) if given.pop(item_id, None)]
+            await self._timed("display", record.displays.put(given))
+            await record.displays.retire(lost)
 
     async def _recall(self, record: Record, items: Mapping[int, Item]) -> dict[int, Assignment]:
         """Assignments of the items that have one; one that was retired has to claim its own again."""
@@ -259,6 +281,7 @@ class Tokenization:
         record = await self._records.of(request.namespace, tokenizer.manifest, create=True)
         reassign = request.on_change == "reassign"
         claims = [_claim_of(items[i], row, reassign=reassign) for i, row in encoded.items()]
+        await record.displays.announce(_displays({i: items[i] for i in encoded}))
         return _parted(zip(encoded, await self._timed("claim", record.claim(claims)), strict=True), SuffixExhausted)
 
     async def _dry_run(
@@ -376,6 +399,11 @@ async def _encode(
 def _claim_of(item: Item, row: EncodedRow, *, reassign: bool) -> Claim:
     """The claim of an encoded item; its own last code, tried first, is no alternative; none counts twice."""
     return Claim(item.item_id, row.codes, item.digest, reassign, tuple(dict.fromkeys(row.alternatives))[1:])
+
+
+def _displays(items: Mapping[int, Item]) -> dict[bytes, str]:
+    """The titles that were given with items; the last of an item that stands twice."""
+    return {item.item_id.encode(): item.display for item in items.values() if item.display is not None}
 
 
 def _parse(text: object, tokenizer: LoadedTokenizer) -> SemanticId:

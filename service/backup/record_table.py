@@ -23,6 +23,7 @@ from service.semantic_id import CodeLayout
 
 FORMAT = 1
 ROWS_PER_GROUP = 65_536
+DISPLAY = "display"  # older tables are without
 METADATA_KEY = b"semid"
 LIVE, GONE, REPLACED = "live", "retired", "replaced"
 STATES = np.array([LIVE, GONE, REPLACED])
@@ -98,6 +99,7 @@ def columns(origin: Origin) -> pa.Schema:
             ("replaced_by", pa.string()),
             ("digest", pa.binary(DIGEST_BYTES)),
             ("content_changed", pa.bool_()),
+            (DISPLAY, pa.string()),
             ("tokenizer", pa.string()),
             ("namespace", pa.string()),
         ]
@@ -175,10 +177,11 @@ class _Columns:
         self.replaced_by: list[bytes] = []
         self.digests: list[bytes] = []
         self.changed: list[bool | None] = []
+        self.displays: list[bytes] = []
 
     def add(self, held: Held, width: int) -> None:
         """The rows of an item."""
-        item_id, value, former = held
+        item_id, value, former, display = held
         retired, start = b"", 1
         if value[0] & RETIRED:
             retired, start = value[1:5], 5
@@ -188,6 +191,7 @@ class _Columns:
         self.replaced_by.append(b"")
         self.digests.append(value[start + 4 : start + 12])
         self.changed.append(bool(value[0] & CONTENT_CHANGED))
+        self.displays.append(b"" if retired else display)
         start = 0
         while start < len(former):
             end = former.index(b",", start + 4 + width)
@@ -196,6 +200,7 @@ class _Columns:
             self.replaced_by.append(current)
             self.digests.append(b"")
             self.changed.append(None)
+            self.displays.append(b"")
             start = end + 1
 
     def _add(self, item_id: bytes, state: int, assigned_at: bytes, semantic_id: bytes) -> None:
@@ -223,6 +228,7 @@ def _rows(items: Sequence[Held], layout: CodeLayout, origin: Origin, schema: pa.
             "replaced_by": _successors(found.replaced_by, layout),
             "digest": pa.array([digest or None for digest in found.digests], pa.binary(DIGEST_BYTES)),
             "content_changed": pa.array(found.changed, pa.bool_()),
+            DISPLAY: pa.array([display or None for display in found.displays], pa.binary()).cast(pa.string()),
             "tokenizer": pa.repeat(origin.tokenizer, len(found.ids)),
             "namespace": pa.repeat(origin.namespace, len(found.ids)),
         },

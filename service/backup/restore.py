@@ -6,17 +6,27 @@ table --unreadable rows--> assignments --> record, the present IDs first --what 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from service.backup.record_table import GONE, LIVE, REPLACED, Description, NotARecordTable, columns, read_groups
+from service.backup.record_table import (
+    DISPLAY,
+    GONE,
+    LIVE,
+    REPLACED,
+    Description,
+    NotARecordTable,
+    columns,
+    read_groups,
+)
 from service.errors import MalformedSemanticId
 from service.registry.assignment import DIGEST_BYTES, Assignment, write_time
 from service.registry.record import Record
+from service.registry.restoring import Restored
 from service.semantic_id import MAX_SUFFIX, SemanticId
 
 MAX_ITEM_ID_BYTES = 256
@@ -80,7 +90,9 @@ async def restore_table(
                     readable.append(row)
                 except (ValueError, MalformedSemanticId) as error:
                     refusals.add(row, str(error))
-            for row, outcome in zip(readable, await record.restore(assignments), strict=True):
+            outcomes = await record.restore(assignments)
+            await _restore_displays(record, zip(readable, outcomes, strict=True))
+            for row, outcome in zip(readable, outcomes, strict=True):
                 if outcome.refusal is not None:
                     refusals.add(row, outcome.refusal)
                 restored += outcome.created
@@ -88,6 +100,13 @@ async def restore_table(
             done += len(rows)
             progress(done, total)
     return Outcome(restored, known, refusals.count)
+
+
+async def _restore_displays(record: Record, rows: Iterable[tuple[Mapping[str, Any], Restored]]) -> None:
+    """Puts back the titles of items that have none; one that an item has stands."""
+    told = {row["item_id"].encode(): row[DISPLAY] for row, one in rows if row[DISPLAY] and one.refusal is None}
+    known = await record.displays.of(list(told))
+    await record.displays.put({item_id: told[item_id] for item_id, own in zip(told, known, strict=True) if own is None})
 
 
 class _RowReader:
@@ -114,6 +133,8 @@ class _RowReader:
     def _groups(self, path: Path) -> Iterator[pa.Table]:
         try:
             for rows in read_groups(path):
+                if DISPLAY not in rows.column_names:
+                    rows = rows.append_column(DISPLAY, pa.nulls(len(rows), pa.string()))  # noqa: PLW2901
                 table = rows.select(self._columns.names).cast(self._columns)
                 table.validate(full=True)
                 yield table

@@ -30,6 +30,7 @@ TEXTS_PER_GROUP = 1024  # some seconds of a processor's time
 EMBEDDINGS_PER_GROUP = 4096  # the more, the more of them share a prefix, which costs the registry less
 ROWS_ON_THE_LOOP = 16  # a thread costs as much as reading these
 
+_DISPLAY = "display"
 _END = b"\xff\xff\xff\xff\0\0\0\0"
 _ERROR = pa.struct([(name, pa.string()) for name in ("type", "title", "detail")])
 
@@ -136,10 +137,12 @@ def _read_slices(message: bytearray, schema: pa.Schema) -> deque[pa.RecordBatch]
 def _check_schema(schema: pa.Schema, reader: ItemReader) -> None:
     """Raise MalformedRequest unless these are columns of items."""
     names = sorted(schema.names)
-    if names not in (["item_id", "text"], ["embedding", "item_id"]):
-        msg = f"the columns are item_id, and text or embedding; these are {listed(schema.names)}"
+    if [name for name in names if name != _DISPLAY] not in (["item_id", "text"], ["embedding", "item_id"]):
+        msg = f"the columns are item_id, and text or embedding, and display or not; these are {listed(schema.names)}"
         raise MalformedRequest(msg)
-    for name in {"item_id", "text"} & set(names):
+    if names.count(_DISPLAY) > 1:
+        raise MalformedRequest("there are two columns display")
+    for name in {"item_id", "text", _DISPLAY} & set(names):
         kind = schema.field(name).type
         if kind not in (pa.string(), pa.large_string()):
             raise MalformedRequest(f"{name} is a column of strings; this is {_named(kind)}")
@@ -201,7 +204,15 @@ def read_columns(rows: pa.RecordBatch, reader: ItemReader) -> ItemColumns:
             reader.read({"item_id": ids[i].as_py(), kind: column[i].as_py()})
         except ItemError as error:
             failures[i] = error
-    return ItemColumns(item_ids, np.frombuffer(digests, np.uint64), contents, failures)
+    return ItemColumns(item_ids, np.frombuffer(digests, np.uint64), contents, failures, _displays(rows, reader))
+
+
+def _displays(rows: pa.RecordBatch, reader: ItemReader) -> dict[int, str]:
+    """The titles to keep, by their rows; where none are kept, they are not looked at."""
+    if not reader.keeps_displays or _DISPLAY not in rows.schema.names:
+        return {}
+    shown = map(reader.display, rows.column(_DISPLAY).to_pylist())
+    return {i: display for i, display in enumerate(shown) if display is not None}
 
 
 def _binary(column: pa.Array) -> list[bytes]:

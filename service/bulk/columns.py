@@ -59,12 +59,14 @@ class ItemColumns:
         digests: (B,) uint64. Of the contents, in the bytes' own order.
         contents: What is tokenized.
         failures: What is wrong with items.
+        displays: The titles to keep, of items that have one.
     """
 
     item_ids: Sequence[bytes]
     digests: NDArray[np.uint64]
     contents: ContentColumn
     failures: Mapping[int, ItemError]
+    displays: Mapping[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """B."""
@@ -77,6 +79,10 @@ class ItemColumns:
             i: Item(self.item_ids[i].decode(), content, self.digests[i].tobytes())
             for i, content in zip(places.tolist(), contents, strict=True)
         }
+
+    def named(self, displays: Mapping[int, str]) -> dict[bytes, str]:
+        """Titles by item id; the last of an item that stands twice."""
+        return {self.item_ids[place]: display for place, display in displays.items()}
 
     def once(self) -> NDArray[np.bool_]:
         """Which places have a valid item whose id stands at no other."""
@@ -195,7 +201,19 @@ class ColumnTokenization:
             work.answers.failures.update(failures)
             for place, answer in found.items():
                 work.answers.put(place, answer)
+        if options.assign and columns.displays:
+            await self._keep_displays(work)
         return work.answers
+
+    async def _keep_displays(self, work: _Work) -> None:
+        """Keeps the titles of those that did not fail."""
+        failures = work.answers.failures
+        given = {place: display for place, display in work.columns.displays.items() if place not in failures}
+        lost = [place for place in work.columns.displays if place in failures]
+        record = await self._records.of(work.options.namespace, work.tokenizer.manifest)
+        with self._metrics.registry_call("display"):
+            await record.displays.put(work.columns.named(given))
+            await record.displays.retire([work.columns.item_ids[place] for place in lost])
 
     async def _recall(self, work: _Work, places: Places) -> Places:
         """Answers those that are known and unchanged; returns those that are new."""
@@ -219,6 +237,9 @@ class ColumnTokenization:
             return
         answers.codes[places] = codes
         record = await self._records.of(work.options.namespace, work.tokenizer.manifest, create=True)
+        if shown := work.columns.displays:
+            announced = {place: shown[place] for place in places.tolist() if place in shown}
+            await record.displays.announce(work.columns.named(announced))
         with self._metrics.registry_call("claim"):
             suffixes = await record.claim_columns(
                 work.item_ids(places), work.columns.digests[places], answers.codes[places]

@@ -13,6 +13,7 @@ import base64
 import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -82,8 +83,10 @@ class _Columns:
         self.embeddings: dict[int, bytes] = {}
         self.texts: dict[int, str] = {}
         self.failures: dict[int, ItemError] = {}
+        self.displays: dict[int, str] = {}
 
     def add(self, item: Item) -> None:
+        self._show(item.display)
         if isinstance(item.content, str):
             self.texts[len(self.item_ids)] = item.content
         else:
@@ -91,10 +94,15 @@ class _Columns:
         self.item_ids.append(item.item_id.encode())
         self.digests.append(item.digest)
 
-    def add_embedding(self, item_id: bytes, raw: bytes) -> None:
+    def add_embedding(self, item_id: bytes, raw: bytes, display: str | None) -> None:
+        self._show(display)
         self.embeddings[len(self.item_ids)] = raw
         self.item_ids.append(item_id)
         self.digests.append(digest_of("embedding", raw))
+
+    def _show(self, display: str | None) -> None:
+        if display is not None:
+            self.displays[len(self.item_ids)] = display
 
     def fail(self, error: ItemError) -> None:
         self.failures[len(self.item_ids)] = error
@@ -108,7 +116,7 @@ def read_entries(entries: Sequence[object], reader: ItemReader) -> ItemColumns |
     written = len(base64.b64encode(bytes(width)))
     for entry in entries:
         if raw := _embedding(entry, written, width):
-            found.add_embedding(*raw)
+            found.add_embedding(raw.item_id, raw.raw, reader.display(raw.display))
             continue
         try:
             found.add(reader.read(entry))
@@ -118,7 +126,7 @@ def read_entries(entries: Sequence[object], reader: ItemReader) -> ItemColumns |
         return None
     digests = np.frombuffer(b"".join(found.digests), np.uint64)
     if found.texts:
-        return ItemColumns(found.item_ids, digests, _Texts(found.texts), found.failures)
+        return ItemColumns(found.item_ids, digests, _Texts(found.texts), found.failures, found.displays)
     data = b"".join([found.embeddings.get(place) or bytes(width) for place in range(len(entries))])
     matrix = np.frombuffer(data, "<f4").reshape(len(entries), -1).astype(np.float32, copy=False)
     for place in np.flatnonzero(~np.isfinite(matrix).all(axis=1) | ~matrix.any(axis=1)).tolist():
@@ -127,27 +135,37 @@ def read_entries(entries: Sequence[object], reader: ItemReader) -> ItemColumns |
                 reader.read(entries[place])
             except ItemError as error:
                 found.failures[place] = error
-    return ItemColumns(found.item_ids, digests, EmbeddingColumn(matrix), found.failures)
+    return ItemColumns(found.item_ids, digests, EmbeddingColumn(matrix), found.failures, found.displays)
 
 
-def _embedding(entry: object, written: int, width: int) -> tuple[bytes, bytes] | None:
-    """The item id and the little-endian float32 of an entry that has just these, both as they should be; else None.
+class _Embedding(NamedTuple):
+    item_id: bytes
+    raw: bytes
+    display: str | None
+
+
+def _embedding(entry: object, written: int, width: int) -> _Embedding | None:
+    """The item id and the little-endian float32 of an entry that has just these, and a title or none; else None.
 
     Args:
         entry: As parsed.
         written: The characters of base64 that an embedding has.
         width: Its bytes.
     """
-    if not isinstance(entry, dict) or len(entry) != 2:
+    if not isinstance(entry, dict):
         return None
-    item_id, content = entry.get("item_id"), entry.get("embedding")
+    item_id, content, display = entry.get("item_id"), entry.get("embedding"), entry.get("display")
+    if len(entry) != 2 and not (len(entry) == 3 and isinstance(display, str)):
+        return None
     if not isinstance(content, str) or len(content) != written or not isinstance(item_id, str):
         return None
     try:
         name, raw = item_id.encode(), binascii.a2b_base64(content, strict_mode=True)
     except ValueError:  # lone surrogates, no base64
         return None
-    return (name, raw) if 1 <= len(name) <= MAX_ITEM_ID_BYTES and b"\0" not in name and len(raw) == width else None
+    if not 1 <= len(name) <= MAX_ITEM_ID_BYTES or b"\0" in name or len(raw) != width:
+        return None
+    return _Embedding(name, raw, display)
 
 
 # Columns -> entries --------------------------------------------------------------------------------------------------

@@ -35,6 +35,9 @@ def tokenize(
     on_change: Annotated[
         Literal["keep", "reassign"], typer.Option(help="What becomes of a known item whose codes differ now.")
     ] = "keep",
+    display: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Titles to keep with the items, where the service does.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Codes only; nothing is assigned.")] = False,
     api_key: Annotated[
         str | None, typer.Option(envvar="SEMID_API_KEY", show_envvar=True, help="Where the service asks for one.")
@@ -56,14 +59,14 @@ def tokenize(
     identity = {
         "file": [str(file.resolve()), read.st_size, read.st_mtime_ns],
         "record": [url, namespace, tokenizer],
-        "options": [dry_run, on_change],
+        "options": [dry_run, on_change, *([display] if display else [])],
     }
     waiting = Waits(url, patience)
     connect = partial(TokenizerClient, url, namespace=namespace, patience_s=patience, api_key=api_key)
     connect = partial(connect, batch_items=batch_items, in_flight=in_flight, on_wait=waiting.hear)
     try:
         require_writable(out)
-        source = source_of(file)
+        source = source_of(file, display)
         with Journal(out, identity) as journal:
             with connect(tokenizer=_name_in_full(journal, tokenizer, connect)) as client:
                 answers = source.answers(client, journal.rows, assign=not dry_run, on_change=on_change)

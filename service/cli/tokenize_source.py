@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from models.catalogue import has_embeddings, read_items, rows_of
+from models.catalogue import CatalogueItem, columns_of, has_embeddings, read_items, rows_of
 from service.cli.tokenize_journal import ANSWERS
 from service.client import FailedItem, TokenizedItem, TokenizerClient
 from service.client.batches import batches_of
@@ -62,29 +62,37 @@ class Several:
             skip = max(0, skip - source.rows)
 
 
-def source_of(path: Path) -> Source:
+def source_of(path: Path, display: str | None = None) -> Source:
     """The file, by what it holds.
 
+    Args:
+        path: Parquet, JSONL or CSV.
+        display: The column of the titles to send beside the items; None: none are.
+
     Raises:
-        ValueError: It cannot be read.
+        ValueError: It cannot be read, or has no such column.
     """
-    return Embeddings(path) if has_embeddings(path) else Texts(path)
+    there = columns_of(path) if display is not None else None
+    if there is not None and display not in there:
+        raise ValueError(f"{path} has no column {display!r}; its columns are {sorted(there)}")
+    return Embeddings(path, display) if has_embeddings(path) else Texts(path, display)
 
 
 class Texts:
     """Titles, descriptions, texts: sent item by item, for the tokenizer's own template."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, display: str | None = None) -> None:
         next(read_items(path, 1), None)  # what is wrong with its columns is said before anything is asked for
         self.rows = _rows(path)
         self._path = path
+        self._keep = () if display is None else (display,)
 
     def answers(
         self, client: TokenizerClient, skip: int, *, assign: bool, on_change: OnChange
     ) -> Iterator[pa.RecordBatch]:
         """As `Source`."""
-        items = (item for batch in read_items(self._path) for item in batch)
-        entries = map(entry_of, islice(items, skip, None))
+        items = (item for batch in read_items(self._path, keep=self._keep) for item in batch)
+        entries = map(_entry, islice(items, skip, None))
         for answers in batches_of(client.tokenize(entries, assign=assign, on_change=on_change), ROWS_TOGETHER):
             yield pa.RecordBatch.from_pylist([_row(answer) for answer in answers], schema=ANSWERS)
 
@@ -92,8 +100,9 @@ class Texts:
 class Embeddings:
     """Parquet with `item_id` and `embedding`: sent as Arrow."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, display: str | None = None) -> None:
         self._path = path
+        self._display = display
         self._file = pq.ParquetFile(path, pre_buffer=False)
         self.rows = self._file.metadata.num_rows
         if "item_id" not in self._file.schema_arrow.names:
@@ -115,7 +124,8 @@ class Embeddings:
             first += metadata.row_group(groups.pop(0)).num_rows
         if not groups:
             return
-        for batch in self._file.iter_batches(ROWS_TOGETHER * 4, row_groups=groups, columns=["item_id", "embedding"]):
+        columns = ["item_id", "embedding", *([self._display] if self._display else [])]
+        for batch in self._file.iter_batches(ROWS_TOGETHER * 4, row_groups=groups, columns=columns):
             if first + len(batch) > skip:
                 yield self._read(batch.slice(max(0, skip - first)))
             first += len(batch)
@@ -125,7 +135,10 @@ class Embeddings:
         try:
             size = kind.list_size if pa.types.is_fixed_size_list(kind) else len(batch["embedding"][0])
             embeddings = batch["embedding"].cast(pa.list_(pa.float32(), size))
-            return pa.record_batch({"item_id": batch["item_id"].cast(pa.string()), "embedding": embeddings})
+            columns = {"item_id": batch["item_id"].cast(pa.string()), "embedding": embeddings}
+            if self._display:
+                columns["display"] = batch[self._display].cast(pa.string())
+            return pa.record_batch(columns)
         except (pa.ArrowException, TypeError, AttributeError) as error:
             words = f"{self._path}: item_id has to be strings or integers, embedding lists of floats, all of one length"
             raise ValueError(words) from error
@@ -140,6 +153,12 @@ def _rows(path: Path) -> int:
         if path.suffix == ".csv":
             return max(0, sum(1 for row in csv.reader(file) if row) - 1)
         return sum(1 for line in file if line.strip())
+
+
+def _entry(item: CatalogueItem) -> dict[str, Any]:
+    """A row as an item of `POST /tokenize`; what was kept of it is its title, and an empty one is not sent."""
+    (display,) = item.kept.values() or ("",)
+    return {**entry_of(item), "display": display} if display else entry_of(item)
 
 
 def _row(answer: TokenizedItem | FailedItem) -> dict[str, Any]:

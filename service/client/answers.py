@@ -88,6 +88,7 @@ class Assignment:
     Attributes:
         counterparts: Of `item` alone, and where several tokenizers are loaded: what the item holds under each other
             one, by its full name; None where nothing.
+        display: The item's title, where the service keeps one.
     """
 
     item_id: str
@@ -100,6 +101,7 @@ class Assignment:
     replaced_by: str | None = None
     retired_at: datetime | None = None
     counterparts: Mapping[str, str | None] = field(default_factory=dict, hash=False)
+    display: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

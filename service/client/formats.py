@@ -27,7 +27,7 @@ NDJSON = "application/x-ndjson"
 ARROW = "application/vnd.apache.arrow.stream"
 
 Item = Mapping[str, Any]
-"""`item_id`, and `text`, `fields` or `embedding`: a list, an array (D,), or base64 of float32."""
+"""`item_id`, and `text`, `fields` or `embedding`: a list, an array (D,), or base64 of float32; perhaps `display`."""
 
 
 @dataclass(frozen=True)

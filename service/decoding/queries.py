@@ -10,6 +10,7 @@ from models import Manifest
 from service.answers import Answer, holder, unprefixed
 from service.decoding.schemas import NextRequest
 from service.decoding.snapshot import Snapshots
+from service.displays import show
 from service.errors import MalformedCursor, MalformedSemanticId, TooManyItems
 from service.records import Records
 from service.registry.assignment import read_semantic_id, write_semantic_id
@@ -46,6 +47,8 @@ class Decoding:
         (children,) = await record.tree.children([prefix])
         page = await record.tree.page(prefix, limit, after)
         found = await record.by_semantic_ids(page.semantic_ids)
+        items = [holder(assignment) for assignment in found if assignment and assignment.live]
+        await show(record, items)
         whole = len(prefix) == len(record.layout.codebook_sizes)
         return {
             **tokenizer.origin(namespace),
@@ -53,7 +56,7 @@ class Decoding:
             "prefix_is_coarse_to_fine": tokenizer.manifest.prefix_is_coarse_to_fine,
             "count": sum(children.values()),
             "children": [] if whole else [_child(prefix, code, count) for code, count in children.items()],
-            "items": [holder(assignment) for assignment in found if assignment and assignment.live],
+            "items": items,
             "next_cursor": _write_cursor(page.semantic_ids[-1], record.layout) if page.more else None,
         }
 
@@ -108,9 +111,17 @@ class Decoding:
         return _etag(tokenizer, record, snapshot.revision), snapshot.data
 
     async def changes(
-        self, after: int, limit: int, wait_s: float, *, namespace: str, name: str | None, epoch: str | None = None
+        self,
+        after: int,
+        limit: int,
+        wait_s: float,
+        *,
+        namespace: str,
+        name: str | None,
+        epoch: str | None = None,
+        display: bool = False,
     ) -> Answer:
-        """Answer `GET /changes`: what came and went after a revision, in order.
+        """Answer `GET /changes`: what came and went after a revision, in order; with the items' titles of now if asked.
 
         Raises:
             ChangesGone: Those are no longer kept, or the revision is of another epoch.
@@ -119,12 +130,15 @@ class Decoding:
         record = await self._records.of(namespace, tokenizer.manifest)
         wait_s = min(wait_s, self._max_wait_s)
         found = await record.changes.after(after, limit, wait_s, None if epoch is None else epoch.encode())
+        changes = [_change(change) for change in found.changes]
+        if display:
+            await show(record, [change for change in changes if change["change"] != "retired"])
         return {
             **tokenizer.origin(namespace),
             "epoch": record.history.epoch.decode(),
             "revision": found.revision,
             "next_after": found.changes[-1].revision if found.changes else after,
-            "changes": [_change(change) for change in found.changes],
+            "changes": changes,
         }
 
 

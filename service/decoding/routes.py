@@ -48,6 +48,10 @@ WaitQuery = Annotated[
     Query(ge=0, description="Where there is nothing new, how many seconds to wait for it; cut to the service's limit."),
 ]
 
+DisplayQuery = Annotated[
+    bool, Query(description="Whether to tell the title that each item has now, where one is kept.")
+]
+
 
 @router.get(
     "/prefix/{prefix:any_text}",
@@ -125,10 +129,11 @@ async def changes(
     epoch: EpochQuery = None,
     limit: LimitQuery = 1000,
     wait_s: WaitQuery = 0.0,
+    display: DisplayQuery = False,
     namespace: NamespaceQuery = "default",
     tokenizer: TokenizerQuery = None,
 ) -> Response:
     """Follow the record: every assignment, return, retirement and replacement, in order."""
     decoding = State.of(request).decoding
-    work = decoding.changes(after, limit, wait_s, namespace=namespace, name=tokenizer, epoch=epoch)
+    work = decoding.changes(after, limit, wait_s, namespace=namespace, name=tokenizer, epoch=epoch, display=display)
     return as_json(await unless_disconnected(request, work))

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field, WithJsonSchema
 
 from service.schemas import (
     SEMANTIC_ID_EXAMPLE,
+    Displayed,
     Envelope,
     ErrorBody,
     FoundSemanticId,
@@ -91,7 +92,7 @@ class PrefixListing(BaseModel):
     next_cursor: str | None = Field(description="Of the next page; null where this is the last.")
 
 
-class ChangeEntry(BaseModel):
+class ChangeEntry(Displayed):
     """One change of the record."""
 
     revision: int = Field(description="The number of this change; the next one has the next.")

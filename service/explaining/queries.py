@@ -7,6 +7,7 @@ from typing import Any
 
 from service.answers import Answer, holder
 from service.content import Item
+from service.displays import show
 from service.explaining.explainer import Path
 from service.explaining.schemas import ExplainRequest
 from service.records import Records
@@ -123,4 +124,5 @@ async def _nearest(record: Record, codes: Codes, counts: list[int], limit: int, 
         for shared, assignment in zip(found.values(), holders, strict=True)
         if assignment and assignment.live and assignment.item_id != item_id
     ]
+    await show(record, nearest[:limit])
     return nearest[:limit]

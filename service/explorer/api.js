@@ -62,4 +62,4 @@ export const stats = (signal) => call("stats", { query: { codewords: true, ...na
 export const lookUp = (semanticId) => call("lookup", { body: { semantic_ids: [semanticId], ...named() } });
 export const assignment = (itemId) => call("assignment", { query: { item_id: itemId, ...named() } });
 export const changes = (after, { epoch = null, limit = 50, wait = 0, signal } = {}) =>
-  call("changes", { query: { after, epoch, limit, wait_s: wait, ...named() }, signal });
+  call("changes", { query: { after, epoch, limit, wait_s: wait, display: true, ...named() }, signal });

@@ -1,7 +1,7 @@
 // The change feed, as a decoder follows it: asked with a cursor, waited for by the service.
 
 import { changes, Problem, scope } from "./api.js";
-import { byId, chain, count, el, problem, whenSeen } from "./dom.js";
+import { byId, chain, count, el, named, problem, whenSeen } from "./dom.js";
 
 const SHOWN = 60;
 const BACK = 25; // so many of the past to begin with
@@ -80,7 +80,7 @@ function line(change) {
   return el("li", {},
     el("span", { class: "revision num" }, count(change.revision)),
     el("span", { class: `badge ${change.change}` }, change.change),
-    el("span", { class: "id" }, change.item_id),
+    named(change),
     chain(numbers.slice(0, -1), numbers.at(-1), { levels: numbers.length - 1 }),
   );
 }

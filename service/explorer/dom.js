@@ -56,6 +56,12 @@ export function chain(codes, suffix, { levels, shared = codes.length }) {
   return el("span", { class: "chain", role: "img", "aria-label": written || "root" }, links);
 }
 
+/** An item: its title, where one is kept, and its id. */
+export function named(item) {
+  const id = el("span", { class: "id" }, item.item_id);
+  return item.display ? el("span", { class: "named" }, el("span", { class: "title" }, item.display), id) : id;
+}
+
 /** What went wrong, in words, in its place. */
 export const notice = (kind, title, ...detail) => el("p", { class: `notice ${kind}` }, el("strong", {}, title), " ", ...detail);
 

@@ -42,6 +42,7 @@ function shown(answer) {
     "div",
     { class: "card" },
     el("dl", { class: "facts" },
+      answer.display && row("Title", el("span", { class: "title" }, answer.display)),
       row("Item id", el("span", { class: "id" }, answer.item_id)),
       row("Semantic ID", chain(answer.codes, answer.suffix, { levels: answer.codes.length })),
       row("Tokens", el("code", { class: "tokens" }, answer.tokens.join(""))),

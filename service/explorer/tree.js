@@ -1,7 +1,7 @@
 // The live tree as a sunburst, opened on demand, beside a list that tells the same.
 
 import { prefix, scope } from "./api.js";
-import { byId, chain, copy, count, el, items, letter, percent, problem, svg, whenSeen } from "./dom.js";
+import { byId, chain, copy, count, el, items, letter, named, percent, problem, svg, whenSeen } from "./dom.js";
 
 const RINGS = 3;
 const INNER = 74;
@@ -239,7 +239,7 @@ function back() {
   overview(known.get(focus));
 }
 
-const line = (item) => el("li", {}, el("span", { class: "id" }, item.item_id), chain(item.codes, item.suffix, { levels: levelsOf() }));
+const line = (item) => el("li", {}, named(item), chain(item.codes, item.suffix, { levels: levelsOf() }));
 
 /** A button that lists the next page, where there is one. */
 function more(text, list, cursor) {

@@ -1,7 +1,7 @@
 // A text's path down the levels, the ID it would get, and what stands near it.
 
 import { assign, explain, scope } from "./api.js";
-import { byId, chain, copy, count, el, figure, hueOf, items, letter, notice, percent, problem } from "./dom.js";
+import { byId, chain, copy, count, el, figure, hueOf, items, letter, named, notice, percent, problem } from "./dom.js";
 import { errorScale } from "./scale.js";
 
 const CLOSE = 0.005; // of the latent's norm: so little would change the code
@@ -147,7 +147,7 @@ function nearest(answer) {
       el(
         "li",
         {},
-        el("span", { class: "id" }, item.item_id),
+        named(item),
         chain(item.codes, item.suffix, { levels, shared: item.shared_levels }),
         el("span", { class: "faint shares" }, item.shared_levels === levels ? "all codes" : `${item.shared_levels} of ${levels}`),
       ),

@@ -35,7 +35,7 @@ _LINES_EXAMPLE = [
     {"item_id": "lamp-1", "fields": {"title": "Desk lamp", "categories": ["Home", "Lighting"]}},
 ]
 _BINARY = {"type": "string", "format": "binary"}
-_ARROW_ITEMS = "Columns item_id, and text or embedding, a fixed-size list of float32."
+_ARROW_ITEMS = "Columns item_id, and text or embedding (a fixed-size list of float32), and display or not."
 _ARROW_ANSWERS = f"A row an item, in order; columns {', '.join(arrow.answer_schema(1, {}).names)}."
 _ENTRY = {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("TokenizedItem", "FailedItem")]}
 _TITLES = {

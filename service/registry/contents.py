@@ -26,11 +26,13 @@ class Held(NamedTuple):
         item_id: The item's own opaque key, UTF-8.
         value: Its assignment.
         former: The IDs it held before; empty where there are none.
+        display: Its title, UTF-8; empty where there is none.
     """
 
     item_id: bytes
     value: bytes
     former: bytes
+    display: bytes = b""
 
 
 class Part(NamedTuple):
@@ -64,7 +66,8 @@ class Contents:
         for start in range(0, buckets, step):
             numbers = range(start, min(start + step, buckets))
             found = await self._whole([self._keys.forward_bucket(number) for number in numbers])
-            held = [one for fields in found for one in _held(fields)]
+            titles = await self._whole([self._keys.display_bucket(number) for number in numbers])
+            held = [one for fields, of_them in zip(found, titles, strict=True) for one in _held(fields, of_them)]
             begun = [item_id for fields in found for item_id in _begun(fields)]
             if begun:
                 held = [one for one in held if one.item_id not in begun] + await self.of(begun)
@@ -77,9 +80,10 @@ class Contents:
             RegistryUnavailable: The server cannot be reached.
         """
         held = await self._held(item_ids)
+        titles = await self._history.read([("HGET", self._keys.display(item_id), item_id) for item_id in item_ids])
         return [
-            Held(item_id, value, former or b"")
-            for item_id, (value, former) in zip(item_ids, held, strict=True)
+            Held(item_id, value, former or b"", title or b"")
+            for item_id, (value, former), title in zip(item_ids, held, titles, strict=True)
             if value
         ]
 
@@ -96,10 +100,10 @@ class Contents:
         return found
 
 
-def _held(fields: Mapping[bytes, bytes]) -> Iterator[Held]:
+def _held(fields: Mapping[bytes, bytes], titles: Mapping[bytes, bytes]) -> Iterator[Held]:
     for item_id, value in fields.items():
         if not item_id.startswith((DEAD, CONTROL)):
-            yield Held(item_id, value, fields.get(DEAD + item_id, b""))
+            yield Held(item_id, value, fields.get(DEAD + item_id, b""), titles.get(item_id, b""))
 
 
 def _begun(fields: Mapping[bytes, bytes]) -> Iterator[bytes]:

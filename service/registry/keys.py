@@ -63,6 +63,14 @@ class RecordKeys:
         """One of the buckets in which items stand, by its number from 0."""
         return self._forward + b"%d" % number
 
+    def display(self, item_id: bytes) -> bytes:
+        """The bucket of an item's title."""
+        return self.display_bucket(crc32(item_id) % self.buckets)
+
+    def display_bucket(self, number: int) -> bytes:
+        """One of the buckets in which titles stand, by its number from 0; in the slot of the items' own."""
+        return b"sid:{%b}:d" % self.forward_bucket(number)
+
     def requests(self, requests: Iterable[tuple[bytes, bytes]]) -> bytes:
         """Item ids and what is asked of each, as `atomic.lua` reads them."""
         parts: list[bytes] = []

@@ -32,6 +32,9 @@
 --                                              assigned_at
 --                                      FF item id -> the IDs it held before: each assigned_at 4 bytes | ID | ","
 --                                          FF is no UTF-8, so no item id begins with it
+--   sid:{sid:NAME:f:<bucket>}:d
+--                              hash    item id -> title, see display.lua; of live items alone, where titles are kept. It
+--                                      lies in the slot of the forward bucket, whose name is its hash tag
 --   sid:{NAME:r:<c>}:<bucket>  hash    reverse, of the IDs that begin with code c; of a tokenizer of one level the c is
 --                                      empty. What stands under a prefix of the codes; bucket = hash(prefix) mod
 --                                      ceil(buckets / codebook size of the first level), where hash is 0 and, for each

@@ -171,7 +171,7 @@ class Mending:
         """Lets the codes know the IDs that these items hold and held."""
         width = self._keys.layout.width
         wanted: list[tuple[bytes, bytes, bool, bytes]] = []  # item, ID, whether it is live, the change that says so
-        for item_id, value, former in items:
+        for item_id, value, former, _ in items:
             current = held_id(value)
             live = not value[0] & RETIRED
             wanted.append((item_id, current, live, (b"a%b," if live else b"d%b,") % current))

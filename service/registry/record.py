@@ -29,6 +29,7 @@ from service.registry.atomic import AtomicRecord
 from service.registry.changes import ChangeLog
 from service.registry.cluster import Cluster, Server
 from service.registry.contents import Contents
+from service.registry.displays import Displays
 from service.registry.history import RecordFacts
 from service.registry.mending import Mended, Mending
 from service.registry.request_queue import Reply, Request
@@ -51,7 +52,14 @@ class Record:
     """One namespace's assignments under one tokenizer."""
 
     def __init__(
-        self, server: Server, keys: RecordKeys, history: History, *, max_suffix: int, changes_kept: int
+        self,
+        server: Server,
+        keys: RecordKeys,
+        history: History,
+        *,
+        max_suffix: int,
+        changes_kept: int,
+        display_bytes: int = 0,
     ) -> None:
         """Use `Registry.record`."""
         self.history = history
@@ -68,6 +76,7 @@ class Record:
         else:
             self._items = AtomicRecord(server, keys, facts, self.changes.revised)
         self.contents = Contents(history, keys, self._items.held)
+        self.displays = Displays(server, history, keys, max_bytes=display_bytes)
 
     async def claim(self, claims: Sequence[Claim]) -> list[ClaimResult | SuffixExhausted]:
         """Gives each item its one Semantic ID: the one it holds, or the next free suffix of its codes.
@@ -254,11 +263,12 @@ class Record:
     @property
     def idle(self) -> bool:
         """Whether no claim waits or is on its way."""
-        return self._items.idle
+        return self._items.idle and self.displays.idle
 
     async def drain(self) -> None:
         """Returns when no claim waits or is on its way."""
         await self._items.drain()
+        await self.displays.drain()
 
     async def _submit(self, requests: Iterable[tuple[str, bytes]]) -> list[Reply]:
         encoded = [Request(item_id.encode(), request) for item_id, request in requests]

@@ -28,8 +28,9 @@ RECORDS_KEPT = 1024
 class Registry:
     """A server of the Redis protocol, and the records in it."""
 
-    def __init__(self, server: Server, buckets: int, changes_kept: int, marks: Marks) -> None:
+    def __init__(self, server: Server, buckets: int, changes_kept: int, marks: Marks, *, display_bytes: int) -> None:
         """Use `connect`."""
+        self._display_bytes = display_bytes
         self._server = server
         self._buckets = buckets
         self._changes_kept = changes_kept
@@ -50,6 +51,7 @@ class Registry:
         changes_kept: int = DEFAULT_CHANGES_KEPT,
         replicas: int = 1,
         marks: Marks | None = None,
+        display_bytes: int = 0,
     ) -> Registry:
         """Connects, and checks that the server can keep what `durability` promises.
 
@@ -62,6 +64,7 @@ class Registry:
             changes_kept: How many changes of a record are kept for its followers, at least.
             replicas: How many replicas have to have received what is acknowledged; only under `replicated`.
             marks: How far each record had come; in memory alone where None.
+            display_bytes: UTF-8 bytes of the titles of items that are kept; 0: none are.
 
         Raises:
             RegistryRefused: The server cannot keep the promise; the message names the setting to change.
@@ -75,7 +78,7 @@ class Registry:
         except BaseException:
             await server.close()
             raise
-        return cls(server, buckets, changes_kept, marks or Marks())
+        return cls(server, buckets, changes_kept, marks or Marks(), display_bytes=display_bytes)
 
     async def ping(self) -> None:
         """Returns where the server takes writes as durable as promised, and is not older than what was acknowledged.
@@ -180,7 +183,14 @@ class Registry:
         if facts is not None:
             keys = RecordKeys(keys.name, layout, facts.buckets)
         history = History(self._server, keys.name, keys.meta, self._marks, facts.epoch if facts else b"")
-        record = Record(self._server, keys, history, max_suffix=highest, changes_kept=self._changes_kept)
+        record = Record(
+            self._server,
+            keys,
+            history,
+            max_suffix=highest,
+            changes_kept=self._changes_kept,
+            display_bytes=self._display_bytes,
+        )
         if facts is not None or history.marked:
             self._histories[keys.name] = history
         if facts is None:

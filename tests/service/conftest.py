@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from service.batching.batcher import Batcher
+    from tests.conftest import ServiceThread
     from tests.service.letters import MakeBatcher
 
 
@@ -76,6 +77,16 @@ def shared_cluster() -> Iterator[ValkeyCluster]:
     """A cluster for all tests that do it no harm."""
     directory = Path(tempfile.mkdtemp(prefix="semid-"))
     running = ValkeyCluster(directory)
+    yield running
+    running.stop()
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def titled_service(start_service: Callable[..., ServiceThread]) -> Iterator[ServiceThread]:
+    """A running service that keeps titles of items, of up to 40 bytes; shared by the tests of these."""
+    directory = Path(tempfile.mkdtemp(prefix="semid-"))
+    running = start_service(data_dir=directory, display_bytes=40, max_items=64)
     yield running
     running.stop()
     shutil.rmtree(directory, ignore_errors=True)

@@ -293,6 +293,40 @@ def write_rows(path: Path, rows: list[dict[str, Any]], described: Description) -
     pq.write_table(table.replace_schema_metadata({b"semid": described.to_json()}), path)
 
 
+async def test_titles_of_live_items_come_along_and_none_is_written_over(
+    shared_valkey: Valkey, connect: Connect, namespace: str, tmp_path: Path
+) -> None:
+    registry = await connect(shared_valkey.url, buckets=50, display_bytes=16)
+    ours, theirs, without = [
+        await registry.record(f"{namespace}-{name}", FINGERPRINT, SIZES, max_suffix=MAX_SUFFIX) for name in "otw"
+    ]
+    await ours.claim([claim("a", CODES), claim("b", CODES), claim("c", OTHER), claim("d", THIRD)])
+    await ours.displays.put({b"a": "Kettle", b"b": "Lamp", b"c": "gone"})
+    await ours.claim([claim("b", OTHER, reassign=True)])
+    await ours.retire(["c"])  # and its title is still there, as where the service died just then
+    path = await exported(ours, tmp_path / "record.parquet")
+    rows = pq.read_table(path).to_pylist()
+    assert {(row["item_id"], row["state"]): row["display"] for row in rows} == {
+        ("a", "live"): "Kettle",
+        ("b", "live"): "Lamp",
+        ("b", "replaced"): None,
+        ("c", "retired"): None,
+        ("d", "live"): None,
+    }
+
+    await imported(theirs, path)
+    assert await theirs.displays.of([b"a", b"b", b"c", b"d"]) == ["Kettle", "Lamp", None, None]
+    await theirs.displays.put({b"a": "newer"})
+    await imported(theirs, path)
+    assert await theirs.displays.of([b"a", b"b"]) == ["newer", "Lamp"]
+
+    described, table = Description.of(path), pq.read_table(path)  # as before there were titles
+    pq.write_table(table.drop(["display"]).replace_schema_metadata({b"semid": described.to_json()}), path)
+    outcome, _ = await imported(without, path)
+    assert outcome.restored == len(rows)
+    assert await without.displays.of([b"a", b"b"]) == [None, None]
+
+
 async def test_a_table_with_other_columns_is_refused_as_a_whole(
     make_record: Callable[[str], Awaitable[Record]], tmp_path: Path
 ) -> None:

@@ -43,13 +43,17 @@ async def topology(request: pytest.FixtureRequest, short_path: Path) -> AsyncIte
 @pytest.fixture
 async def records(topology: Topology, connect: Connect) -> list[Record]:
     """One record, by two registries."""
-    options = {"retry_ms": 5000, **topology.options}
+    options = {"retry_ms": 5000, "display_bytes": 32, **topology.options}
     registries = [await connect(topology.url, **options) for _ in range(2)]
     return [await registry.record("default", "0123456789abcdef", SIZES) for registry in registries]
 
 
 def claim(item_id: str, codes: tuple[int, ...] = CODES, *, reassign: bool = False) -> Claim:
     return Claim(item_id, codes, f"{codes[-1]:>8}".encode(), reassign)
+
+
+def title_of(item_id: str) -> str:
+    return f"the title of {item_id}"
 
 
 async def claimed(record: Record, *claims: Claim) -> dict[str, SemanticId]:
@@ -126,6 +130,8 @@ async def test_flushed_scripts_and_a_killed_primary_lose_nothing_acknowledged(
             claims = [claim(f"{number}-{turn}-{item}", (item, 0, 0)) for item in range(4)]
             with contextlib.suppress(RegistryUnavailable):
                 answer = await claimed(records[number % 2], *claims)
+                titles = {each.item_id.encode(): title_of(each.item_id) for each in claims}
+                await records[number % 2].displays.put(titles)
                 acknowledged.update(answer)
                 turn += 1
             await asyncio.sleep(0.005)
@@ -146,6 +152,8 @@ async def test_flushed_scripts_and_a_killed_primary_lose_nothing_acknowledged(
     for record in records:
         found = await record.by_item_ids(list(acknowledged))
         assert [one and one.semantic_id for one in found] == list(acknowledged.values())
+        titles = await record.displays.of([item_id.encode() for item_id in acknowledged])
+        assert titles == [title_of(item_id) for item_id in acknowledged]
     sizes = await records[0].group_sizes([(item, 0, 0) for item in range(4)])
     issued = [SemanticId((item, 0, 0), suffix) for item, size in enumerate(sizes) for suffix in range(size)]
     holders = await records[1].by_semantic_ids(issued)
