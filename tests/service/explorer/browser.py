@@ -94,11 +94,19 @@ class Browser:
     def until(self, expression: str, timeout_s: float = TIMEOUT_S) -> None:
         """Return once an expression is true, or an element is there."""
         deadline = time.monotonic() + timeout_s
-        while not self.evaluate(f"!!({expression})"):
+        while not self._is_true(expression):
             if time.monotonic() > deadline:
                 page = self.evaluate("document.body.innerText")
                 raise AssertionError(f"after {timeout_s} s not yet: {expression}\n{self.complaints}\n{page}")
             time.sleep(0.02)
+
+    def _is_true(self, expression: str) -> bool:
+        try:
+            return bool(self.evaluate(f"!!({expression})"))
+        except AssertionError as error:
+            if "navigated" not in str(error) and "context" not in str(error):
+                raise
+            return False  # of a page that was just being left
 
     def open(self, url: str) -> None:
         """Go there, with nothing noted yet."""
@@ -106,7 +114,8 @@ class Browser:
         self.complaints.clear()
         self.requests.clear()
         self.command("Page.navigate", url=url)
-        self.until(f"location.href.startsWith({json.dumps(url)}) && document.readyState === 'complete'")
+        page = url.partition("?")[0]  # the page may have written its address anew by then
+        self.until(f"location.href.startsWith({json.dumps(page)}) && document.readyState === 'complete'")
 
     def press(self, key: str) -> None:
         """A key, as a hand presses it."""
