@@ -45,11 +45,15 @@ class Gathering:
 
     uvicorn writes the head of an answer and its body by themselves. To send a short answer in two pieces costs the
     service and its caller a system call each more, and the caller a look at an answer that is not whole.
+
+    Attributes:
+        sent_bytes: Handed to the transport so far, which may hold some of them still.
     """
 
     MAX_BYTES = 64 * 1024  # beyond which it is sent at once, so that the transport can say that its caller is slow
 
     def __init__(self, transport: asyncio.Transport) -> None:
+        self.sent_bytes = 0
         self._transport = transport
         self._loop = asyncio.get_running_loop()
         self._parts: list[bytes] = []
@@ -72,6 +76,7 @@ class Gathering:
         """Send now."""
         if self._parts and not self._transport.is_closing():
             self._transport.write(b"".join(self._parts))
+            self.sent_bytes += self._bytes
         self._parts, self._bytes = [], 0
 
     def close(self) -> None:
@@ -97,7 +102,7 @@ class Bounded(asyncio.Protocol):
         super().connection_made(Gathering(transport))  # type: ignore[arg-type]
         self._heard = False
         self._head_since: float | None = self.loop.time()
-        self._unsent, self._unsent_since = 0, 0.0
+        self._taken, self._taken_at = 0, 0.0
         self._again = self.loop.call_later(self.limits.head_timeout_s, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -140,10 +145,11 @@ class Bounded(asyncio.Protocol):
 
     def _stuck(self, now: float) -> bool:
         """Whether nothing of an answer has been taken for too long."""
-        unsent = self.transport.get_write_buffer_size()
-        if unsent == 0 or unsent != self._unsent:
-            self._unsent, self._unsent_since = unsent, now
-        return unsent > 0 and now - self._unsent_since >= self.limits.taken_timeout_s
+        held = self.transport.get_write_buffer_size()
+        taken = self.transport.sent_bytes - held
+        if held == 0 or taken != self._taken:
+            self._taken, self._taken_at = taken, now
+        return held > 0 and now - self._taken_at >= self.limits.taken_timeout_s
 
     def _refuse(self, error: ServiceError) -> None:
         """Say so, where nothing else is being said, and close."""

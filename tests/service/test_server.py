@@ -6,6 +6,7 @@ import gc
 
 from fastapi import FastAPI
 
+from service.http.protocol import ConnectionLimits
 from service.server import Server
 from service.settings import Settings
 
@@ -23,3 +24,11 @@ async def test_what_start_up_has_loaded_is_not_searched_for_garbage_again() -> N
     finally:
         gc.unfreeze()
         await server.shutdown()
+
+
+def test_connections_have_the_limits_of_the_settings() -> None:
+    config = Server(FastAPI(), Settings(max_head_bytes=2048, head_timeout_s=7, stream_timeout_s=9)).config
+
+    assert config.http.limits == ConnectionLimits(head_bytes=2048, head_timeout_s=7, taken_timeout_s=9)
+    assert config.h11_max_incomplete_event_size == 2048
+    assert config.ws == "none"
