@@ -125,7 +125,7 @@ class Command:
 
 def third_of_codes(blocks: int) -> Callable[[Path], bool]:
     """Whether a third of the blocks has its codes."""
-    return lambda journal: len(list(journal.glob("codes/0*.arrow"))) * 3 >= blocks
+    return lambda journal: len(list(journal.glob("codes/*/0*.arrow"))) * 3 >= blocks
 
 
 def amid_claims(journal: Path) -> bool:

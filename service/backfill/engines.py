@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from enum import StrEnum
@@ -91,7 +93,8 @@ def _received(connection: Connection, process: BaseProcess) -> BlockDone | None:
 
 
 def _work(task: EncodingTask, connection: Connection) -> None:
-    """A worker's life; it ends as well when nobody listens any more."""
+    """A worker's life, which is over at once when that of the process that started it is."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         try:
             with BlockEncoder(task) as encoder:
@@ -100,3 +103,10 @@ def _work(task: EncodingTask, connection: Connection) -> None:
                     connection.send(encoder.encode(block))
         except (SemidError, ValueError, OSError) as error:
             connection.send(str(error))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

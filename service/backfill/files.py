@@ -68,7 +68,7 @@ def _find(path: str) -> Iterator[SourceFile]:
     is_pattern = re.search(r"[*?\[]", last) is not None
     try:
         filesystem, inner = _located((head + slash or ".") if is_pattern else path)
-        prefix = path[: path.index("://") + 3] if "://" in path else ""
+        prefix = "" if isinstance(filesystem, LocalFileSystem) else path[: path.index("://") + 3]
         if is_pattern:
             entries = [
                 entry

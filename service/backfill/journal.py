@@ -2,7 +2,7 @@
 
     OUT/.backfill/plan.json         what it is of
                   lock              held while it runs
-                  codes/N.arrow     the codes of block N
+                  codes/PLAN/N.arrow  the codes of block N; a worker that a kill left behind writes to no other plan's
                   cuts.npy          where the sorted blocks are cut into runs
                   record            which record the claims are of
                   claims/N.known    which items of run N had an ID before
@@ -17,6 +17,7 @@ same files goes on behind them. The table is a function of these files, so it do
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -51,14 +52,16 @@ class Journal:
     def __init__(self, out: Path, identity: Mapping[str, Any], *, force: bool = False) -> None:
         self.out = out
         self.directory = out / ".backfill"
-        self.codes = self.directory / "codes"
         self.cuts = self.directory / "cuts.npy"
-        self._identity = json.loads(json.dumps(identity))
+        text = json.dumps(identity, sort_keys=True)
+        self.codes = self.directory / "codes" / hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._head = self.directory / "plan.json"
+        self._identity = json.loads(text)
         self._force = force
 
     def __enter__(self) -> Self:
-        begun = self.directory.is_dir()
-        if not begun and not self._force and self.out.is_dir() and any(self.out.iterdir()):
+        taken = self.out.is_dir() and any(path != self.directory for path in self.out.iterdir())
+        if taken and not self._head.exists() and not self._force:
             raise ValueError(
                 f"{self.out} is not empty, and no backfill is under way there; with --force it is written over"
             )
@@ -70,7 +73,7 @@ class Journal:
             self._lock.close()
             raise BackfillUnderWay(f"another backfill writes to {self.out}") from error
         try:
-            self._go_on(begun=begun)
+            self._go_on()
         except BaseException:
             self._lock.close()
             raise
@@ -79,28 +82,19 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self._lock.close()
 
-    def _go_on(self, *, begun: bool) -> None:
-        head = self.directory / "plan.json"
-        try:
-            theirs = json.loads(head.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            theirs = None
+    def _go_on(self) -> None:
+        theirs = json.loads(self._head.read_text(encoding="utf-8")) if self._head.exists() else None
         if theirs != self._identity:
-            if begun and theirs is not None and not self._force:
+            if theirs is not None and not self._force:
                 difference = _difference(theirs, self._identity)
                 held = f"{self.out} holds an unfinished backfill of something else ({difference})"
                 raise ValueError(f"{held}; with --force it gives way")
-            for leftover in (self.codes, *self._results):
-                _remove(leftover)
+            for name in ("codes", "claims", "rejected", "record", "cuts.npy"):
+                _remove(self.directory / name)
             self._remove_table()
-            write_whole(head, json.dumps(self._identity))
+            write_whole(self._head, json.dumps(self._identity))
         for directory in (self.codes, self.directory / "claims", self.directory / "rejected"):
-            directory.mkdir(exist_ok=True)
-
-    @property
-    def _results(self) -> tuple[Path, ...]:
-        """All that follows from the codes."""
-        return (self.directory / "claims", self.directory / "rejected", self.directory / "record", self.cuts)
+            directory.mkdir(parents=True, exist_ok=True)
 
     def code_file(self, number: int) -> Path:
         """The codes of a block."""

@@ -28,7 +28,7 @@ from service.backfill.engines import Engine
 from service.backfill.journal import COLLISIONS, Journal
 from service.backfill.output import Counts, Table, finish
 from service.backfill.plan import INPUT_ORDER, Kind, Plan
-from service.backfill.sorting import Slices, cut, run_of, run_rows
+from service.backfill.sorting import Slices, cut, run_of, run_rows, runs_of
 from service.backup.commands import opened_record
 from service.overflow import OverflowPolicy
 from service.semantic_id import CodeLayout
@@ -123,7 +123,7 @@ class Backfill:
             cuts = self._sorted(journal)
             collisions = Collisions(len(self._manifest.codebook_sizes))
             paths = self._code_files(journal)
-            for number in range(len(cuts) - 1):
+            for number in runs_of(cuts):
                 collisions.add(unpacked(run_of(paths, cuts, number).rows["codes"], self._layout))
             rejected = self._plan.rows - int(cuts[-1].sum())
             report = {"tokenizer": self._manifest.full_name, "rejected": rejected, **collisions.report()}
@@ -199,7 +199,7 @@ class Backfill:
             name = f"{record.history.name} {record.history.epoch.decode()}\n"
             if not journal.claims_are_of(name):
                 logger.warning("The registry has another record than this backfill began with: all is claimed again")
-            runs = [run for run in range(len(cuts) - 1) if not journal.claim_file(run).exists()]
+            runs = [run for run in runs_of(cuts) if not journal.claim_file(run).exists()]
             missing = int(sum((cuts[run + 1] - cuts[run]).sum() for run in runs))
             paths = self._code_files(journal)
             with self._stage("claims", rows, rows - missing) as done:

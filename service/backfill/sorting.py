@@ -88,6 +88,11 @@ def _padded(keys: NDArray[np.bytes_], place: int) -> bytes:
     return bytes(keys[place]).ljust(keys.dtype.itemsize, b"\0")
 
 
+def runs_of(cuts: NDArray[np.int64]) -> list[int]:
+    """The runs that have rows: there are none where all were rejected."""
+    return np.flatnonzero(np.diff(cuts, axis=0).any(axis=1)).tolist()
+
+
 def run_of(paths: list[Path], cuts: NDArray[np.int64], number: int) -> Run:
     """A run, in order."""
     slices = [

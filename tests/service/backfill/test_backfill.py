@@ -74,7 +74,7 @@ def test_a_backfill_that_is_killed_goes_on_and_ends_with_the_same_bytes(
     out = tmp_path / "killed"
     words += ["--out", out]
     run_until_killed("codes", 3, *words)
-    codes = {path.name: path.stat().st_mtime_ns for path in (out / ".backfill" / "codes").glob("0*")}
+    codes = {path.name: path.stat().st_mtime_ns for path in (out / ".backfill" / "codes").glob("*/0*")}
     run_until_killed("claims", 4, *words)  # its run has been claimed, and nothing says so yet
     claims = {path.name: path.stat().st_mtime_ns for path in (out / ".backfill" / "claims").glob("0*")}
     monkeypatch.setattr(engines, "BlockEncoder", None)  # all blocks are encoded
@@ -161,6 +161,18 @@ def test_a_row_at_fault_is_rejected_alone_with_its_reason(tmp_path: Path) -> Non
         (6, None, "invalid_item_id"),
         (7, "", "invalid_item_id"),
     ]
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_catalogue_of_which_nothing_can_be_tokenized_is_rejected_whole(tmp_path: Path) -> None:
+    catalogue = write_embeddings(tmp_path / "items.parquet", matrix_of(9) * 0)
+    words = [catalogue, "--out", tmp_path / "out", "--workers", 1]
+
+    dry, result = run(*words, "--dry-run"), run(*words)
+
+    assert (dry.exit_code, result.exit_code) == (0, 3), dry.output + result.output
+    assert "9 rows would be rejected" in dry.output
+    assert (len(table_of(tmp_path / "out")), len(rejected_of(tmp_path / "out"))) == (0, 9)
 
 
 @pytest.mark.usefixtures("settings")
