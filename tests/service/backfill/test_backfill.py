@@ -269,3 +269,22 @@ def test_claims_are_made_again_where_the_registry_is_another(
     assert result.exit_code == 0, result.output
     assert "another record" in caplog.text
     assert json.loads((tmp_path / "out" / "backfill.json").read_text())["created"] == 600
+
+
+def test_what_the_registry_would_not_do_as_asked_is_refused_before_anything_is_encoded(
+    tmp_path: Path, make_checkpoint: Any, settings: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "BlockEncoder", None)
+    catalogue = write_embeddings(tmp_path / "items.parquet", matrix_of(9), rank=list(range(9)))
+    words = [catalogue, "--out", tmp_path / "out", "--workers", 1]
+    with monkeypatch.context() as patched:
+        patched.setenv("SID_REDIS_URL", "redis+cluster://127.0.0.1:1")
+        on_cluster = run(*words, "--order-by", "rank")
+    monkeypatch.setenv("SID_OVERFLOW", '{"shop": "next_nearest"}')
+    narrow = make_checkpoint("narrow-shop", 2, 2, takes_text=False, dimension=8, max_suffix=3)
+    overflowing = run(*words, "--namespace", "shop", "--checkpoint", narrow)
+
+    assert (on_cluster.exit_code, overflowing.exit_code) == (1, 1)
+    assert "on a cluster suffixes are issued in no order" in on_cluster.output
+    assert "SID_OVERFLOW places items of the namespace shop" in overflowing.output
+    assert not (tmp_path / "out").exists()
