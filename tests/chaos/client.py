@@ -132,29 +132,31 @@ def ask(
     embeddings: list[list[float]],
     *,
     leave: str | None = None,
+    tokenizer: str | None = None,
 ) -> tuple[int, Any]:
-    """Makes a call; the status and what is checked of the body.
+    """Makes a call, about the record of a tokenizer or of the default one; the status and what is checked of the body.
 
     Raises:
         Unanswered: There was no answer.
     """
+    named, query = ({"tokenizer": tokenizer}, f"?tokenizer={quote(tokenizer)}") if tokenizer else ({}, "")
     if call == "tokenize":
         items = [{"item_id": item, "embedding": embeddings[content]} for item, content in arguments["items"]]
-        body = {"items": items, "on_change": arguments["on_change"]}
+        body = {"items": items, "on_change": arguments["on_change"], **named}
         status, answer = caller.ask("POST", "/tokenize", body, leave=leave)
     elif call == "lookup":
-        status, answer = caller.ask("POST", "/lookup", arguments, leave=leave)
+        status, answer = caller.ask("POST", "/lookup", {**arguments, **named}, leave=leave)
     elif call == "reverse":
-        status, answer = caller.ask("GET", f"/item/{arguments['semantic_id']}", leave=leave)
+        status, answer = caller.ask("GET", f"/item/{arguments['semantic_id']}{query}", leave=leave)
     else:
         method = "DELETE" if call == "retire" else "GET"
-        status, answer = caller.ask(method, f"/assignment/{quote(arguments['item'], safe='')}", leave=leave)
+        status, answer = caller.ask(method, f"/assignment/{quote(arguments['item'], safe='')}{query}", leave=leave)
     if status == 200 and "items" in answer:
-        return status, [_checked(entry) for entry in answer["items"]]
-    return status, _checked(answer) if status in {200, 410} else answer
+        return status, [checked(entry) for entry in answer["items"]]
+    return status, checked(answer) if status in {200, 410} else answer
 
 
-def _checked(entry: dict[str, Any]) -> dict[str, Any]:
+def checked(entry: dict[str, Any]) -> dict[str, Any]:
     """What is checked of an entry."""
     return {name: value for name, value in entry.items() if name in CHECKED}
 

@@ -57,9 +57,12 @@ class Observer:
     Args:
         port: Where it listens.
         name: Of the service, for its views.
+        tokenizer: Whose record is observed; the default one's if None.
     """
 
-    def __init__(self, port: int, name: str) -> None:
+    def __init__(self, port: int, name: str, tokenizer: str | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._named = {"tokenizer": tokenizer} if tokenizer else {}
         self._http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
         self._caller = Caller(port, timeout_s=30)
         self._name = name
@@ -91,7 +94,7 @@ class Observer:
         """Lists what is live, by each route that can."""
         final.views[f"/prefix of {self._name}"] = self._listed()
         final.views[f"/next of {self._name}"] = self._by_next()
-        trie = Trie.from_bytes(self._http.get("/trie").raise_for_status().content)
+        trie = Trie.from_bytes(self._http.get("/trie", params=self._named).raise_for_status().content)
         final.views[f"/trie of {self._name}"] = texts(trie)
         final.counts += self._wrong_counts(final.views[f"/prefix of {self._name}"])
 
@@ -113,7 +116,7 @@ class Observer:
             grown: list[str] = []
             for start in range(0, len(front), LOOKUPS):
                 asked = front[start : start + LOOKUPS]
-                answer = self._http.post("/next", json={"prefixes": asked}).raise_for_status().json()
+                answer = self._http.post("/next", json={"prefixes": asked, **self._named}).raise_for_status().json()
                 for prefix, entry in zip(asked, answer["next"], strict=True):
                     grown += [f"{prefix}-{number}".lstrip("-") for number in entry["allowed"]]
             front, depth = grown, depth + 1
@@ -122,8 +125,10 @@ class Observer:
         return front
 
     def _levels(self) -> int:
-        (tokenizer,) = self._get("/tokenizers")["tokenizers"]
-        return len(tokenizer["codebook_sizes"])
+        loaded = self._http.get("/tokenizers").raise_for_status().json()
+        wanted = self._tokenizer or loaded["default"]
+        (sizes,) = [each["codebook_sizes"] for each in loaded["tokenizers"] if each["tokenizer"] == wanted]
+        return len(sizes)
 
     def _wrong_counts(self, listed: Iterable[str]) -> list[tuple[str, int, int]]:
         under: dict[str, int] = {}
@@ -158,7 +163,8 @@ class Observer:
         for _ in range(ATTEMPTS):
             number = history.request(call, arguments)
             try:
-                history.answer(number, *ask(self._caller, call, arguments, embeddings or []))
+                answer = ask(self._caller, call, arguments, embeddings or [], tokenizer=self._tokenizer)
+                history.answer(number, *answer)
             except Unanswered as error:  # a connection that lay idle was closed
                 history.unknown(number, str(error))
             else:
@@ -166,7 +172,7 @@ class Observer:
         raise AssertionError(f"no answer to {call}, though all is up")
 
     def _get(self, path: str, **parameters: Any) -> Any:
-        return self._http.get(path, params=parameters).raise_for_status().json()
+        return self._http.get(path, params=parameters | self._named).raise_for_status().json()
 
     def close(self) -> None:
         """Closes the connections."""

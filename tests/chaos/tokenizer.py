@@ -18,10 +18,10 @@ DIMENSION = 16
 CODEBOOK_SIZES = (4, 4, 4)
 
 
-def write_checkpoint(directory: Path) -> Path:
+def write_checkpoint(directory: Path, name: str = "chaos", seed: int = 20240229) -> Path:
     """Writes the checkpoint; the same each time."""
     with torch.random.fork_rng():
-        torch.manual_seed(20240229)
+        torch.manual_seed(seed)
         config = NetworkConfig((DIMENSION, 8))
         quantizer = ResidualQuantizer(CODEBOOK_SIZES, 8)
         for level, codebook in enumerate(quantizer.codebooks):
@@ -35,7 +35,7 @@ def write_checkpoint(directory: Path) -> Path:
             quantizer=quantizer,
             decoder=DecoderNetwork(config),
         )
-    save(directory, parts, freeze("chaos", parts, ErrorBounds()))
+    save(directory, parts, freeze(name, parts, ErrorBounds()))
     return directory
 
 
