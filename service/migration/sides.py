@@ -84,7 +84,7 @@ class Clients:
             TokenizerError: As any call of the client.
         """
         old = sides.old.followed(self.old)
-        self.retire(old.went)
+        self.retire(list(old.went))
         return Sides(old.holdings, sides.new.followed(self.new).holdings)
 
     def retire(self, item_ids: Iterable[str]) -> None:
