@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -21,10 +22,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.whole_files import stamp_of, write_whole
 from service.errors import KeysUnreadable
+from service.quoting import quoted
 
 log = logging.getLogger(__name__)
 
 PREFIX = "semid_"  # so that scanners for leaked secrets, and people, see what it is
+NAME = r"^[A-Za-z0-9_.@-]{1,64}$"
 LOOKED_AGAIN_AFTER_S = 1.0
 
 
@@ -54,7 +57,7 @@ class Key(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@-]{1,64}$")]
+    name: Annotated[str, Field(pattern=NAME)]
     scope: Scope
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     created_at: datetime
@@ -105,8 +108,11 @@ class KeyFile(BaseModel):
         """These and a new one, and its secret.
 
         Raises:
-            ValueError: The name is taken.
+            ValueError: The name is taken, or is none.
         """
+        if re.fullmatch(NAME, name) is None:
+            msg = f"{quoted(name)} is no name: at most 64 letters, digits and . _ @ -"
+            raise ValueError(msg)
         if any(key.name == name for key in self.keys):
             msg = f"there is a key {name!r} already; remove it first, or choose another name"
             raise ValueError(msg)

@@ -28,7 +28,9 @@ def add(
     name: Name,
     file: File,
     scope: Annotated[str, typer.Option(help="read; tokenize, which includes it; or admin, which includes both.")],
-    days: Annotated[float | None, typer.Option(min=0, help="After which it is no longer taken; else never.")] = None,
+    days: Annotated[
+        float | None, typer.Option(min=0, max=36_500, help="After which it is no longer taken; else never.")
+    ] = None,
 ) -> None:
     """Make a key and show it, this once: only its digest is kept."""
     from service.access.keys import Scope

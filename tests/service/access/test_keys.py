@@ -148,7 +148,8 @@ def test_the_command_makes_lists_and_removes_keys(tmp_path: Path) -> None:
     assert code != 0
     assert "already" in again
     assert semid("add", "x", "--scope", "root")[0] != 0
-    assert semid("add", "no spaces", "--scope", "read")[0] != 0
+    assert "'no spaces' is no name" in semid("add", "no spaces", "--scope", "read")[1]
+    assert semid("add", "x", "--scope", "read", "--days", "1e11")[0] == 2
 
     code, listed = semid("list")
     assert code == 0
