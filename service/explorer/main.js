@@ -17,6 +17,7 @@ async function begin() {
     for (const manifest of answer.tokenizers) loaded.set(manifest.tokenizer, manifest);
   } catch (error) {
     byId("about").replaceChildren(problem(error));
+    byId("scope").hidden = true;
     for (const section of sections()) section.inert = true;
     return;
   }

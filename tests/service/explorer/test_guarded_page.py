@@ -60,6 +60,7 @@ def test_the_page_asks_for_a_key_and_does_what_its_scope_allows(guarded: Guarded
     tab.until("document.querySelector('#about .notice')")
     assert text_of(tab, "#about strong") == "The service asks for a key."
     assert tab.evaluate("[...document.querySelectorAll('main > section:not(.intro)')].every((one) => one.inert)")
+    assert tab.evaluate("document.querySelector('#scope').checkVisibility()") is False
 
     use(tab, "semid_of-nobody")
     tab.until("document.querySelector('#about .notice')")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.service.explorer.browser import Browser
-from tests.service.explorer.test_page import HOSTILE, show
+from tests.service.explorer.test_page import AUDITS, HOSTILE, NARROW, show
 
 MakeEmbedding = Callable[[int], list[float]]
 BYTES = 40  # of the service's titles
@@ -89,6 +89,12 @@ def test_every_title_is_shown_as_text_where_items_are_listed(
         page.until(f"document.querySelector('#lookup-result .id')?.textContent === {json.dumps(item_id)}")
         shown = page.evaluate("document.querySelector('#lookup-result .title')?.textContent ?? null")
         assert shown == title
+
+    for dark in (False, True):
+        page.look(width=NARROW, dark=dark)
+        assert page.evaluate("document.documentElement.scrollWidth") == NARROW
+        assert page.evaluate(AUDITS["nameless"]) == []
+        assert page.evaluate(AUDITS["faint"]) == []
 
 
 def test_a_title_that_comes_later_is_told_by_the_feed(titled_service: Any, page: Browser) -> None:
