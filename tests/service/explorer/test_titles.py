@@ -92,6 +92,7 @@ def test_every_title_is_shown_as_text_where_items_are_listed(
 
     for dark in (False, True):
         page.look(width=NARROW, dark=dark)
+        page.until("document.getAnimations().every((one) => one.playState === 'finished')")
         assert page.evaluate("document.documentElement.scrollWidth") == NARROW
         assert page.evaluate(AUDITS["nameless"]) == []
         assert page.evaluate(AUDITS["faint"]) == []
