@@ -79,7 +79,8 @@ class AsyncTokenizerClient:
         in_flight: Requests of one call that are under way at once.
         patience_s: For how long a request that gets nowhere is tried again before the call fails; 0: it is sent once.
         timeout_s: For how long one attempt may get no answer.
-        on_wait: Called before each pause, from the client's own event loop; must not block.
+        on_wait: Called before each pause, from the client's own event loop; must not block. Without it the log has a
+            line of each call that has to wait for longer.
 
     Raises:
         ValueError: An argument makes no sense.

@@ -39,6 +39,8 @@ class Options:
         """Raise ValueError where one makes no sense."""
         if min(self.batch_items, self.batch_rows, self.in_flight) < 1:
             raise ValueError("batch_items, batch_rows and in_flight are at least 1")
+        if self.patience_s < 0 or self.timeout_s <= 0:
+            raise ValueError("patience_s is at least 0, timeout_s more")
 
 
 class Connection:
@@ -69,8 +71,8 @@ class Connection:
             )
         except httpx.InvalidURL as error:
             raise ValueError(f"{url!r} is no address: {error}") from error
-        if self._http.base_url.scheme not in {"http", "https"}:
-            raise ValueError(f"{url!r} is no address: it begins with http:// or https://")
+        if self._http.base_url.scheme not in {"http", "https"} or not self._http.base_url.host:
+            raise ValueError(f"{url!r} is no address: it begins with http:// or https:// and a host")
 
     def begin(self, exchange: Exchange[T], patience_s: float | None = None) -> asyncio.Task[T]:
         """Start sending it until it is answered; closing ends that.

@@ -7,6 +7,7 @@ fails, an answer that is cut off, 408, 429, 502, 503 and 504 may pass; any other
 
 from __future__ import annotations
 
+import logging
 import random
 import ssl
 import time
@@ -18,8 +19,11 @@ import httpx
 
 from service.client.errors import Refused, Unavailable
 
+log = logging.getLogger(__name__)
+
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 30.0
+LOGGED_AT_ATTEMPT = 4  # after about half a second
 LASTING_SIGNS = ("CERTIFICATE", "UNKNOWN_CA", "WRONG_VERSION", "PROTOCOL_VERSION", "HANDSHAKE_FAILURE")  # of OpenSSL
 
 
@@ -46,7 +50,7 @@ class Patience:
     Args:
         url: The service, for words.
         patience_s: For how long a call that gets nowhere is tried again; 0: it is tried once.
-        heard: Called before each pause.
+        heard: Called before each pause; without it the log has a line once it takes longer.
     """
 
     def __init__(self, url: str, patience_s: float, heard: Callable[[Waiting], None] | None = None) -> None:
@@ -83,6 +87,8 @@ class Patience:
             raise Unavailable(f"gave up on {self._url}{tried}: {words}", asked_s) from trouble
         if self._heard is not None:
             self._heard(Waiting(words, pause_s, self._attempts, reached=refused))
+        elif self._attempts == LOGGED_AT_ATTEMPT:  # else a service that is not there looks like one that is slow
+            log.warning("%s: %s; trying again for up to %g s", self._url, words, self._patience_s)
         return pause_s
 
 

@@ -144,6 +144,26 @@ def test_patience_ends_without_progress_and_the_reason_is_told(connect: Connect,
     assert len(list(connect(slow.url, patience_s=0.1).tokenize(ITEMS))) == 6
 
 
+def test_a_call_that_goes_on_failing_is_logged_once_unless_somebody_is_told(
+    connect: Connect, script: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    away, there = says(503, orjson.dumps(PROBLEM)), says(200, b'{"ready": true}')
+    waits: list[Any] = []
+
+    connect(script(*[away] * 6, there).url).wait_until_ready()
+    connect(script(*[away] * 4, there).url, on_wait=waits.append).wait_until_ready()
+
+    (told,) = [record.getMessage() for record in caplog.records if record.name == "service.client.patience"]
+    assert "503 The registry cannot be reached: x; trying again for up to 120 s" in told
+    assert len(waits) == 4
+
+
+@pytest.mark.parametrize("url", ["http://", "ftp://x", "", "localhost:8000"])
+def test_what_is_no_address_is_told_what_one_looks_like(url: str) -> None:
+    with pytest.raises(ValueError, match="it begins with http:// or https:// and a host"):
+        TokenizerClient(url)
+
+
 def test_an_address_that_is_none_and_a_limit_of_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match="is no address"):
         TokenizerClient("http://127.0.0.1:no")
@@ -151,6 +171,8 @@ def test_an_address_that_is_none_and_a_limit_of_nothing_are_refused() -> None:
         TokenizerClient("127.0.0.1:8000")
     with pytest.raises(ValueError, match="at least 1"):
         TokenizerClient("http://127.0.0.1:1", in_flight=0)
+    with pytest.raises(ValueError, match="patience_s is at least 0"):
+        TokenizerClient("http://127.0.0.1:1", patience_s=-1)
 
 
 def test_the_key_and_other_headers_go_with_every_request(connect: Connect, script: Start) -> None:
