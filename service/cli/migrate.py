@@ -30,7 +30,7 @@ def migrate(
     ),
     url: Annotated[str, typer.Option(help="The service.")] = "http://127.0.0.1:8000",
     namespace: Annotated[str, typer.Option(help="The catalogue's namespace.")] = "default",
-    switch: Annotated[bool, typer.Option("--switch", help="Make NEW the default then.")] = False,
+    switch: Annotated[bool, typer.Option("--switch", help="Make NEW the default then, of all namespaces.")] = False,
     missing_at_most: Annotated[
         int, typer.Option(min=0, help="--switch: so many items of OLD may have no ID under NEW yet.")
     ] = 0,
@@ -77,6 +77,7 @@ def migrate(
                 decides = of_new.tokenizers().default != names[1]
                 move = Move(Clients(of_old, of_new, old_decides=decides), names, journal.batches)
                 move.compare()
+                move.write(out)
                 refusal = _switched(move, missing_at_most, force=force) if switch else None
             move.write(out)
             typer.echo(in_words(move.report), nl=False)

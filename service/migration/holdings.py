@@ -63,10 +63,8 @@ class Holdings:
             snapshot = client.trie()
             trie = snapshot.read()
             ids = trie.semantic_ids().numpy().astype(np.int32)
-            texts = ["-".join(map(str, numbers)) for numbers in ids.tolist()]
-            starts = range(0, len(texts), IDS_AT_ONCE)
-            parts = [_holders(client, texts[start : start + IDS_AT_ONCE]) for start in starts]
-            then = cls(snapshot.epoch, snapshot.revision, _strings(item for part in parts for item in part), ids)
+            parts = [_holders(client, ids[at : at + IDS_AT_ONCE]) for at in range(0, len(ids), IDS_AT_ONCE)]
+            then = cls(snapshot.epoch, snapshot.revision, pa.concat_arrays([_strings(()), *parts]), ids)
             try:
                 return then.followed(client).holdings
             except ChangesGone:
@@ -101,8 +99,7 @@ class Holdings:
     def texts(self, places: NDArray[np.int64]) -> Iterable[tuple[str, str]]:
         """The item ids and Semantic IDs at these places (M,)."""
         item_ids = self.item_ids.take(pa.array(places)).to_pylist()
-        written = ("-".join(map(str, numbers)) for numbers in self.semantic_ids[places].tolist())
-        return zip(item_ids, written, strict=True)
+        return zip(item_ids, _written(self.semantic_ids[places]), strict=True)
 
     def _changed(self, latest: Mapping[str, Change], came: Mapping[str, str], revision: int) -> Holdings:
         if not latest:
@@ -118,8 +115,9 @@ def _strings(texts: Iterable[str]) -> pa.LargeStringArray:
     return pa.array(list(texts), pa.large_string())
 
 
-def _holders(client: TokenizerClient, texts: list[str]) -> list[str]:
-    """Whose these IDs are. One that was live a moment ago has an item, whatever became of it since."""
+def _holders(client: TokenizerClient, semantic_ids: NDArray[np.int32]) -> pa.LargeStringArray:
+    """Whose these IDs (n, L + 1) are. One that was live a moment ago has an item, whatever became of it since."""
+    texts = list(_written(semantic_ids))
     found = []
     for text, answer in zip(texts, client.lookup(texts), strict=True):
         if isinstance(answer, Assignment):
@@ -128,4 +126,9 @@ def _holders(client: TokenizerClient, texts: list[str]) -> list[str]:
         if answer.error.slug not in Retired.slugs:
             raise ValueError(f"{text} was live, and is answered by {answer.error.title}: {answer.error.detail}")
         found.append(str(answer.error.members["item_id"]))
-    return found
+    return _strings(found)
+
+
+def _written(semantic_ids: NDArray[np.int32]) -> Iterable[str]:
+    """IDs (n, L + 1) as texts."""
+    return ("-".join(map(str, numbers)) for numbers in semantic_ids.tolist())

@@ -120,4 +120,4 @@ def table(levels: Sequence[LevelAgreement]) -> list[str]:
 
 
 def _share(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
+    return "-" if share is None else f"{share:.2%}"
