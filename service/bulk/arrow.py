@@ -194,7 +194,7 @@ def read_columns(rows: pa.RecordBatch, reader: ItemReader) -> ItemColumns:
     else:
         matrix, missing = _matrix(column, reader.shape.dimension)
         contents = EmbeddingColumn(matrix)
-        doubted |= missing | ~np.isfinite(matrix).all(axis=1) | ~matrix.any(axis=1)
+        doubted |= missing | contents.doubtful
         data = np.ascontiguousarray(matrix, "<f4").data.cast("B")
         width = 4 * reader.shape.dimension
         digests = b"".join([digest_of("embedding", data[at : at + width]) for at in range(0, len(data), width)])

@@ -45,6 +45,13 @@ class EmbeddingColumn:
 
     matrix: NDArray[np.float32]
 
+    @property
+    def doubtful(self) -> NDArray[np.bool_]:
+        """Which (B,) cannot be tokenized: those with a number that is not finite, and zero vectors."""
+        with np.errstate(invalid="ignore"):  # numpy warns of a signalling NaN
+            zero: NDArray[np.bool_] = np.logical_not(self.matrix.any(axis=1))
+            return zero | ~np.isfinite(self.matrix).all(axis=1)
+
     def at(self, places: Places) -> NDArray[np.float32]:
         """Those at these places; all of them as they are."""
         return self.matrix if len(places) == len(self.matrix) else self.matrix[places]

@@ -128,14 +128,14 @@ def read_entries(entries: Sequence[object], reader: ItemReader) -> ItemColumns |
     if found.texts:
         return ItemColumns(found.item_ids, digests, _Texts(found.texts), found.failures, found.displays)
     data = b"".join([found.embeddings.get(place) or bytes(width) for place in range(len(entries))])
-    matrix = np.frombuffer(data, "<f4").reshape(len(entries), -1).astype(np.float32, copy=False)
-    for place in np.flatnonzero(~np.isfinite(matrix).all(axis=1) | ~matrix.any(axis=1)).tolist():
+    column = EmbeddingColumn(np.frombuffer(data, "<f4").reshape(len(entries), -1).astype(np.float32, copy=False))
+    for place in np.flatnonzero(column.doubtful).tolist():
         if place not in found.failures:
             try:
                 reader.read(entries[place])
             except ItemError as error:
                 found.failures[place] = error
-    return ItemColumns(found.item_ids, digests, EmbeddingColumn(matrix), found.failures, found.displays)
+    return ItemColumns(found.item_ids, digests, column, found.failures, found.displays)
 
 
 class _Embedding(NamedTuple):

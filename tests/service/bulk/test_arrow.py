@@ -182,7 +182,7 @@ async def test_what_is_answered_is_not_held_while_the_caller_thinks(tokenizer: T
         exchange = asyncio.create_task(
             StreamedAnswer(stream, gate.allowance(), {}, StreamTerms(60.0))({}, arriving.get, send)
         )
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(answered) < 3:  # noqa: ASYNC110 - nobody tells; the head, and two slices
                 await asyncio.sleep(0.01)
         held = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, arrow_messages.__file__)])
