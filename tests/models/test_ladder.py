@@ -172,7 +172,8 @@ def test_the_self_test_raises_the_bounds_of_a_machine_that_errs_more(shipped, mo
 @pytest.mark.parametrize("where", ["near", "far", "sevens", "hundreds"])
 def test_the_self_test_finds_what_errs_at_some_distances_or_batch_sizes_alone(where, shipped, monkeypatch):
     # given
-    before, network, centre = self_test(shipped), shipped._fast_network, shipped.centre.float()
+    tokenizer = shipped.for_embeddings()
+    before, network, centre = self_test(tokenizer), tokenizer._fast_network, tokenizer.centre.float()
 
     def erring(rows):
         distances = (rows - centre).norm(dim=1)
@@ -181,9 +182,9 @@ def test_the_self_test_finds_what_errs_at_some_distances_or_batch_sizes_alone(wh
             wrong[:] = False
         return network(rows) * (1 + 1e-3 * wrong[:, None])
 
-    monkeypatch.setattr(shipped, "_fast_network", erring)
+    monkeypatch.setattr(tokenizer, "_fast_network", erring)
     # when
-    raised = self_test(shipped)
+    raised = self_test(tokenizer)
     # then
     assert raised.embedding_float32 > 10 * before.embedding_float32
 
