@@ -98,14 +98,14 @@ class Command:
 
     def run(self) -> None:
         """To its end; raises RuntimeError where it fails."""
-        ended = self._started()
+        ended = self.started()
         said = ended.communicate()[1].decode(errors="replace")
         if ended.returncode:
             raise RuntimeError(said[-2000:])
 
     def run_until(self, reached: Callable[[Path], bool]) -> None:
         """Until the journal is so far; then it is killed."""
-        running = self._started()
+        running = self.started()
         while not reached(self.out / ".backfill"):
             if running.poll() is not None:
                 raise RuntimeError(f"it ended before: {running.communicate()[1].decode(errors='replace')[-2000:]}")
@@ -113,7 +113,8 @@ class Command:
         running.send_signal(signal.SIGKILL)
         running.communicate()
 
-    def _started(self) -> subprocess.Popen[bytes]:
+    def started(self) -> subprocess.Popen[bytes]:
+        """As a process."""
         return subprocess.Popen(
             self._words, env=self._environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )

@@ -197,6 +197,8 @@ def keep(result: Result, arguments: argparse.Namespace) -> Path:
 
 def shown(value: Any) -> Any:
     """An argument as it is kept: of a path its last two parts, which say what it is and not where."""
+    if isinstance(value, list):
+        return [shown(one) for one in value]
     return "/".join(value.parts[-2:]) if isinstance(value, Path) else value
 
 

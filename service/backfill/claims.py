@@ -9,7 +9,6 @@ still tells the new from the known.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -106,7 +105,8 @@ async def _claim(record: Record, items: RunItems, known: NDArray[np.bool_]) -> H
     codes, suffixes = items.codes.copy(), np.full(len(known), -1)
     changed = np.zeros(len(known), np.bool_)
     new = np.flatnonzero(~known)
-    await asyncio.gather(*(_issue(record, items, places, suffixes) for places in _halves(items.codes, new)))
+    if len(new):
+        suffixes[new] = await record.claim_columns(items.ids(new), items.digests[new], items.codes[new])
     others = np.flatnonzero(suffixes < 0)
     failures: dict[int, SuffixExhausted] = {}
     if len(others):
@@ -130,19 +130,6 @@ async def _claim(record: Record, items: RunItems, known: NDArray[np.bool_]) -> H
                 codes[place], suffixes[place] = semantic_id.codes, semantic_id.suffix
                 changed[place] = result.assignment.content_changed
     return Holdings(codes, suffixes, changed, failures)
-
-
-async def _issue(record: Record, items: RunItems, places: Places, suffixes: NDArray[np.int64]) -> None:
-    if len(places):
-        suffixes[places] = await record.claim_columns(items.ids(places), items.digests[places], items.codes[places])
-
-
-def _halves(codes: NDArray[np.int32], places: Places) -> tuple[Places, Places]:
-    """Places in two parts that share no codes, of about one size: one is put together while the other is issued."""
-    middle = len(places) // 2
-    while 0 < middle < len(places) and (codes[places[middle]] == codes[places[middle - 1]]).all():
-        middle += 1
-    return places[:middle], places[middle:]
 
 
 def _first(item_ids: Sequence[bytes]) -> NDArray[np.bool_]:
