@@ -14,7 +14,7 @@ from typing import Any
 
 from service.backfill.encoding import BlockDone, BlockEncoder, EncodingTask
 from service.backfill.plan import Block
-from service.errors import WorkerFailed
+from service.errors import SemidError, WorkerFailed
 
 
 class BlockActor:
@@ -24,8 +24,12 @@ class BlockActor:
         self._encoder = BlockEncoder(task)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Encodes one block."""
-        return self._encoder.encode(Block(**row))._asdict()
+        """Encodes one block; what goes wrong is said in words, of which Ray would make a stack of its own."""
+        block = Block(**row)
+        try:
+            return {**self._encoder.encode(block)._asdict(), "failure": ""}
+        except (SemidError, ValueError, OSError) as error:
+            return {**BlockDone(block.number, 0, 0)._asdict(), "failure": str(error) or repr(error)}
 
 
 def encode_by_ray(task: EncodingTask, blocks: Sequence[Block], workers: int) -> Iterator[BlockDone]:
@@ -54,6 +58,8 @@ def encode_by_ray(task: EncodingTask, blocks: Sequence[Block], workers: int) -> 
         )
         try:
             for row in done.iter_rows():
+                if failure := row.pop("failure"):
+                    raise WorkerFailed(failure)
                 yield BlockDone(**row)
         except (ray.exceptions.RayError, SystemError) as error:
             raise WorkerFailed(str(error).strip().rpartition("\n")[2]) from error

@@ -288,3 +288,18 @@ def test_what_the_registry_would_not_do_as_asked_is_refused_before_anything_is_e
     assert "on a cluster suffixes are issued in no order" in on_cluster.output
     assert "SID_OVERFLOW places items of the namespace shop" in overflowing.output
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_file_that_cannot_be_read_ends_the_command_in_words_and_what_was_done_stays(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        catalogue = write_embeddings(tmp_path / f"{name}.parquet", matrix_of(90))
+    whole = catalogue.read_bytes()
+    page = pq.ParquetFile(catalogue).metadata.row_group(0).column(1).data_page_offset
+    catalogue.write_bytes(whole[:page] + b"\xff" * 500 + whole[page + 500 :])
+
+    broken = run(tmp_path / "?.parquet", "--out", tmp_path / "out", "--workers", 1)
+
+    assert broken.exit_code == 1
+    assert f"{catalogue} cannot be read from row 0 on" in broken.output
+    assert len(list((tmp_path / "out" / ".backfill" / "codes").glob("*/*.arrow"))) == 1
