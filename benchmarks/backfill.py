@@ -171,6 +171,7 @@ def run(arguments: Namespace) -> Result:
                 raise RuntimeError(f"{rows} items of {arguments.items} have their IDs")
             print(f"killed twice: {figures[f'{name}, killed twice'][-1]:,.0f} items/s, {differ} rows differ")
         figures[LOOP].append(loop(base, max(BATCH, min(arguments.items, arguments.looped) // BATCH * BATCH)))
+        print(f"{LOOP}: {figures[LOOP][-1]:,.0f} items/s")
     check = Check("Rows of a table whose backfill was killed twice, beside one in peace", arguments.items, differ)
     ours = [path for path in figures if path != LOOP]
     return Result("backfill", [Comparison("A catalogue of embeddings", "items/s", ours, LOOP, figures)], [check])
