@@ -115,6 +115,29 @@ async def test_where_none_are_kept_nothing_is_asked_of_the_server(
         assert commands(client) == before + 1
 
 
+@pytest.mark.usefixtures("believed")
+async def test_a_title_is_synced_like_a_claim_the_known_one_too(
+    start_valkey: Callable[..., Valkey], connect: Connect
+) -> None:
+    server = start_valkey(appendfsync="everysec")
+    record = await (await connect(server.url, display_bytes=BYTES)).record("default", FINGERPRINT, SIZES)
+    await record.claim([claim("a")])
+
+    def waits() -> int:
+        return int(server.client().info("commandstats")["cmdstat_waitaof"]["calls"])
+
+    for _ in range(2):  # another may have given it just before, not synced yet
+        before, written = waits(), server.client().info("persistence")["aof_current_size"]
+        await record.displays.put({b"a": "kettle"})
+        assert waits() > before
+        assert server.client().info("persistence")["aof_current_size"] > written  # else the wait is behind nothing
+    (key,) = server.client().scan_iter("sid:{sid:*")
+    assert server.client().hgetall(key) == {b"a": b"kettle"}
+
+    server.restart()
+    assert await title_of(record, "a") == "kettle"
+
+
 async def test_titles_lie_in_the_slots_of_their_items_in_a_few_bytes_each(
     shared_valkey: Valkey, connect: Connect, namespace: str
 ) -> None:
