@@ -217,10 +217,11 @@ class Job:
             return
         if error is not None:
             self.future.set_exception(error)
-        else:
+            return
+        if self.encoded is None:  # the model failed on all of them
             nothing = np.zeros((self.rows, 0), np.int64), np.zeros(self.rows), np.zeros(self.rows)
-            encoded = self.encoded or Encoded(*nothing, nothing[0])
-            self.future.set_result(replace(encoded, failures=self.failures) if self.failures else encoded)
+            self.encoded = Encoded(*nothing, nothing[0])
+        self.future.set_result(replace(self.encoded, failures=self.failures) if self.failures else self.encoded)
 
 
 class Span(NamedTuple):

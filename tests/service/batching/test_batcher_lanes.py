@@ -190,10 +190,17 @@ async def test_who_is_refused_is_told_the_time_that_its_own_lane_takes(make_batc
     await asyncio.gather(busy, *feeds, *listings)
 
 
+class Steady(Pace):
+    """A pace that was measured, and stays: how long this machine takes here says nothing."""
+
+    def measure(self, tokens: int, elapsed_s: float) -> None:
+        pass
+
+
 async def test_a_batch_takes_no_longer_than_set_by_the_measured_pace(make_batcher: MakeBatcher) -> None:
     batcher, encoder = make_batcher(batch_tokens=4096, queue_tokens=10**6, batch_s=0.1)
     busy = await hold(batcher, encoder)
-    batcher._paces[True].tokens_per_s = 5_050.0
+    batcher._paces[True] = Steady(5_000.0)
     (feed,) = await queued(batcher, ["f" * 10] * 300)
 
     encoder.free.set()
@@ -205,7 +212,7 @@ async def test_a_batch_takes_no_longer_than_set_by_the_measured_pace(make_batche
 async def test_a_slow_model_has_batches_that_are_worth_its_while(make_batcher: MakeBatcher) -> None:
     batcher, encoder = make_batcher(batch_tokens=4096, queue_tokens=10**6, batch_s=0.1)
     busy = await hold(batcher, encoder)
-    batcher._paces[True].tokens_per_s = 5.0
+    batcher._paces[True] = Steady(5.0)
     (feed,) = await queued(batcher, ["f" * 16] * 300)
 
     encoder.free.set()
