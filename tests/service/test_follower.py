@@ -413,6 +413,7 @@ def test_a_decoder_that_follows_through_churn_holds_the_trie_of_a_fresh_snapshot
         writer.ended = True
         writer.join()
     with capsys.disabled():
-        print(f"\nChurn of {CHURN_S:.0f} s: {revision} changes, {tries} tries followed, {rounds} compared; {dict(kinds)}")
+        found = f"{revision} changes, {tries} tries followed, {rounds} compared; {dict(kinds)}"
+        print(f"\nChurn of {CHURN_S:.0f} s: {found}")
     assert tries > 2 * rounds
     assert kinds.keys() == {"assigned", "returned", "retired", "replaced"}
