@@ -121,7 +121,9 @@ def test_a_bad_query_is_one_problem(service: Any, path: str, query: str, slug: s
         ("GET", "/prefix/", "limit, cursor, namespace, tokenizer"),
         ("POST", "/next", None),
         ("GET", "/trie", "namespace, tokenizer"),
-        ("GET", "/changes?after=0", "after, epoch, limit, wait_s, namespace, tokenizer"),
+        ("GET", "/assignment?item_id=never", "namespace, tokenizer, item_id"),
+        ("DELETE", "/assignment?item_id=never", "namespace, tokenizer, item_id"),
+        ("GET", "/changes?after=0", "after, epoch, limit, wait_s, display, namespace, tokenizer"),
     ],
 )
 def test_a_misspelt_option_is_told_and_never_means_another_namespace(
