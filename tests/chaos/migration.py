@@ -24,7 +24,7 @@ from tests.chaos.observation import Final, Observer, ids_to_look_up
 from tests.chaos.workload import Plan, contents_of, workload
 
 CLIENTS = 3
-PAUSE_S = 0.04
+PAUSE_S = 0.08
 """Of each caller after an answer: the service shares its process with them, and the machine with other tests."""
 ABOUT_THE_DEFAULT = 0.5
 """The share of requests that name no tokenizer, of the calls whose answers say whose they are."""

@@ -25,7 +25,7 @@ from tests.chaos.migration import Traffic, filled, observe, write_catalogue
 from tests.chaos.tokenizer import embeddings, write_checkpoint
 
 ROOT = Path(__file__).parents[2]
-REQUESTS = int(os.environ.get("SID_MIGRATION_REQUESTS", "90"))  # read before the tests' settings are cleared
+REQUESTS = int(os.environ.get("SID_MIGRATION_REQUESTS", "75"))  # read before the tests' settings are cleared
 FIRST_NEW, NEW_ITEMS = 100_000, 60
 """How many items the catalogue's file has that no caller has brought yet."""
 
