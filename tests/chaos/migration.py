@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import itertools
 import random
+import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +23,7 @@ import pyarrow.parquet as pq
 from tests.chaos.client import Caller, ask, checked
 from tests.chaos.history import History, Operation, read_history
 from tests.chaos.observation import Final, Observer, ids_to_look_up
+from tests.chaos.servers import ROOT, START_TIMEOUT_S
 from tests.chaos.workload import Plan, contents_of, workload
 
 CLIENTS = 3
@@ -142,6 +145,21 @@ def write_catalogue(path: Path, items: Sequence[str], embeddings: list[list[floa
     rows = [embeddings[contents_of(item)[0]] for item in items]
     kind = pa.list_(pa.float32(), len(embeddings[0]))
     pq.write_table(pa.table({"item_id": list(items), "embedding": pa.array(rows, kind)}), path)
+
+
+def kill_once(command: Sequence[str], log: Path, begun: Callable[[], bool]) -> None:
+    """Starts a command and kills it (SIGKILL) as soon as it has begun its work, long before its end."""
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    try:
+        while not begun() and process.poll() is None:
+            assert time.monotonic() < deadline, "it does not begin"
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        ended = process.wait(30)
+    assert ended == -signal.SIGKILL, log.read_text()
 
 
 def filled(traffic: Traffic, names: tuple[str, str], items: Sequence[str], out: Path, run: Callable[[], None]) -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,10 +19,9 @@ from typer.testing import CliRunner
 from models import read_manifest
 from service.cli import app
 from tests.chaos.checker import check
-from tests.chaos.migration import Traffic, filled, observe, write_catalogue
+from tests.chaos.migration import Traffic, filled, kill_once, observe, write_catalogue
 from tests.chaos.tokenizer import embeddings, write_checkpoint
 
-ROOT = Path(__file__).parents[2]
 REQUESTS = int(os.environ.get("SID_MIGRATION_REQUESTS", "75"))  # read before the tests' settings are cleared
 FIRST_NEW, NEW_ITEMS = 100_000, 60
 """How many items the catalogue's file has that no caller has brought yet."""
@@ -60,12 +57,8 @@ def test_a_migration_under_load_fails_no_request_and_keeps_every_promise_in_both
     def killed_and_begun_again() -> None:
         command = [sys.executable, "-c", "from service.cli import app; app()", *words]
         command += ["--batch-items", "1", "--in-flight", "1"]
-        with (tmp_path / "killed.log").open("wb") as log:
-            process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         asked = {"url": f"/assignment/{FIRST_NEW}-0", "params": {"tokenizer": new}}
-        service.until(lambda: service.http.get(**asked).is_success or process.poll() is not None, "it does not fill")
-        process.send_signal(signal.SIGKILL)
-        assert process.wait(30) == -signal.SIGKILL, (tmp_path / "killed.log").read_text()
+        kill_once(command, tmp_path / "killed.log", lambda: service.http.get(**asked).is_success)
         migrate()
 
     traffic.start()
