@@ -77,7 +77,7 @@ def problem(answer: bytes) -> tuple[int, str]:
     return told["status"], told["type"].rpartition(":")[2]
 
 
-@pytest.fixture(params=list({BoundedH11, HttpProtocol}), ids=lambda parser: parser.__name__)
+@pytest.fixture(params=list(dict.fromkeys((BoundedH11, HttpProtocol))), ids=lambda parser: parser.__name__)
 def parser(request: pytest.FixtureRequest) -> type[Bounded]:
     """Each that is there."""
     return request.param
