@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,14 +16,16 @@ from service.overflow import ANY_OTHER, Overflow
 from service.registry import Durability
 from service.telemetry.logs import LogFormat
 
+PREFIX = "SID_"
 MIN_DISPLAY_BYTES = 16
+ALIKE = 0.6  # so alike are two names, of difflib's ratio from 0 to 1, that one may be a slip for the other
 NamespaceOrAny = Annotated[str, Field(pattern=rf"^(\{ANY_OTHER}|[A-Za-z0-9_.-]{{1,64}})$")]
 
 
 class Settings(BaseSettings):
     """The service's settings; each field is `SID_<NAME>` in the environment."""
 
-    model_config = SettingsConfigDict(env_prefix="SID_", env_ignore_empty=True, frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True)
 
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on.")
@@ -197,3 +201,11 @@ class Settings(BaseSettings):
     def checkpoints(self) -> tuple[Path, ...]:
         """All that are loaded, the default's first."""
         return (self.checkpoint, *self.further_checkpoints)
+
+
+def strangers(environment: Iterable[str]) -> dict[str, str | None]:
+    """Variables that begin as settings do and are none, each with the setting that it may be meant as."""
+    known = {name.upper() for name in Settings.model_fields}
+    given = {name: name.upper().removeprefix(PREFIX) for name in environment if name.upper().startswith(PREFIX)}
+    found = {name: get_close_matches(rest, known, 1, ALIKE) for name, rest in given.items() if rest not in known}
+    return {name: PREFIX + alike[0] if alike else None for name, alike in found.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +17,19 @@ if TYPE_CHECKING:
 
 
 def read_settings(checkpoint: Path | None = None) -> Settings:
-    """The SID_* settings, with another checkpoint where one is given."""
+    """The SID_* settings, with another checkpoint where one is given.
+
+    A variable that is like a setting and is none is refused: `SID_KEY_FILE` would leave the service open.
+    """
     from pydantic import ValidationError
 
     from service.schemas import describe
-    from service.settings import Settings
+    from service.settings import Settings, strangers
 
+    for name, meant in strangers(os.environ).items():
+        if meant:
+            raise typer.BadParameter(f"{name} is none; is {meant} meant?", param_hint="SID_* settings")
+        typer.echo(f"semid: {name} is no setting and is passed over", err=True)
     try:
         settings = Settings()
     except ValidationError as error:

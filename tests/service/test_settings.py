@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from service.overflow import Overflow
 from service.registry import Durability
-from service.settings import Settings
+from service.settings import Settings, strangers
 
 
 def test_the_defaults_serve_a_newcomer() -> None:
@@ -80,6 +80,16 @@ def test_a_setting_out_of_range_is_refused_by_its_name(monkeypatch: pytest.Monke
 
     with pytest.raises(ValidationError, match=name.removeprefix("SID_").lower()):
         Settings()
+
+
+def test_a_variable_that_is_no_setting_is_found_with_the_one_that_it_may_be_meant_as() -> None:
+    given = ["SID_KEY_FILE", "SID_DISPLAY", "SID_PORT_8000_TCP", "SID_PORT", "sid_host", "HOME"]
+
+    assert strangers(given) == {
+        "SID_KEY_FILE": "SID_KEYS_FILE",
+        "SID_DISPLAY": "SID_DISPLAY_BYTES",
+        "SID_PORT_8000_TCP": None,  # as Kubernetes writes for a Service that is named sid
+    }
 
 
 def test_settings_do_not_change() -> None:
