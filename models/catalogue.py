@@ -321,11 +321,17 @@ def _json_rows(path: Path, _: int) -> Iterator[dict[str, Any]]:
 def _csv_rows(path: Path, _: int) -> Iterator[dict[str, Any]]:
     # utf-8-sig: spreadsheets put a byte order mark in front of the first column's name.
     with path.open(encoding="utf-8-sig", newline="") as file:
-        for number, row in enumerate(csv.DictReader(file), 1):
-            if None in row:
-                msg = f"{path}, row {number} has more cells than the header"
-                raise ValueError(msg)
-            yield row
+        # strict: else all that follows a quote that is never closed would be one cell, and its items lost.
+        rows, number = csv.DictReader(file, strict=True), 0
+        try:
+            for number, row in enumerate(rows, 1):
+                if None in row:
+                    msg = f"{path}, row {number} has more cells than the header"
+                    raise ValueError(msg)
+                yield row
+        except csv.Error as error:
+            msg = f"{path}, row {number + 1} cannot be read: {error}"
+            raise ValueError(msg) from error
 
 
 def _numpy_batches(path: Path) -> Iterator[Tensor]:

@@ -55,6 +55,9 @@ def tokenize(
 
     out = out or file.with_suffix(".ids.parquet")
     rejected = out.with_suffix(".rejected.jsonl")
+    for written in (out, rejected):
+        if written.exists() and written.samefile(file):
+            raise failure(f"{written} would be written over, which is the catalogue itself: choose another --out")
     read = file.stat()
     identity = {
         "file": [str(file.resolve()), read.st_size, read.st_mtime_ns],

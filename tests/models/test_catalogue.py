@@ -204,7 +204,8 @@ def test_a_number_that_is_none_is_absent(tmp_path):
     ("name", "content", "words"),
     [
         ("latin.csv", "item_id,title\n1,caf\xe9\n".encode("latin-1"), "latin.csv is not UTF-8"),
-        ("wide.csv", b"item_id,title\n1," + b"x" * 200_000, "wide.csv cannot be read: field larger"),
+        ("wide.csv", b"item_id,title\n1," + b"x" * 200_000, "wide.csv, row 1 cannot be read: field larger"),
+        ("open.csv", b'item_id,title\n1,a\n2,"b\n3,c\n', "open.csv, row 2 cannot be read: unexpected end"),
         ("deep.jsonl", b"[" * 100_000, "deep.jsonl, line 1 is not JSON"),
         ("utf16.jsonl", '{"item_id": "1"}'.encode("utf-16"), "utf16.jsonl is not UTF-8"),
     ],

@@ -141,6 +141,31 @@ def test_a_mistake_is_answered_with_words_and_no_traceback(
     assert "Traceback" not in result.output
 
 
+def test_a_setting_with_a_slip_in_its_name_is_refused_and_a_variable_unlike_any_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SID_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("SID_PORT_8000_TCP", "tcp://10.0.0.1:8000")
+    assert "semid: SID_PORT_8000_TCP is no setting and is passed over" in run("registry", "status").output
+
+    monkeypatch.setenv("SID_KEY_FILE", "keys.json")
+    result = run("serve")
+    assert result.exit_code == 2
+    assert "SID_KEY_FILE is none; is SID_KEYS_FILE meant?" in " ".join(result.output.replace("│", "").split())
+
+
+@pytest.mark.parametrize(("name", "out"), [("items.jsonl", "items.jsonl"), ("ids.rejected.jsonl", "ids.parquet")])
+def test_the_catalogue_is_not_written_over_by_its_own_ids(tmp_path: Path, url: str, name: str, out: str) -> None:
+    catalogue = tmp_path / name
+    catalogue.write_text('{"item_id": "1", "title": "kettle"}\n')
+
+    result = run("tokenize", catalogue, "--url", url, "--out", tmp_path / out)
+
+    assert result.exit_code == 1
+    assert f"{name} would be written over" in result.output
+    assert catalogue.read_text() == '{"item_id": "1", "title": "kettle"}\n'
+
+
 def test_the_tokenizer_that_is_named_is_asked(service: Any, url: str, catalogue: Path, namespace: str) -> None:
     full_name = service.state.tokenizers.current.default.full_name
 
