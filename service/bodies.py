@@ -16,6 +16,7 @@ from service.errors import BodyTimeout, BodyTooLarge, NotJson, Overloaded
 STREAM_BYTES = 256 * 1024  # of a stream that holds nothing else: buffers of its connection, tasks
 BYTES_ON_THE_LOOP = 64 * 1024  # parsing more would keep other requests waiting
 
+DIGITS = 18  # of an integer, at most: beyond them it is a float
 COUNTED_AT_ONCE = 32 * 1024  # bytes of a large body; what is made of these stays in the processor's cache
 
 
@@ -239,8 +240,8 @@ def parse_json(body: bytes) -> Any:
     """The JSON value of a body.
 
     The fast parser refuses a whole body for one lone surrogate, NaN or number beyond float64; then the lenient one
-    reads it, so that only the item that holds it fails. No member is an integer, so all numbers may be floats:
-    Python's own limit on the digits of an integer would fail the body.
+    reads it, so that only the item that holds it fails. An integer of many digits becomes a float: Python's own limit
+    on them would fail the body.
 
     Raises:
         NotJson: Neither can read it.
@@ -249,6 +250,10 @@ def parse_json(body: bytes) -> Any:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         try:
-            return json.loads(body.decode("utf-8", "surrogatepass"), parse_int=float)
+            return json.loads(body.decode("utf-8", "surrogatepass"), parse_int=_integer)
         except (ValueError, RecursionError):
             raise NotJson(str(error)) from error
+
+
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) <= DIGITS else float(digits)

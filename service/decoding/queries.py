@@ -129,7 +129,9 @@ class Decoding:
         tokenizer = self._tokenizers.named(name)
         record = await self._records.of(namespace, tokenizer.manifest)
         wait_s = min(wait_s, self._max_wait_s)
-        found = await record.changes.after(after, limit, wait_s, None if epoch is None else epoch.encode())
+        found = await record.changes.after(after, limit, wait_s, epoch.encode() if epoch else None)
+        if found.changes and not record.history.epoch:  # it began while this waited
+            record = await self._records.of(namespace, tokenizer.manifest)
         changes = [_change(change) for change in found.changes]
         if display:
             await show(record, [change for change in changes if change["change"] != "retired"])

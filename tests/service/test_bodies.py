@@ -146,6 +146,13 @@ def test_json_is_read_as_leniently_as_each_item_allows(body: bytes, value: objec
     assert parse_json(body) == value
 
 
+def test_an_integer_is_one_whatever_stands_beside_it() -> None:
+    values = parse_json(b"[12, -3, 123456789012345678901, NaN]")
+
+    assert values[:3] == [12, -3, 1.2345678901234568e20]
+    assert [type(value) for value in values] == [int, int, float, float]
+
+
 @pytest.mark.parametrize(
     "body",
     [
