@@ -1,6 +1,6 @@
 // The service's API, as the page needs it; every answer is of the tokenizer and the namespace that are looked at.
 
-/** What the page looks at; `changed` is told to all who ask. */
+/** What the page looks at; `changed` is told to all who ask, and `assigned` when the page itself has assigned an ID there. */
 export const scope = Object.assign(new EventTarget(), { tokenizer: null, namespace: "default", manifest: null });
 
 export class Problem extends Error {

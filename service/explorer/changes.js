@@ -28,7 +28,7 @@ async function follow() {
   following.abort();
   following = new AbortController();
   const { signal } = following;
-  byId("changes-list").replaceChildren(el("li", { class: "empty" }, "Nothing has changed yet."));
+  byId("changes-list").replaceChildren(nothing());
   let cursor = null;
   while (!signal.aborted) {
     try {
@@ -55,8 +55,10 @@ async function beginning(signal) {
 }
 
 async function next({ after, epoch }, signal) {
-  const answer = await changes(after, { epoch, wait: WAIT_S, signal });
+  const answer = await changes(after, { epoch: epoch || null, wait: WAIT_S, signal });
+  while (paused) await pause(PAUSE_MS, signal); // since it was asked
   byId("changes-hint").textContent = `Every assignment, return, retirement and replacement, as a decoder follows them. The record is at revision ${count(answer.revision)}.`;
+  recovered();
   if (answer.changes.length) add(answer.changes);
   else await pause(PAUSE_MS, signal); // the service may not wait as long as it was asked to
   return { after: answer.next_after, epoch: answer.epoch || epoch };
@@ -64,10 +66,19 @@ async function next({ after, epoch }, signal) {
 
 function add(found) {
   const list = byId("changes-list");
-  list.querySelectorAll(".empty, .failed").forEach((line) => line.remove());
+  list.querySelectorAll(".empty").forEach((line) => line.remove());
   list.prepend(...found.reverse().map(line));
   while (list.children.length > SHOWN) list.lastElementChild.remove();
 }
+
+/** What failed before does not stand there any more once the service answers. */
+function recovered() {
+  const list = byId("changes-list");
+  list.querySelectorAll(".failed").forEach((line) => line.remove());
+  if (!list.children.length) list.append(nothing());
+}
+
+const nothing = () => el("li", { class: "empty" }, "Nothing has changed yet.");
 
 function tell(error) {
   const list = byId("changes-list");

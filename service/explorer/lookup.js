@@ -4,6 +4,7 @@ import { assignment, lookUp, scope } from "./api.js";
 import { byId, chain, el, notice, problem } from "./dom.js";
 
 const SEMANTIC_ID = /^(\d+(-\d+)+|(<[a-z]_\d+>)+)$/;
+let asked = 0; // answers to what is asked no longer are dropped
 const time = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium" });
 
 export function start() {
@@ -11,16 +12,21 @@ export function start() {
     event.preventDefault();
     run(byId("lookup-key").value.trim());
   });
-  scope.addEventListener("changed", () => byId("lookup-result").replaceChildren());
+  scope.addEventListener("changed", () => {
+    asked += 1;
+    byId("lookup-result").replaceChildren();
+  });
 }
 
 async function run(key) {
   const place = byId("lookup-result");
   if (!key) return;
+  const now = ++asked;
   try {
-    place.replaceChildren(shown(await found(key)));
+    const answer = await found(key);
+    if (now === asked) place.replaceChildren(shown(answer));
   } catch (error) {
-    place.replaceChildren(error.members?.retired_at || error.retired_at ? retired(error) : problem(error));
+    if (now === asked) place.replaceChildren(error.members?.retired_at || error.retired_at ? retired(error) : problem(error));
   }
 }
 

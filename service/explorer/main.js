@@ -2,12 +2,13 @@
 
 import { scope, tokenizers, useKey } from "./api.js";
 import * as changes from "./changes.js";
-import { byId, count, el, problem } from "./dom.js";
+import { byId, count, el, notice, problem } from "./dom.js";
 import * as health from "./health.js";
 import * as lookup from "./lookup.js";
 import * as tree from "./tree.js";
 import * as trial from "./try.js";
 
+const SENDABLE = /^[!-~]+$/;
 const loaded = new Map();
 const sections = () => document.querySelectorAll("main > section:not(.intro)");
 
@@ -26,10 +27,18 @@ async function begin() {
   if (loaded.has(asked.get("tokenizer"))) byId("tokenizer").value = asked.get("tokenizer");
   if (asked.get("namespace")) byId("namespace").value = asked.get("namespace");
   if (!byId("namespace").checkValidity()) byId("namespace").value = "default";
+  const elsewhere = elsewhereThan(asked);
   for (const section of sections()) section.inert = false;
   look();
+  byId("about").append(...elsewhere);
   for (const section of [trial, tree, health, lookup, changes]) section.start();
 }
+
+/** In words, where the address names what the page cannot look at. */
+const elsewhereThan = (asked) =>
+  [["tokenizer", "is not loaded"], ["namespace", "is no name of a namespace"]]
+    .filter(([name]) => asked.get(name) && asked.get(name) !== byId(name).value)
+    .map(([name, why]) => ` The ${name} of the address, ${asked.get(name)}, ${why}: this is ${byId(name).value}.`);
 
 /** Look at the tokenizer and the namespace that are chosen. */
 function look() {
@@ -59,7 +68,12 @@ byId("scope").addEventListener("submit", (event) => {
 byId("tokenizer").addEventListener("change", look);
 byId("key").addEventListener("submit", (event) => {
   event.preventDefault();
-  useKey(byId("key-value").value);
+  const key = byId("key-value").value.trim();
+  if (!SENDABLE.test(key)) { // no request could carry it
+    byId("about").replaceChildren(notice("bad", "That is no key.", "A key has letters of a to z, digits, - and _ only."));
+    return;
+  }
+  useKey(key);
   location.reload();
 });
 scope.addEventListener("key-wanted", () => {

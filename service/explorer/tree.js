@@ -25,6 +25,10 @@ export function start() {
       known.clear();
       from("");
     });
+    scope.addEventListener("assigned", () => {
+      known.clear();
+      from(focus);
+    });
   });
 }
 

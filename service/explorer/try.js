@@ -1,6 +1,6 @@
 // A text's path down the levels, the ID it would get, and what stands near it.
 
-import { assign, explain, scope } from "./api.js";
+import { assign, explain, Problem, scope } from "./api.js";
 import { byId, chain, copy, count, el, figure, hueOf, items, letter, named, notice, percent, problem } from "./dom.js";
 import { errorScale } from "./scale.js";
 
@@ -38,15 +38,16 @@ async function run(assigning) {
   const place = byId("try-result");
   place.setAttribute("aria-busy", "true");
   byId("try-said").textContent = assigning ? "Assigning …" : "Asking …";
+  let said = null;
   try {
-    const said = assigning ? await assigned({ item_id: itemId, text }) : null;
+    if (assigning) said = await assigned({ item_id: itemId, text });
     const answer = await explain(itemId ? { item_id: itemId, text } : { text }, asked.signal);
     place.replaceChildren(...shown(answer));
     byId("try-said").textContent = said ?? summary(answer);
   } catch (error) {
     if (error.name === "AbortError") return;
     place.replaceChildren(problem(error));
-    byId("try-said").textContent = "";
+    byId("try-said").textContent = said ?? ""; // it is assigned, though its path cannot be shown
   } finally {
     place.setAttribute("aria-busy", "false");
   }
@@ -54,7 +55,8 @@ async function run(assigning) {
 
 async function assigned(item) {
   const [entry] = (await assign(item)).items;
-  if (entry.error) throw entry.error;
+  if (entry.error) throw new Problem({ ...entry.error, title: `${entry.error.title}.` });
+  scope.dispatchEvent(new Event("assigned"));
   return entry.created ? `Assigned ${entry.semantic_id}.` : `It holds ${entry.semantic_id} already.`;
 }
 

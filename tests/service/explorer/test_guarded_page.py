@@ -62,6 +62,11 @@ def test_the_page_asks_for_a_key_and_does_what_its_scope_allows(guarded: Guarded
     assert tab.evaluate("[...document.querySelectorAll('main > section:not(.intro)')].every((one) => one.inert)")
     assert tab.evaluate("document.querySelector('#scope').checkVisibility()") is False
 
+    tab.evaluate("document.querySelector('#key-value').value = 'ключ'")  # no header can carry it
+    tab.evaluate("document.querySelector('#key button').click()")
+    tab.until("document.querySelector('#about strong')?.textContent === 'That is no key.'")
+    assert tab.evaluate("sessionStorage.length") == 0
+
     use(tab, "semid_of-nobody")
     tab.until("document.querySelector('#about .notice')")
     assert text_of(tab, "#about strong") == "The service does not take this key."

@@ -1,0 +1,102 @@
+"""What people meet on the page when something does not go as it should."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.service.explorer.browser import Browser
+from tests.service.explorer.test_page import show, text_of
+
+FIRST = "document.querySelector('#changes-list .id')?.textContent"
+
+
+@pytest.fixture
+def page(service: Any, tab: Browser, namespace: str) -> Iterator[Browser]:
+    """The page on a namespace with one item."""
+    service.tokenize({"item_id": "kettle", "text": "kettle"}, namespace=namespace)
+    tab.look()
+    tab.open(f"{service.http.base_url}/?namespace={namespace}")
+    tab.until("document.querySelector('#about').textContent.includes('levels')")
+    yield tab
+    tab.command("Page.navigate", url="about:blank")  # else the service waits for the feed
+
+
+def assign(page: Browser, item_id: str) -> None:
+    page.evaluate(f"document.querySelector('#try-item').value = {json.dumps(item_id)}")
+    page.evaluate("document.querySelector('#try-form button[value=assign]').click()")
+
+
+def test_the_tree_has_what_the_page_assigned_also_where_it_was_empty(service: Any, tab: Browser) -> None:
+    tab.open(f"{service.http.base_url}/?namespace=begun-{time.monotonic_ns()}")
+    tab.until("document.querySelector('#about').textContent.includes('levels')")
+    show(tab, "changes")
+    show(tab, "tree")
+    tab.until("document.querySelector('#tree-figure .empty')")
+
+    assign(tab, "first")
+
+    tab.until("document.querySelector('#tree-figure .centre')?.textContent === '1'")
+    tab.until(f"{FIRST} === 'first'")
+    time.sleep(0.2)  # the feed goes on from there
+    assert tab.complaints == []
+    tab.command("Page.navigate", url="about:blank")
+
+
+def test_an_item_at_fault_is_told_in_whole_sentences(page: Browser) -> None:
+    assign(page, "x" * 257)
+
+    page.until("document.querySelector('#try-result .notice')")
+    assert text_of(page, "#try-result .notice").startswith("The item id is not valid. it has 257 bytes")
+
+
+def test_what_was_assigned_is_told_though_its_path_cannot_be_shown(page: Browser) -> None:
+    page.evaluate(
+        "real = fetch, window.fetch = (url, ...rest) =>"
+        " String(url).endsWith('/explain') ? Promise.reject(new TypeError()) : real(url, ...rest)"
+    )
+
+    assign(page, "lamp")
+
+    page.until("document.querySelector('#try-result .notice')")
+    assert text_of(page, "#try-said").startswith("Assigned ")
+
+
+def test_a_feed_that_pauses_shows_nothing_new_and_all_of_it_when_it_goes_on(
+    service: Any, page: Browser, namespace: str
+) -> None:
+    show(page, "changes")
+    page.until(f"{FIRST} === 'kettle'")
+    page.evaluate("document.querySelector('#changes-pause').click()")
+
+    service.tokenize({"item_id": "lamp", "text": "lamp"}, namespace=namespace)
+    time.sleep(0.7)
+    assert page.evaluate(FIRST) == "kettle"
+
+    page.evaluate("document.querySelector('#changes-pause').click()")
+    page.until(f"{FIRST} === 'lamp'")
+
+
+def test_a_feed_that_is_there_again_does_not_say_that_it_is_away(page: Browser) -> None:
+    show(page, "changes")
+    page.until(f"{FIRST} === 'kettle'")
+    page.evaluate("real = fetch, window.fetch = () => Promise.reject(new TypeError())")
+    page.evaluate("document.querySelector('#scope button').click()")
+    page.until("document.querySelector('#changes-list .failed')")
+
+    page.evaluate("window.fetch = real")
+
+    page.until(f"!document.querySelector('#changes-list .failed') && {FIRST} === 'kettle'")
+
+
+def test_an_address_of_what_is_not_there_says_so(service: Any, tab: Browser) -> None:
+    tab.open(f"{service.http.base_url}/?tokenizer=gone@00&namespace=two%20words")
+
+    tab.until("document.querySelector('#about').textContent.includes('levels')")
+    about = text_of(tab, "#about")
+    assert "The tokenizer of the address, gone@00, is not loaded" in about
+    assert "The namespace of the address, two words, is no name of a namespace: this is default." in about
