@@ -51,6 +51,9 @@ class Comparison:
     figures: Mapping[str, Sequence[float]]
 
 
+Table = dict[str, dict[str, float]]
+
+
 @dataclass(frozen=True)
 class Check:
     """What was counted of answers that have to be equal.
@@ -75,12 +78,14 @@ class Result:
         comparisons: What was timed.
         checks: What was counted.
         skipped: Peer -> why it was not measured.
+        tables: What is neither: title -> row -> column -> figure.
     """
 
     name: str
     comparisons: list[Comparison] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    tables: dict[str, Table] = field(default_factory=dict)
 
 
 def rounds_of(paths: Mapping[str, Callable[[int], float]], rounds: int, unit: str) -> dict[str, list[float]]:
@@ -142,7 +147,25 @@ def as_text(result: Mapping[str, Any]) -> str:
             )
     lines += [f"{check['title']}: {check['differ']:,} of {check['items']:,} differ" for check in result["checks"]]
     lines += [f"not measured: {peer} ({why})" for peer, why in result["skipped"].items()]
+    for title, table in result.get("tables", {}).items():
+        lines += ["", title, markdown(table)]
     return "\n".join(lines)
+
+
+def markdown(table: Table) -> str:
+    """Rows and columns as a page has them."""
+    columns = list(next(iter(table.values())))
+    lines = ["| | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
+    lines += [
+        f"| {row} | " + " | ".join(_shown(figures[one]) for one in columns) + " |" for row, figures in table.items()
+    ]
+    return "\n".join(lines)
+
+
+def _shown(figure: float) -> str:
+    if figure >= 100 or figure == int(figure):
+        return f"{figure:,.0f}"
+    return f"{figure:.2g}" if figure < 0.1 else f"{figure:.3g}"
 
 
 def parser_of(description: str | None, *, rounds: int = 5, serves: bool = False) -> argparse.ArgumentParser:
@@ -187,6 +210,7 @@ def keep(result: Result, arguments: argparse.Namespace) -> Path:
         "comparisons": [asdict(comparison) for comparison in result.comparisons],
         "checks": [asdict(check) for check in result.checks],
         "skipped": result.skipped,
+        **({"tables": result.tables} if result.tables else {}),
     }
     arguments.results.mkdir(parents=True, exist_ok=True)
     path: Path = arguments.results / f"{result.name}.json"
