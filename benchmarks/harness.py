@@ -210,7 +210,7 @@ def keep(result: Result, arguments: argparse.Namespace) -> Path:
         "comparisons": [asdict(comparison) for comparison in result.comparisons],
         "checks": [asdict(check) for check in result.checks],
         "skipped": result.skipped,
-        **({"tables": result.tables} if result.tables else {}),
+        **({"tables": tables} if (tables := {title: rows for title, rows in result.tables.items() if rows}) else {}),
     }
     arguments.results.mkdir(parents=True, exist_ok=True)
     path: Path = arguments.results / f"{result.name}.json"

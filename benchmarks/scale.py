@@ -4,9 +4,9 @@
 
 No service. Items are pairs of embeddings, made up or given, with the codes of the default checkpoint. Up to the largest
 of --items all are made. Of more, first codes are made whole, each as many times larger as the catalogue is: what is
-distinct in all is taken to grow as in them. The buckets of more are those of the largest of --items, in as many times
-fewer. Forward buckets are drawn from the binomial law, and counted by the CRCs of a billion ids. At --real items the
-keys, entries and memory of a server stand beside those predicted.
+distinct in all is taken to grow as in the one in the middle. The buckets of more are those of the largest of --items,
+in as many times fewer. Forward buckets are drawn from the binomial law, and counted by the CRCs of a billion ids. At
+--real items the keys, entries and memory of a server stand beside those predicted.
 """
 
 from __future__ import annotations
@@ -49,8 +49,11 @@ def prefixes(populations: Mapping[int, Reverse], drawn: Mapping[int, Reverse], w
         whole: The largest of `populations`.
     """
     counts = {items: _distinct(population) for items, population in populations.items()}
+    # The one in the middle grows as the whole does; the fullest, where prefixes are shared by more, less.
+    middle = drawn[max(drawn)] if drawn else populations[whole]
     for items, some in drawn.items():
-        counts[items] = counts[whole] * _distinct(some) / _distinct(_alike(populations[whole], some))
+        growth = _distinct(_alike(some, middle)) / _distinct(_alike(populations[whole], middle))
+        counts[items] = counts[whole] * growth
     sizes: Table = {}
     for items, found in counts.items():
         groups = (drawn[items] if items in drawn else populations[items]).groups
@@ -63,9 +66,9 @@ def prefixes(populations: Mapping[int, Reverse], drawn: Mapping[int, Reverse], w
     slopes: Table = {}
     for (few, before), (many, after) in pairwise(counts.items()):
         slopes[f"{few:,} to {many:,}"] = _exponents(before, after, many / few)
-        for items, some in drawn.items() if many <= whole else ():
-            those = [_distinct(_alike(populations[size], some)) for size in (few, many)]
-            slopes[f"{few:,} to {many:,}, of the first codes made of {items:,}"] = _exponents(*those, many / few)
+        if drawn and many <= whole:
+            those = [_distinct(_alike(populations[size], middle)) for size in (few, many)]
+            slopes[f"{few:,} to {many:,}, of the first code in the middle"] = _exponents(*those, many / few)
     return sizes, slopes
 
 

@@ -36,7 +36,7 @@ from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-ITEMS_PER_BUCKET = 100
+ITEMS_PER_BUCKET = 50  # docs/scale.md has the memory of others
 
 Stage = Callable[[str, int, int], AbstractContextManager[Callable[[int], object]]]
 """Name, rows in all, rows done already -> what is told of more rows."""
