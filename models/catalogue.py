@@ -86,7 +86,8 @@ def read_items(
         items = []
         for row in batch:
             number += 1
-            items.append(names.item(row, f"{path}, row {number}"))
+            # A line of JSON has columns of its own: a later one without any content fails alone, as an empty cell does.
+            items.append(names.item(row, f"{path}, row {number}", may_be_empty=number > 1))
         yield items
 
 
@@ -213,7 +214,7 @@ class _Names:
         self._fields = {renamed.get(column, column): name for column, name in FIELDS.items()}
         self._keep = keep
 
-    def item(self, row: Mapping[str, Any], place: str) -> CatalogueItem:
+    def item(self, row: Mapping[str, Any], place: str, *, may_be_empty: bool = False) -> CatalogueItem:
         item_id = row.get(self._item_id)
         if item_id is None or item_id == "" or isinstance(item_id, (float, bool, list, dict)):
             msg = f"{place} has no {self._item_id!r}; its columns are {sorted(row)}"
@@ -221,7 +222,7 @@ class _Names:
         if not isinstance(item_id, (str, int)):
             msg = f"{place}, {self._item_id}: expected a string or an integer, got {item_id!r}"
             raise ValueError(msg)  # noqa: TRY004 - one kind of error for what a file holds
-        if self._text not in row and not self._fields.keys() & row.keys():
+        if not may_be_empty and self._text not in row and not self._fields.keys() & row.keys():
             msg = (
                 f"{place} has none of the columns {sorted({*self._fields, self._text})}; its columns are {sorted(row)}"
             )

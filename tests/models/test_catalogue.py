@@ -193,6 +193,17 @@ def test_half_a_surrogate_pair_is_refused_naming_file_and_row(row, tmp_path):
         list(read_items(path))
 
 
+def test_a_line_without_content_is_an_item_without_content_unless_it_is_the_first(tmp_path):
+    path = tmp_path / "items.jsonl"
+    write(path, [{"item_id": "a", "title": "t"}, {"item_id": "b"}])
+    (items,) = read_items(path)
+    assert [item.content(TextTemplate()) for item in items] == ["t", ""]
+
+    write(path, [{"item_id": "b"}, {"item_id": "a", "title": "t"}])
+    with pytest.raises(ValueError, match="row 1 has none of the columns"):
+        list(read_items(path))
+
+
 def test_a_number_that_is_none_is_absent(tmp_path):
     path = tmp_path / "items.jsonl"
     write(path, [{"item_id": "a", "title": "t", "brand": float("nan"), "description": 5}])

@@ -73,16 +73,17 @@ def test_rejected_items_stand_in_a_file_with_their_reason_and_the_exit_status_sa
     url: str, namespace: str, tmp_path: Path
 ) -> None:
     items = tmp_path / "items.jsonl"
-    items.write_text('{"item_id": "good", "title": "kettle"}\n{"item_id": "bad", "title": "  "}\n')
+    rows = [{"item_id": "good", "title": "kettle"}, {"item_id": "bad", "title": "  "}, {"item_id": "bare"}]
+    items.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     result = run("tokenize", items, "--url", url, "--namespace", namespace)
 
     assert result.exit_code == 3
-    assert "1 items were rejected" in result.output
+    assert "2 items were rejected" in result.output
     assert [row["item_id"] for row in read(tmp_path / "items.ids.parquet")] == ["good"]
-    (rejected,) = read(tmp_path / "items.ids.rejected.jsonl")
-    assert (rejected["row"], rejected["item_id"]) == (2, "bad")
-    assert rejected["type"] == "urn:semid:problem:invalid_text"
+    rejected = read(tmp_path / "items.ids.rejected.jsonl")
+    assert [(row["row"], row["item_id"]) for row in rejected] == [(2, "bad"), (3, "bare")]
+    assert {row["type"] for row in rejected} == {"urn:semid:problem:invalid_text"}
 
 
 def test_a_dry_run_writes_codes_and_assigns_nothing(
