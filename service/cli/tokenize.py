@@ -80,7 +80,7 @@ def tokenize(
         raise typer.Exit(INTERRUPTED) from None
     except (TokenizerError, ValueError, OSError) as error:
         raise failure(str(error)) from error
-    typer.echo(f"{counts.written} items with their Semantic IDs in {out}")
+    typer.echo(f"{counts.written} items with their {'codes' if dry_run else 'Semantic IDs'} in {out}")
     if counts.rejected:
         typer.echo(f"semid: {counts.rejected} items were rejected; the reasons are in {rejected}", err=True)
         raise typer.Exit(REJECTED)

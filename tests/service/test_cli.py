@@ -96,6 +96,7 @@ def test_a_dry_run_writes_codes_and_assigns_nothing(
     )
 
     assert result.exit_code == 0, result.output
+    assert f"70 items with their codes in {out}" in result.output
     assert {len(row["codes"]) for row in read(out)} == {3}
     assert {row["semantic_id"] for row in read(out)} == {None}
     assert service.assigned(namespace) == {}
