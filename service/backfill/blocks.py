@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -124,8 +125,11 @@ class BlockReader:
             self._file, self._path = None, ""
 
     def _portion(self, first: int, rows: pa.RecordBatch) -> Portion:
+        rows, broken = _without_broken(rows)
         item_ids = rows["item_id"].cast(pa.string())
         columns = self._embeddings(item_ids, rows) if self._kind is Kind.EMBEDDINGS else self._texts(item_ids, rows)
+        if broken:
+            columns = replace(columns, failures={**columns.failures, **broken})
         order = None if self._order_by is None else _sortable(rows[self._order_by[0]], self._order_by[1])
         return Portion(first, item_ids, columns, order)
 
@@ -172,6 +176,21 @@ class _Texts:
 
     def at(self, places: NDArray[np.int64]) -> list[str]:
         return [self._texts[place] for place in places.tolist()]
+
+
+def _without_broken(rows: pa.RecordBatch) -> tuple[pa.RecordBatch, dict[int, ItemError]]:
+    """The rows, those with bytes that are no UTF-8 made empty, and why, by place: files may call such bytes strings."""
+    try:
+        rows.validate(full=True)
+    except pa.ArrowInvalid:
+        broken: dict[int, ItemError] = {}
+        for place in range(len(rows)):
+            try:
+                rows.slice(place, 1).validate(full=True)
+            except pa.ArrowInvalid:
+                broken[place] = InvalidItem("it has a string that is not UTF-8")
+        return rows.take(pa.array([None if place in broken else place for place in range(len(rows))])), broken
+    return rows, {}
 
 
 def _columns_of(read: Sequence[Item | ItemError], contents: _Texts | EmbeddingColumn) -> ItemColumns:

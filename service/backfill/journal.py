@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from models.whole_files import write_whole
+from models.whole_files import sync, write_whole
 from service.backfill.plan import Block
 
 SUMMARY = "backfill.json"
@@ -133,8 +133,13 @@ class Journal:
         return before == record
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Writes what was done beside the table; then the journal is gone."""
+        """Writes what was done beside the table; then the journal is gone.
+
+        Its head goes first: of a journal that is half gone nothing can be gone on with.
+        """
         write_whole(self.out / SUMMARY, json.dumps(summary, indent=2) + "\n")
+        self._head.unlink()
+        sync(self.directory)
         shutil.rmtree(self.directory)
 
     def _remove_table(self) -> None:

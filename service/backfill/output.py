@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from models.whole_files import write_whole
+from models.whole_files import sync, write_whole
 from service.backfill.code_files import CodeFile, unpacked
 from service.backfill.journal import REJECTED, Journal
 from service.backfill.plan import Block
@@ -105,6 +105,7 @@ def finish(journal: Journal, blocks: Sequence[Block]) -> Counts:
             written += len(part)
             created += pc.sum(part["created"]).as_py() or 0
     if rejected:
+        sync(draft)
         draft.replace(journal.out / REJECTED)
     return Counts(written, created, rejected)
 

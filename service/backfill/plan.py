@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -82,18 +83,24 @@ class Plan(NamedTuple):
         }
 
 
-def make_plan(paths: Sequence[str], *, order_by: str = INPUT_ORDER, block_rows: int | None = None) -> Plan:
+def make_plan(
+    paths: Sequence[str], *, order_by: str = INPUT_ORDER, block_rows: int | None = None, out: Path | None = None
+) -> Plan:
     """The plan for these paths; reads no more than what the files say of themselves.
 
     Args:
         paths: See `find_files`.
         order_by: See `Plan`.
         block_rows: Rows of a block, at most; by the kind where None.
+        out: The directory of the table, where there is to be one.
 
     Raises:
-        ValueError: Files are missing, cannot be read, or have not the columns that are needed, all the same.
+        ValueError: Files are missing, cannot be read, have not the columns that are needed, all the same, or lie where
+            the table goes.
     """
     files = find_files(paths)
+    if out is not None:
+        _keep_apart(paths, files, out)
     rows, of_columns = [], []
     for file in files:
         with open_parquet(file.path) as parquet:
@@ -106,10 +113,21 @@ def make_plan(paths: Sequence[str], *, order_by: str = INPUT_ORDER, block_rows: 
     if len(orders) > 1:
         raise ValueError(f"the column {order_by} is of several types: {', '.join(sorted(map(str, orders)))}")
     (kind,), (order_type,) = kinds, orders
+    if order_type is not None and pa.types.is_temporal(order_type):
+        order_type = pa.int64()
     block_rows = block_rows or kind.block_rows
     columns = tuple(sorted({name for _, names, _ in of_columns for name in names}))
     blocks = tuple(_blocks(files, rows, block_rows))
     return Plan(tuple(files), kind, columns, order_by, order_type, block_rows, blocks)
+
+
+def _keep_apart(paths: Sequence[str], files: Sequence[SourceFile], out: Path) -> None:
+    """Raises ValueError where the table's parts would be read as items, or be written over what is read."""
+    place = out.resolve()
+    around = [path for path in paths if "://" not in path and place.is_relative_to(Path(path).resolve())]
+    within = [file.path for file in files if "://" not in file.path and Path(file.path).resolve().is_relative_to(place)]
+    for path in (*around, *within):
+        raise ValueError(f"{path} is read, so the table cannot go to {out}: name a directory apart from it by --out")
 
 
 def _blocks(files: Sequence[SourceFile], rows: Sequence[int], block_rows: int) -> list[Block]:
@@ -153,11 +171,16 @@ def is_string(kind: pa.DataType) -> bool:
 
 
 def _sorted_as(kind: pa.DataType) -> pa.DataType | None:
-    """The type of values to sort by: one of three, so that whole catalogues compare alike; None where there is none."""
+    """The type that values are compared as, one for all files of a catalogue; None where they have no order here.
+
+    Times stay what they are, since numbers of seconds and of days do not compare.
+    """
     if is_string(kind):
         return pa.string()
     if pa.types.is_uint64(kind):
         return pa.uint64()
-    if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_temporal(kind):
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         return pa.int64()
+    if pa.types.is_temporal(kind):
+        return pa.timestamp(kind.unit) if pa.types.is_timestamp(kind) else kind
     return pa.float64() if pa.types.is_floating(kind) else None

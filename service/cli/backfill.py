@@ -55,7 +55,7 @@ def backfill(
     settings = read_settings(checkpoint)
     try:
         with failures():
-            plan = make_plan(paths, order_by=order_by, block_rows=block_rows)
+            plan = make_plan(paths, order_by=order_by, block_rows=block_rows, out=out)
             request = Request(plan, out, namespace, Engine(engine), workers or _workers(settings.device), force=force)
             work = Backfill(settings, request, _stage)
             if dry_run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -163,6 +164,28 @@ def test_a_row_at_fault_is_rejected_alone_with_its_reason(tmp_path: Path) -> Non
     ]
 
 
+def strings_of(texts: list[bytes]) -> pa.Array:
+    """A column of strings, whatever bytes these are."""
+    ends = np.cumsum([0, *map(len, texts)], dtype=np.int32)
+    return pa.Array.from_buffers(pa.string(), len(texts), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(texts))])
+
+
+@pytest.mark.usefixtures("settings")
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.list_(pa.float32(), 8)])
+def test_an_item_id_that_is_not_utf8_gets_no_id_and_its_neighbours_get_theirs(tmp_path: Path, kind: Any) -> None:
+    embeddings = pa.array(list(matrix_of(3)), kind)
+    ids = strings_of([b"a", b"\xff\xfe", "\N{SNOWMAN}".encode()])
+    pq.write_table(pa.table({"item_id": ids, "embedding": embeddings}), tmp_path / "items.parquet")
+
+    result = run(tmp_path / "items.parquet", "--out", tmp_path / "out", "--workers", 1)
+
+    assert result.exit_code == 3, result.output
+    assert table_of(tmp_path / "out")["item_id"].to_pylist() == ["a", "\N{SNOWMAN}"]
+    (rejected,) = rejected_of(tmp_path / "out")
+    assert (rejected["row"], rejected["item_id"]) == (2, None)
+    assert rejected["detail"] == "it has a string that is not UTF-8"
+
+
 @pytest.mark.usefixtures("settings")
 def test_a_catalogue_of_which_nothing_can_be_tokenized_is_rejected_whole(tmp_path: Path) -> None:
     catalogue = write_embeddings(tmp_path / "items.parquet", matrix_of(9) * 0)
@@ -250,6 +273,40 @@ def test_a_directory_with_anything_else_is_left_alone_unless_forced(tmp_path: Pa
     assert "is not empty" in finished.output
     assert run(other, *words, "--force").exit_code == 0
     assert len(table_of(out)) == 10
+
+
+@pytest.mark.usefixtures("settings")
+@pytest.mark.parametrize("place", ["", "/ids", "/../items"])
+def test_the_catalogue_is_never_where_the_table_goes_even_if_forced(tmp_path: Path, place: str) -> None:
+    items = tmp_path / "items"
+    items.mkdir()
+    catalogue = write_embeddings(items / "part-000000.parquet", matrix_of(20))
+    before = catalogue.read_bytes()
+
+    result = run(items, "--workers", 1, "--force", "--out", f"{items}{place}")
+    by_pattern = run(items / "*.parquet", "--workers", 1, "--force", "--out", items)
+
+    assert (result.exit_code, by_pattern.exit_code) == (1, 1)
+    assert "name a directory apart from it by --out" in result.output
+    assert "name a directory apart from it by --out" in by_pattern.output
+    assert catalogue.read_bytes() == before
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_backfill_that_is_killed_as_it_clears_up_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [write_embeddings(tmp_path / "items.parquet", matrix_of(20)), "--workers", 1, "--out", tmp_path / "out"]
+    with monkeypatch.context() as patched:
+        patched.setattr("service.backfill.journal.shutil.rmtree", interrupted)
+        assert run(*words).exit_code == 130
+    shutil.rmtree(tmp_path / "out" / ".backfill" / "rejected")
+
+    again = run(*words)
+    forced = run(*words, "--force")
+
+    assert again.exit_code == 1
+    assert "no backfill is under way there" in again.output
+    assert (forced.exit_code, len(table_of(tmp_path / "out"))) == (0, 20), forced.output
+    assert not (tmp_path / "out" / ".backfill").exists()
 
 
 @pytest.mark.usefixtures("settings")

@@ -45,6 +45,11 @@ def table(**columns: Any) -> pa.Table:
         ([table(text=["a"])], "rank", "has no column 'rank' to order by"),
         ([table(text=["a"], rank=[[1]])], "rank", "have no order here"),
         ([table(text=["a"], rank=[1]), table(text=["a"], rank=["1"])], "rank", "is of several types: int64, string"),
+        (
+            [table(text=["a"], rank=pa.array([0], kind)) for kind in (pa.timestamp("ms"), pa.date32())],
+            "rank",
+            "is of several types: date32",
+        ),
         ([pa.table({"item_id": [1.5], "text": ["a"]})], "input", "item_id: expected strings or integers, got double"),
     ],
 )
