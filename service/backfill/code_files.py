@@ -35,10 +35,13 @@ class CodeFile(NamedTuple):
 
     @classmethod
     def open(cls, path: Path) -> CodeFile:
-        """The file; the system reads what is looked at."""
-        with pa.memory_map(str(path)) as file, pa.ipc.open_file(file) as batches:
-            rows = batches.read_all()
-            return cls(rows, int(rows.schema.metadata[b"valid"]))
+        """The file; the system reads what is looked at.
+
+        Raises:
+            ValueError: As `read_arrow`.
+        """
+        rows = read_arrow(path)
+        return cls(rows, int(rows.schema.metadata[b"valid"]))
 
     def keys(self) -> NDArray[np.bytes_]:
         """The packed codes (n,) of the valid rows, which compare as the codes do."""
@@ -50,6 +53,19 @@ class CodeFile(NamedTuple):
         """What a valid row is sorted by behind its codes: in Python's order as in Arrow's, nothing last."""
         order = self.rows["order"][place].as_py() if self.rows["order"].type != pa.null() else None
         return (order is None, 0 if order is None else order, self.rows["row"][place].as_py())
+
+
+def read_arrow(path: Path) -> pa.Table:
+    """A file of the journal, mapped.
+
+    Raises:
+        ValueError: It is damaged, which no kill does.
+    """
+    try:
+        with pa.memory_map(str(path)) as file, pa.ipc.open_file(file) as batches:
+            return batches.read_all()
+    except pa.ArrowException as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it, and the same command makes it again") from error
 
 
 def write_code_file(

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from models.whole_files import sync, write_whole
-from service.backfill.code_files import CodeFile, unpacked
+from service.backfill.code_files import CodeFile, read_arrow, unpacked
 from service.backfill.journal import REJECTED, Journal
 from service.backfill.plan import Block
 from service.backfill.sorting import Slices
@@ -55,8 +55,7 @@ class Table:
         """What the valid rows of a block hold, in the order of its codes; None where there are none."""
         parts = []
         for run, first, count in self._slices.of(block):
-            with pa.memory_map(str(self._journal.claim_file(run))) as file, pa.ipc.open_file(file) as batches:
-                parts.append(batches.read_all().slice(first, count))
+            parts.append(read_arrow(self._journal.claim_file(run)).slice(first, count))
         return pa.concat_tables(parts) if parts else None
 
     def _write_part(self, block: Block, rows: pa.Table, held: pa.Table | None) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli.frame import failures, refuse_taken
+from service.cli.frame import failure, failures
 
 
 def align(
@@ -33,7 +33,8 @@ def align(
     from models.training.run import device_of
     from service.migration.report import table
 
-    refuse_taken(out, force=False)
+    if any(out.iterdir()) if out.is_dir() else out.exists():
+        raise failure(f"{out} is there already, and a checkpoint is not written over: choose another --out")
     with failures():
         found = realign(
             new, to, items, out, name=name or out.resolve().name, cache=embedding_cache, device=device_of(device)

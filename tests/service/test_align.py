@@ -75,3 +75,4 @@ def test_a_checkpoint_is_not_written_over(families: dict[str, Path], rows: Path)
 
     assert refused.exit_code == 1
     assert "is there already" in refused.stderr
+    assert "--force" not in refused.stderr  # there is no such option

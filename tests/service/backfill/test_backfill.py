@@ -310,6 +310,29 @@ def test_a_backfill_that_is_killed_as_it_clears_up_is_done(tmp_path: Path, monke
 
 
 @pytest.mark.usefixtures("settings")
+@pytest.mark.parametrize("damaged", ["codes/*/000001.arrow", "claims/000000.arrow"])
+def test_a_damaged_file_of_the_journal_is_named_and_made_again_once_it_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: str
+) -> None:
+    catalogue = write_embeddings(tmp_path / "items.parquet", matrix_of(100))
+    words = [catalogue, "--workers", 1, "--block-rows", 40, "--out", tmp_path / "out"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Table, "write", interrupted)
+        assert run(*words).exit_code == 130
+    (path,) = (tmp_path / "out" / ".backfill").glob(damaged)
+    path.write_bytes(path.read_bytes()[:100])
+
+    refused = run(*words)
+    path.unlink()
+    again = run(*words)
+
+    assert refused.exit_code == 1
+    assert f"{path} is damaged" in refused.output
+    assert again.exit_code == 0, again.output
+    assert len(set(table_of(tmp_path / "out")["semantic_id"].to_pylist())) == 100
+
+
+@pytest.mark.usefixtures("settings")
 def test_claims_are_made_again_where_the_registry_is_another(
     tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
