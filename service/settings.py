@@ -91,7 +91,8 @@ class Settings(BaseSettings):
     batch_ms: float = Field(
         default=12.0,
         gt=0,
-        description="Milliseconds of one forward pass, about: what a small request may have to wait for.",
+        description="Milliseconds of one forward pass, about: what a small request may have to wait for. Four times "
+        "that while none comes.",
     )
     queue_tokens: int = Field(
         default=200_000,

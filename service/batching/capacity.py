@@ -22,6 +22,9 @@ LEAD_S = 0.25
 
 MAX_RETRY_AFTER_S = 60.0
 
+# After so long without a small request none is expected.
+ALONE_AFTER_S = 5.0
+
 
 class Queue(Protocol):
     """What waits for one model."""
@@ -57,6 +60,7 @@ class Capacity:
         self._queue_tokens = queue_tokens
         self._clock = clock
         self._queued = dict.fromkeys(Lane, 0)
+        self._small_at = -math.inf  # when a small request came last
         self._queues: list[Queue] = []
         self._changed = threading.Condition()
         self._tickets = itertools.count()
@@ -68,6 +72,11 @@ class Capacity:
     def queued_tokens(self) -> int:
         """Tokens queued for all models."""
         return sum(self._queued.values())
+
+    @property
+    def bulk_is_alone(self) -> bool:
+        """Whether no small request has come lately, for any model."""
+        return self._clock() - self._small_at >= ALONE_AFTER_S
 
     def share(self, queue: Queue) -> None:
         """Take part."""
@@ -96,6 +105,8 @@ class Capacity:
         """Count tokens that were queued, or, below 0, that no longer are."""
         with self._changed:
             self._queued[lane] += tokens
+            if lane is Lane.SMALL and tokens > 0:
+                self._small_at = self._clock()
 
     @contextmanager
     def turn(self, queue: Queue) -> Iterator[Lane]:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from service.batching.batcher import MIN_BATCH_TOKENS, SPLIT_TEXTS, Batcher, Pace
-from service.batching.capacity import Capacity
+from service.batching.batcher import MIN_BATCH_TOKENS, SPLIT_TEXTS, TIMES_ALONE, Batcher, Pace
+from service.batching.capacity import ALONE_AFTER_S, Capacity
 from service.batching.lanes import SMALL_ROWS, Lane
 from service.errors import Overloaded
 from tests.service.letters import STEP_S, LetterEncoder, MakeBatcher, batcher_of, hold, queued, row_of
@@ -207,6 +207,19 @@ async def test_a_batch_takes_no_longer_than_set_by_the_measured_pace(make_batche
     await asyncio.gather(busy, feed)
 
     assert len(encoder.batches[1]) == 50
+
+
+async def test_bulk_that_has_been_alone_for_long_has_longer_batches(make_batcher: MakeBatcher) -> None:
+    batcher, encoder = make_batcher(batch_tokens=4096, queue_tokens=10**6, batch_s=0.1)
+    busy = await hold(batcher, encoder)
+    batcher._paces[True] = Steady(5_000.0)
+    (feed,) = await queued(batcher, ["f" * 10] * 300)
+    batcher._capacity._small_at -= ALONE_AFTER_S
+
+    encoder.free.set()
+    await asyncio.gather(busy, feed)
+
+    assert len(encoder.batches[1]) == 50 * TIMES_ALONE
 
 
 async def test_a_slow_model_has_batches_that_are_worth_its_while(make_batcher: MakeBatcher) -> None:
