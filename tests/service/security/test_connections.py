@@ -177,19 +177,24 @@ async def test_what_is_no_http_is_one_problem(server: Server) -> None:
     assert problem(await server.answer(b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n")) == (400, "not_http")
 
 
+async def trickled(server: Server, begun: bytes, piece: bytes) -> bytes:
+    """All that is answered to a caller who goes on with a piece at a time until the connection is closed."""
+    async with server.connected(begun) as (reader, writer):
+        answering = asyncio.ensure_future(all_of(reader))
+        with contextlib.suppress(ConnectionError):
+            while not answering.done():
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0.02)
+        return await answering
+
+
 @pytest.mark.parametrize(
     "begun", [b"GET /", HEAD, HEAD + b"\r\nGET / HTTP/1.1\r\nx-"], ids=["target", "headers", "next"]
 )
 async def test_a_head_that_trickles_is_refused_in_time(impatient: Server, begun: bytes) -> None:
     began = asyncio.get_running_loop().time()
-    async with impatient.connected(begun) as (reader, writer):
-        answering = asyncio.ensure_future(all_of(reader))
-        with contextlib.suppress(ConnectionError):
-            while not answering.done():
-                writer.write(b"x")
-                await writer.drain()
-                await asyncio.sleep(0.02)
-        answer = await answering
+    answer = await trickled(impatient, begun, b"x")
 
     assert problem(answer[answer.rindex(b"HTTP/1.1") :]) == (408, "head_timeout")
     assert asyncio.get_running_loop().time() - began >= IMPATIENT.head_timeout_s
@@ -198,14 +203,7 @@ async def test_a_head_that_trickles_is_refused_in_time(impatient: Server, begun:
 
 @pytest.mark.parametrize("kept", [b"", HEAD + b"\r\n"], ids=["new", "kept"])
 async def test_line_ends_without_a_request_hold_no_connection(impatient: Server, kept: bytes) -> None:
-    async with impatient.connected(kept) as (reader, writer):
-        answering = asyncio.ensure_future(all_of(reader))
-        with contextlib.suppress(ConnectionError):
-            while not answering.done():
-                writer.write(b"\r\n")
-                await writer.drain()
-                await asyncio.sleep(0.02)
-        await answering
+    await trickled(impatient, kept, b"\r\n")
 
     assert not impatient.connections
 
@@ -216,14 +214,7 @@ async def test_a_connection_that_says_nothing_is_closed_without_a_word(impatient
 
 async def test_what_is_left_of_a_body_that_was_refused_holds_no_connection(impatient: Server) -> None:
     head = b"POST /refused HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n"
-    async with impatient.connected(head) as (reader, writer):
-        answering = asyncio.ensure_future(all_of(reader))
-        with contextlib.suppress(ConnectionError):
-            while not answering.done():
-                writer.write(b"x")
-                await writer.drain()
-                await asyncio.sleep(0.02)
-        answer = await answering
+    answer = await trickled(impatient, head, b"x")
 
     assert answer.count(b"HTTP/1.1") == 1  # no second answer to one request
     assert answer.startswith(b"HTTP/1.1 200 ")
