@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
@@ -20,9 +21,12 @@ from models import read_manifest
 from service.cli import app
 from tests.chaos.checker import check
 from tests.chaos.migration import Traffic, filled, kill_once, observe, write_catalogue
+from tests.chaos.servers import Service
 from tests.chaos.tokenizer import embeddings, write_checkpoint
+from tests.valkey_cluster import ValkeyCluster
 
 REQUESTS = int(os.environ.get("SID_MIGRATION_REQUESTS", "75"))  # read before the tests' settings are cleared
+CHANGES_KEPT = 1_000_000
 FIRST_NEW, NEW_ITEMS = 100_000, 60
 """How many items the catalogue's file has that no caller has brought yet."""
 
@@ -33,22 +37,43 @@ def checkpoints(tmp_path: Path) -> list[Path]:
 
 
 @pytest.fixture
-def service(start_service: Callable[..., Any], checkpoints: list[Path], data_dir: Path) -> Iterator[Any]:
+def one_process(start_service: Callable[..., Any], checkpoints: list[Path], data_dir: Path) -> Iterator[httpx.Client]:
+    """A service on a registry of its own."""
     old, new = checkpoints
-    running = start_service(checkpoint=old, further_checkpoints=(new,), data_dir=data_dir, changes_kept=1_000_000)
-    yield running
+    running = start_service(checkpoint=old, further_checkpoints=(new,), data_dir=data_dir, changes_kept=CHANGES_KEPT)
+    yield running.http
     running.stop()
 
 
+@pytest.fixture
+def workers_on_a_cluster(checkpoints: list[Path], data_dir: Path) -> Iterator[httpx.Client]:
+    """A service of two workers, on three primaries, each with a replica."""
+    old, new = checkpoints
+    cluster = ValkeyCluster(data_dir)
+    settings = {"redis_url": cluster.url, "workers": 2, "changes_kept": CHANGES_KEPT}
+    running = Service(data_dir, "service", checkpoint=old, further_checkpoints=new, **settings)
+    try:
+        running.start()
+        running.wait_until_ready()
+        with httpx.Client(base_url=f"http://127.0.0.1:{running.port}", timeout=60) as http:
+            yield http
+    finally:
+        running.stop(30)
+        cluster.stop()
+
+
+@pytest.mark.parametrize("topology", ["one_process", "workers_on_a_cluster"])
 def test_a_migration_under_load_fails_no_request_and_keeps_every_promise_in_both_records(
-    service: Any, checkpoints: list[Path], tmp_path: Path
+    request: pytest.FixtureRequest, topology: str, checkpoints: list[Path], tmp_path: Path
 ) -> None:
+    http: httpx.Client = request.getfixturevalue(topology)
     old, new = (read_manifest(checkpoint).full_name for checkpoint in checkpoints)
-    contents, port = embeddings(), service.address[1]
+    contents, port = embeddings(), http.base_url.port
+    assert port is not None
     seed = secrets.randbits(32)
     traffic = Traffic(port, (old, new), contents, seed)
     catalogue, out = tmp_path / "items.parquet", tmp_path / "out"
-    words = ["migrate", old, new, "--url", str(service.http.base_url), "--items", f"{catalogue}", "--out", f"{out}"]
+    words = ["migrate", old, new, "--url", str(http.base_url), "--items", f"{catalogue}", "--out", f"{out}"]
 
     def migrate(*more: str) -> None:
         done = CliRunner().invoke(app, [*words, *more])
@@ -58,7 +83,7 @@ def test_a_migration_under_load_fails_no_request_and_keeps_every_promise_in_both
         command = [sys.executable, "-c", "from service.cli import app; app()", *words]
         command += ["--batch-items", "1", "--in-flight", "1"]
         asked = {"url": f"/assignment/{FIRST_NEW}-0", "params": {"tokenizer": new}}
-        kill_once(command, tmp_path / "killed.log", lambda: service.http.get(**asked).is_success)
+        kill_once(command, tmp_path / "killed.log", lambda: http.get(**asked).is_success)
         migrate()
 
     traffic.start()
@@ -86,12 +111,12 @@ def test_a_migration_under_load_fails_no_request_and_keeps_every_promise_in_both
     assert at_the_switch["items"]["both"] > REQUESTS / 2
     for name in (old, new):
         operations, final, codes = observe(traffic, name, port, tmp_path / "histories" / name, contents)
-        violations = check(operations, final, codes)
+        violations = check(operations, final, codes, atomic=topology == "one_process")
         assert violations == [], (seed, name, list(map(str, violations))[:5])
     by_callers = [operation for operation in operations if operation.client != "migrate"]
     assert any(found.promise == "unexplained" for found in check(by_callers, final, codes))  # it does look
-    held = service.http.get("/prefix/", params={"tokenizer": old, "limit": 200}).json()["items"]
+    held = http.get("/prefix/", params={"tokenizer": old, "limit": 200}).json()["items"]
     for holder in held[:20]:
-        found = service.http.get(f"/item/{holder['semantic_id']}", params={"tokenizer": old}).json()["counterparts"]
-        there = service.http.get(f"/assignment/{holder['item_id']}", params={"tokenizer": new})
+        found = http.get(f"/item/{holder['semantic_id']}", params={"tokenizer": old}).json()["counterparts"]
+        there = http.get(f"/assignment/{holder['item_id']}", params={"tokenizer": new})
         assert found == {new: there.json()["semantic_id"] if there.status_code == 200 else None}
