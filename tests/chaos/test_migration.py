@@ -82,7 +82,7 @@ def test_a_migration_under_load_fails_no_request_and_keeps_every_promise_in_both
     def killed_and_begun_again() -> None:
         command = [sys.executable, "-c", "from service.cli import app; app()", *words]
         command += ["--batch-items", "1", "--in-flight", "1"]
-        asked = {"url": f"/assignment/{FIRST_NEW}-0", "params": {"tokenizer": new}}
+        asked: dict[str, Any] = {"url": f"/assignment/{FIRST_NEW}-0", "params": {"tokenizer": new}}
         kill_once(command, tmp_path / "killed.log", lambda: http.get(**asked).is_success)
         migrate()
 
