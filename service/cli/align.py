@@ -40,6 +40,10 @@ def align(
             new, to, items, out, name=name or out.resolve().name, cache=embedding_cache, device=device_of(device)
         )
     typer.echo(f"{out}: {found.manifest.full_name}, numbered like {found.manifest.training['aligned']['to']}")
-    for words, levels in (("as it was", found.before), ("aligned", found.after)):
-        typer.echo(f"\n{words}, on {found.items:,} items")
-        typer.echo("\n".join(table(levels)))
+    half = "on half of them, under the numbers that the other half alone would give"
+    on_all = f"on {found.items:,} items"
+    measured = ((f"as it was, {on_all}", found.before), (f"aligned, {on_all}", found.after), (half, found.unseen))
+    for words, levels in measured:
+        if levels:
+            typer.echo(f"\n{words}")
+            typer.echo("\n".join(table(levels)))

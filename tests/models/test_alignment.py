@@ -30,6 +30,17 @@ def test_no_other_numbering_has_more_equal_codes() -> None:
     assert numbers.sort().values.tolist() == [0, 1, 2, 3, 4]
 
 
+def test_the_largest_codebooks_are_matched_in_the_memory_of_the_items() -> None:
+    size = 65_536
+    old = torch.randint(0, size, (20_000,), generator=torch.Generator().manual_seed(6))
+    renumbered = torch.randperm(size, generator=torch.Generator().manual_seed(7))
+
+    numbers = numbering(renumbered[old], old, torch.arange(size)[:, None])  # a matrix of counts would take 34 GB
+
+    assert torch.equal(numbers[renumbered[old]], old)
+    assert torch.equal(numbers.sort().values, torch.arange(size))
+
+
 def test_of_equal_codewords_the_one_that_is_chosen_stays_the_first() -> None:
     codewords = torch.tensor([[1.0], [2.0], [1.0], [1.0]])
     new = torch.tensor([0, 0, 1])  # ties go to the lowest index: 2 and 3 are never chosen

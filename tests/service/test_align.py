@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,13 @@ def test_a_retrained_tokenizer_is_numbered_like_the_one_before_it(
     assert all(after > was for was, after in zip(*equal, strict=True))
     assert equal[1][0] > 3 * equal[0][0]
     notes = json.loads((out / "manifest.json").read_text())["training"]["aligned"]
-    assert [share["after"] for share in notes["equal_codes"]] == pytest.approx(equal[1])
+    for name, shares in zip(("before", "after"), equal, strict=True):
+        assert [level["equal_codes"] for level in notes[name]] == pytest.approx(shares)
+    # what items that are yet to come may expect: less than those it was aligned on, and far more than by chance
+    assert equal[1][0] > notes["unseen"][0]["equal_codes"] > 3 * equal[0][0]
+    for share in (notes[name][0]["equal_codes"] for name in ("before", "after", "unseen")):
+        assert re.search(rf"\b1 +{share:.1%}", done.output)
+        assert f"{share:.1%} (" in (out / "README.md").read_text()
     assert f"{manifest.full_name}, numbered like {read_manifest(families['rq-kmeans']).full_name}" in done.output
     assert (out / "README.md").read_text().startswith(f"# {manifest.full_name}\n")
 
