@@ -27,8 +27,19 @@ def write_whole(path: Path, content: str | bytes) -> None:
     Raises:
         OSError: It cannot be written; the file before it is untouched.
     """
-    with _draft(path, lambda draft: draft.touch(exist_ok=False)) as draft:
+    with whole_file(path) as draft:
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """The same of a file that is written bit by bit, into the draft that this yields.
+
+    Raises:
+        OSError: As in `write_whole`.
+    """
+    with _draft(path, lambda draft: draft.touch(exist_ok=False)) as draft:
+        yield draft
         sync(draft)
 
 
@@ -95,7 +106,9 @@ def _draft(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
         yield draft
         draft.replace(path)
         sync(path.parent)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:  # a full disk names nothing
+            error.filename = str(path)
         _remove(draft)
         raise
     finally:

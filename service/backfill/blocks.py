@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from models.catalogue import read_row
-from service.backfill.files import open_parquet
-from service.backfill.plan import Block, Kind
+from service.backfill.plan import Block, Columns, Kind
+from service.backfill.rows import RowReader
 from service.bulk.arrow import read_columns
 from service.bulk.columns import EmbeddingColumn, ItemColumns
 from service.content import Item, ItemReader, entry_of
@@ -34,95 +33,46 @@ class Portion(NamedTuple):
         item_ids: As strings, null where a row has none.
         columns: The items.
         order: What items of equal codes are sorted by; None where that is the rows.
+        displays: Their titles; None where none are read.
     """
 
     first: int
     item_ids: pa.Array
     columns: ItemColumns
     order: pa.Array | None
+    displays: pa.Array | None
 
 
 class BlockReader:
     """Reads blocks.
 
-    It keeps its place in a file: blocks of one row group that follow each other are decoded once, not from the group's
-    beginning each.
-
     Args:
         reader: Of the tokenizer.
-        kind: What the files hold.
+        kind: What is tokenized.
         columns: Those that are read.
-        order_by: The one to sort by, and the type of its values; None where that is the rows.
     """
 
-    def __init__(
-        self, reader: ItemReader, kind: Kind, columns: Sequence[str], order_by: tuple[str, pa.DataType] | None
-    ) -> None:
+    def __init__(self, reader: ItemReader, kind: Kind, columns: Columns) -> None:
         self._reader = reader
         self._kind = kind
         self._columns = columns
-        self._order_by = order_by
-        self._together = EMBEDDINGS_TOGETHER if kind is Kind.EMBEDDINGS else TEXTS_TOGETHER
-        self._path = ""
-        self._file: pq.ParquetFile | None = None
-        self._batches: Iterator[pa.RecordBatch] = iter(())
-        self._rest: pa.RecordBatch | None = None
-        self._at = 0  # the next row of the file
+        together = EMBEDDINGS_TOGETHER if kind is Kind.EMBEDDINGS else TEXTS_TOGETHER
+        self._rows = RowReader(columns.read, together)
 
     def portions(self, block: Block) -> Iterator[Portion]:
         """The rows of a block, in order.
 
         Raises:
-            ValueError: The file cannot be read, or is not that of the plan any more.
+            ValueError: As `RowReader.rows`.
         """
-        try:
-            self._go_to(block)
-            missing = block.rows
-            while missing:
-                rows = self._next(missing)
-                yield self._portion(block.first + block.rows - missing, rows)
-                missing -= len(rows)
-        except (OSError, pa.ArrowException, StopIteration) as error:
-            self._path = ""
-            raise ValueError(f"{block.path} cannot be read from row {block.start} on: {error!r}") from error
-
-    def _go_to(self, block: Block) -> None:
-        if block.path != self._path:
-            self.close()
-            self._file = open_parquet(block.path)
-            self._path = block.path
-            self._begin(0)
-        assert self._file is not None
-        group, first = 0, 0
-        while first + (rows := self._file.metadata.row_group(group).num_rows) <= block.start:
-            group, first = group + 1, first + rows
-        if not first <= self._at <= block.start:
-            self._begin(group, first)
-        while self._at < block.start:
-            self._next(block.start - self._at)
-
-    def _begin(self, group: int, first: int = 0) -> None:
-        assert self._file is not None
-        groups = list(range(group, self._file.metadata.num_row_groups))
-        present = [name for name in self._columns if name in self._file.schema_arrow.names]
-        self._batches = self._file.iter_batches(self._together, row_groups=groups, columns=present)
-        self._rest, self._at = None, first
-
-    def _next(self, most: int) -> pa.RecordBatch:
-        """The next rows, one at least."""
-        batch = self._rest
-        while not batch:
-            batch = next(self._batches)
-        taken = batch.slice(0, most)
-        self._rest = batch.slice(len(taken)) if len(taken) < len(batch) else None
-        self._at += len(taken)
-        return taken
+        first = block.first
+        for rows in self._rows.rows(block):
+            yield self._portion(first, rows)
+            first += len(rows)
 
     def close(self) -> None:
         """Closes the file."""
-        if self._file is not None:
-            self._file.close(force=True)
-            self._file, self._path = None, ""
+        self._rows.close()
 
     def _portion(self, first: int, rows: pa.RecordBatch) -> Portion:
         rows, broken = _without_broken(rows)
@@ -130,8 +80,14 @@ class BlockReader:
         columns = self._embeddings(item_ids, rows) if self._kind is Kind.EMBEDDINGS else self._texts(item_ids, rows)
         if broken:
             columns = replace(columns, failures={**columns.failures, **broken})
-        order = None if self._order_by is None else _sortable(rows[self._order_by[0]], self._order_by[1])
-        return Portion(first, item_ids, columns, order)
+        order, order_type, display = self._columns.order_by, self._columns.order_type, self._columns.display
+        return Portion(
+            first,
+            item_ids,
+            columns,
+            None if order_type is None else _sortable(rows[order], order_type),
+            None if display is None else rows[display].cast(pa.string()),
+        )
 
     def _embeddings(self, item_ids: pa.Array, rows: pa.RecordBatch) -> ItemColumns:
         kind = pa.list_(pa.float32(), self._reader.shape.dimension)
@@ -179,18 +135,28 @@ class _Texts:
 
 
 def _without_broken(rows: pa.RecordBatch) -> tuple[pa.RecordBatch, dict[int, ItemError]]:
-    """The rows, those with bytes that are no UTF-8 made empty, and why, by place: files may call such bytes strings."""
+    """The rows, their strings that are no UTF-8 made null, and where these were: files may call any bytes strings."""
+    broken: dict[int, ItemError] = {}
+    for number, name in enumerate(rows.schema.names):
+        column = rows[name]
+        if _is_sound(column):
+            continue
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        sound = [_is_sound(column[place : place + 1]) for place in range(len(column))]
+        places = pa.array([place if is_sound else None for place, is_sound in enumerate(sound)], pa.int64())
+        rows = rows.set_column(number, name, column.take(places))
+        error = InvalidItem(f"its {name} is not UTF-8")
+        broken |= {place: error for place, is_sound in enumerate(sound) if not is_sound}
+    return rows, broken
+
+
+def _is_sound(column: pa.Array) -> bool:
     try:
-        rows.validate(full=True)
+        column.validate(full=True)
     except pa.ArrowInvalid:
-        broken: dict[int, ItemError] = {}
-        for place in range(len(rows)):
-            try:
-                rows.slice(place, 1).validate(full=True)
-            except pa.ArrowInvalid:
-                broken[place] = InvalidItem("it has a string that is not UTF-8")
-        return rows.take(pa.array([None if place in broken else place for place in range(len(rows))])), broken
-    return rows, {}
+        return False
+    return True
 
 
 def _columns_of(read: Sequence[Item | ItemError], contents: _Texts | EmbeddingColumn) -> ItemColumns:

@@ -3,13 +3,15 @@ r"""Runs of sorted items -> what each holds in the record: its ID, claimed now o
     run --recall--> which had an ID before: on disk --new ones in bulk--> suffixes
                                                     \-> all others: what they hold, or a claim by itself
 
+Titles go before the claims and behind them, as `service.registry.displays` has it.
+
 Which items had an ID before is on disk before the first claim of a run, so a run that is claimed again after a kill
 still tells the new from the known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -18,7 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from models.whole_files import write_whole
-from service.backfill.code_files import ERROR, packed_column, unpacked
+from service.backfill.code_files import ERROR, packed_column, unpacked, write_arrow
 from service.backfill.journal import Journal
 from service.backfill.sorting import Run
 from service.errors import SuffixExhausted
@@ -38,15 +40,21 @@ class RunItems(NamedTuple):
         item_ids: UTF-8.
         digests: (n,) uint64.
         codes: (n, L) int32.
+        titles: Those to keep.
     """
 
     item_ids: Sequence[bytes]
     digests: NDArray[np.uint64]
     codes: NDArray[np.int32]
+    titles: Sequence[str | None]
 
     def ids(self, places: Places) -> list[bytes]:
         """Those at these places."""
         return [self.item_ids[place] for place in places.tolist()]
+
+    def shown(self, places: Iterable[int]) -> dict[bytes, str]:
+        """The titles of those at these places that have one."""
+        return {self.item_ids[place]: title for place in places if (title := self.titles[place]) is not None}
 
 
 class Holdings(NamedTuple):
@@ -76,6 +84,7 @@ async def claim_run(record: Record, journal: Journal, number: int, run: Run, pat
         run.rows["item_id"].cast(pa.binary()).to_pylist(),
         run.rows["digest"].to_numpy(),
         unpacked(run.rows["codes"], layout),
+        run.rows["display"].to_pylist(),
     )
     path = journal.known_file(number)
     if not path.exists():
@@ -94,10 +103,7 @@ async def claim_run(record: Record, journal: Journal, number: int, run: Run, pat
             "error": _errors(holdings.failures, back),
         }
     )
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as file:
-        file.write_table(table)
-    write_whole(journal.claim_file(number), sink.getvalue())
+    write_arrow(journal.claim_file(number), table)
 
 
 async def _claim(record: Record, items: RunItems, known: NDArray[np.bool_]) -> Holdings:
@@ -105,6 +111,7 @@ async def _claim(record: Record, items: RunItems, known: NDArray[np.bool_]) -> H
     codes, suffixes = items.codes.copy(), np.full(len(known), -1)
     changed = np.zeros(len(known), np.bool_)
     new = np.flatnonzero(~known)
+    await record.displays.announce(items.shown(new.tolist()))
     if len(new):
         suffixes[new] = await record.claim_columns(items.ids(new), items.digests[new], items.codes[new])
     others = np.flatnonzero(suffixes < 0)
@@ -129,6 +136,8 @@ async def _claim(record: Record, items: RunItems, known: NDArray[np.bool_]) -> H
                 semantic_id = result.assignment.semantic_id
                 codes[place], suffixes[place] = semantic_id.codes, semantic_id.suffix
                 changed[place] = result.assignment.content_changed
+    await record.displays.put(items.shown(place for place in range(len(known)) if place not in failures))
+    await record.displays.retire(list(items.shown(failures)))
     return Holdings(codes, suffixes, changed, failures)
 
 

@@ -19,14 +19,23 @@ from models.whole_files import write_whole
 from service.semantic_id import CodeLayout
 
 ERROR = pa.struct([(name, pa.string()) for name in ("type", "title", "detail")])
+Failure = tuple[int, str | None, Mapping[str, str]]
+"""Row, item id, error."""
+
 SORT_KEYS = [(name, "ascending", "at_end") for name in ("codes", "order", "row")]
+
+
+def path_of(directory: Path, block: int) -> Path:
+    """The file of a block."""
+    return directory / f"{block:06}.arrow"
 
 
 class CodeFile(NamedTuple):
     """A mapped file.
 
     Attributes:
-        rows: `row` by the count over all files, `item_id`, `digest` of its content, packed `codes`, `order`, `error`.
+        rows: `row` by the count over all files, `item_id`, `digest` of its content, packed `codes`, `order`, `display`,
+            `error`.
         valid: How many rows have codes; they come first.
     """
 
@@ -68,18 +77,26 @@ def read_arrow(path: Path) -> pa.Table:
         raise ValueError(f"{path} is damaged ({error}): remove it, and the same command makes it again") from error
 
 
+def write_arrow(path: Path, table: pa.Table) -> None:
+    """Writes what `read_arrow` reads, whole or not at all."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as file:
+        file.write_table(table)
+    write_whole(path, sink.getvalue())
+
+
 def write_code_file(
     path: Path,
     columns: Mapping[str, pa.ChunkedArray | pa.Array],
-    failures: Sequence[tuple[int, str | None, Mapping[str, str]]],
+    failures: Sequence[Failure],
     width: int,
 ) -> None:
     """Writes a file, whole or not at all.
 
     Args:
         path: The file.
-        columns: Of the valid rows, in any order: `row`, `item_id`, `digest`, `codes`, `order`.
-        failures: Of the others: row, item id, error.
+        columns: Of the valid rows, in any order: all but `error`.
+        failures: Of the others.
         width: Of packed codes.
     """
     valid = pa.table({**columns, "error": pa.nulls(len(columns["row"]), ERROR)})
@@ -91,16 +108,12 @@ def write_code_file(
             "item_id": pa.array([item_id for _, item_id, _ in failures], pa.string()),
             "digest": pa.array(np.zeros(len(failures), np.uint64)),
             "codes": pa.array([bytes(width)] * len(failures), pa.binary(width)),
-            "order": pa.nulls(len(failures), valid["order"].type),
+            **{name: pa.nulls(len(failures), valid[name].type) for name in ("order", "display")},
             "error": pa.array([error for _, _, error in failures], ERROR),
         }
     )
     rows = pa.concat_tables([valid, failed]).combine_chunks()
-    rows = rows.replace_schema_metadata({"valid": str(len(valid))})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, rows.schema) as file:
-        file.write_table(rows)
-    write_whole(path, sink.getvalue())
+    write_arrow(path, rows.replace_schema_metadata({"valid": str(len(valid))}))
 
 
 def unpacked(column: pa.ChunkedArray, layout: CodeLayout) -> NDArray[np.int32]:

@@ -14,11 +14,13 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from models import read_manifest
 from service.backfill.blocks import BlockReader, Portion
-from service.backfill.code_files import packed_column, write_code_file
-from service.backfill.plan import Block, Kind
+from service.backfill.code_files import Failure, packed_column, path_of, write_code_file
+from service.backfill.known import KnownCodes, known_path
+from service.backfill.plan import Block, Columns, Kind
 from service.loading import Loader
 from service.metrics import Metrics
 from service.registry.assignment_columns import pack
@@ -35,21 +37,15 @@ class EncodingTask(NamedTuple):
 
     Attributes:
         settings: Those that the model needs.
-        kind: What the files hold.
+        kind: What is tokenized of the files.
         columns: Those that are read.
-        order_by: The column to sort by, and the type its values are sorted as; None where that is the rows.
-        directory: Where the files of codes go.
+        directory: Where the files of codes go, and what the record knows of the blocks stands.
     """
 
     settings: Mapping[str, Any]
     kind: Kind
-    columns: tuple[str, ...]
-    order_by: tuple[str, pa.DataType] | None
-    directory: str
-
-    def path(self, number: int) -> Path:
-        """The file of a block."""
-        return Path(self.directory) / f"{number:06}.arrow"
+    columns: Columns
+    directory: Path
 
     def on_device(self, worker: int) -> EncodingTask:
         """The same for one worker of several on a machine: each has a GPU of its own where there are any."""
@@ -57,14 +53,6 @@ class EncodingTask(NamedTuple):
             return self
         device = f"cuda:{worker % torch.cuda.device_count()}"
         return self._replace(settings={**self.settings, "device": device})
-
-
-class BlockDone(NamedTuple):
-    """A block whose codes are on disk, and how many of its rows were rejected."""
-
-    number: int
-    rows: int
-    rejected: int
 
 
 class BlockEncoder:
@@ -85,7 +73,7 @@ class BlockEncoder:
             Loader(settings, Metrics()).load(settings.checkpoint, manifest)
         )
         self._layout = CodeLayout(manifest.codebook_sizes)
-        self._reader = BlockReader(self._tokenizer.reader, task.kind, task.columns, task.order_by)
+        self._reader = BlockReader(self._tokenizer.reader, task.kind, task.columns)
 
     def __enter__(self) -> Self:
         return self
@@ -95,24 +83,26 @@ class BlockEncoder:
         self._runner.run(self._tokenizer.batcher.stop())
         self._runner.close()
 
-    def encode(self, block: Block) -> BlockDone:
-        """The codes of a block's rows, which are on disk when this returns.
+    def encode(self, block: Block) -> None:
+        """Writes the codes of a block's rows, which are on disk when this returns.
 
         Raises:
             ValueError: Its file cannot be read.
             ServiceError: The model is lost.
         """
-        return self._runner.run(self._encode(block))
+        self._runner.run(self._encode(block))
 
-    async def _encode(self, block: Block) -> BlockDone:
+    async def _encode(self, block: Block) -> None:
         portions = self._reader.portions(block)
+        known = KnownCodes(known_path(self._task.directory, block.number), self._layout)
         parts: list[dict[str, pa.Array]] = []
-        failures: list[tuple[int, str | None, Mapping[str, str]]] = []
+        failures: list[Failure] = []
         coming = asyncio.create_task(asyncio.to_thread(next, portions, None))  # is read while the model is at work
         while (portion := await coming) is not None:
             coming = asyncio.create_task(asyncio.to_thread(next, portions, None))
-            parts.append(await self._portion(portion, failures))
-        order = pa.null() if self._task.order_by is None else self._task.order_by[1]
+            told, codes = known.of(portion.first - block.first, portion.columns.digests)
+            parts.append(await self._portion(portion, told, codes, failures))
+        of = self._task.columns
         columns = {
             name: pa.chunked_array([part[name] for part in parts], kind)
             for name, kind in (
@@ -120,35 +110,44 @@ class BlockEncoder:
                 ("item_id", pa.string()),
                 ("digest", pa.uint64()),
                 ("codes", pa.binary(self._layout.width)),
-                ("order", order),
+                ("order", of.order_type or pa.null()),
+                ("display", pa.null() if of.display is None else pa.string()),
             )
         }
-        await asyncio.to_thread(write_code_file, self._task.path(block.number), columns, failures, self._layout.width)
-        return BlockDone(block.number, block.rows, len(failures))
+        path = path_of(self._task.directory, block.number)
+        await asyncio.to_thread(write_code_file, path, columns, failures, self._layout.width)
 
     async def _portion(
-        self, portion: Portion, failures: list[tuple[int, str | None, Mapping[str, str]]]
+        self, portion: Portion, known: NDArray[np.bool_], codes: NDArray[np.int32], failures: list[Failure]
     ) -> dict[str, pa.Array]:
-        """The columns of those rows that have codes; the others are added to the failures."""
+        """The columns of those rows that have codes; the others are added to the failures.
+
+        Args:
+            portion: The rows.
+            known: (n,). Whose codes are known.
+            codes: (n, L). Those; the others are put in here.
+            failures: Takes what is wrong with the others.
+        """
         columns = portion.columns
         failed = dict(columns.failures)
-        places = np.array([place for place in range(len(columns)) if place not in failed], np.int64)
-        codes = np.zeros((0, len(self._layout.codebook_sizes)), np.int64)
-        if len(places):
-            encoded = await self._tokenizer.batcher.encode_columns(columns.contents.at(places))
-            could = np.ones(len(places), np.bool_)
-            could[list(encoded.failures)] = False
-            failed |= {int(places[place]): error for place, error in encoded.failures.items()}
-            places = places[could]
-            if len(places):  # else nobody knows of how many levels the codes would be
-                codes = encoded.codes[could]
+        valid = np.ones(len(columns), np.bool_)
+        valid[list(failed)] = False
+        if len(new := np.flatnonzero(valid & ~known)):
+            encoded = await self._tokenizer.batcher.encode_columns(columns.contents.at(new))
+            failed |= {int(new[place]): error for place, error in encoded.failures.items()}
+            valid[list(failed)] = False
+            could = valid[new]
+            if could.any():  # else nobody knows of how many levels the codes would be
+                codes[new[could]] = encoded.codes[could]
         for place, error in sorted(failed.items()):
             failures.append((portion.first + place, portion.item_ids[place].as_py(), error.as_error()))
+        places = np.flatnonzero(valid)
         taken = pa.array(places)
         return {
             "row": pa.array(places + portion.first),
             "item_id": portion.item_ids.take(taken),
             "digest": pa.array(columns.digests[places]),
-            "codes": packed_column(pack(codes.astype(np.int32), self._layout)),
+            "codes": packed_column(pack(codes[places], self._layout)),
             "order": pa.nulls(len(places)) if portion.order is None else portion.order.take(taken),
+            "display": pa.nulls(len(places)) if portion.displays is None else portion.displays.take(taken),
         }

@@ -5,18 +5,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from enum import StrEnum
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from service.backfill.encoding import BlockDone, BlockEncoder, EncodingTask
+from service.backfill.encoding import BlockEncoder, EncodingTask
 from service.backfill.plan import Block
 from service.errors import SemidError, WorkerFailed
-
-EncodeBlocks = Callable[[EncodingTask, Sequence[Block], int], Iterator[BlockDone]]
-"""Task, blocks, workers -> each block as it is done, in any order."""
 
 
 class Engine(StrEnum):
@@ -25,7 +22,7 @@ class Engine(StrEnum):
     LOCAL = "local"
     RAY = "ray"
 
-    def map_blocks(self, task: EncodingTask, blocks: Sequence[Block], workers: int) -> Iterator[BlockDone]:
+    def map_blocks(self, task: EncodingTask, blocks: Sequence[Block], workers: int) -> Iterator[Block]:
         """Each block, as it is done, in any order.
 
         Raises:
@@ -38,7 +35,7 @@ class Engine(StrEnum):
         return encode_by_ray(task, blocks, workers)
 
 
-def encode_locally(task: EncodingTask, blocks: Sequence[Block], workers: int) -> Iterator[BlockDone]:
+def encode_locally(task: EncodingTask, blocks: Sequence[Block], workers: int) -> Iterator[Block]:
     """Encodes blocks by processes of this machine; see `Engine.map_blocks`.
 
     Each gets its next block when it is done with one. They end when this process does, however it does. A single one
@@ -46,7 +43,9 @@ def encode_locally(task: EncodingTask, blocks: Sequence[Block], workers: int) ->
     """
     if workers == 1:
         with BlockEncoder(task) as encoder:
-            yield from map(encoder.encode, blocks)
+            for block in blocks:
+                encoder.encode(block)
+                yield block
         return
     waiting = iter(blocks)
     # Not forked: torch's threads would be lost in a copy.
@@ -65,9 +64,9 @@ def encode_locally(task: EncodingTask, blocks: Sequence[Block], workers: int) ->
             for connection in wait(list(at_work)):
                 assert isinstance(connection, Connection)
                 done = _received(connection, at_work[connection])
-                block = next(waiting, None)
-                connection.send(block)
-                if block is None:
+                coming = next(waiting, None)
+                connection.send(coming)
+                if coming is None:
                     at_work.pop(connection).join()
                     connection.close()
                 if done is not None:
@@ -79,7 +78,7 @@ def encode_locally(task: EncodingTask, blocks: Sequence[Block], workers: int) ->
             connection.close()
 
 
-def _received(connection: Connection, process: BaseProcess) -> BlockDone | None:
+def _received(connection: Connection, process: BaseProcess) -> Block | None:
     """What a worker says: that it is ready, or done with a block."""
     try:
         said = connection.recv()
@@ -88,7 +87,7 @@ def _received(connection: Connection, process: BaseProcess) -> BlockDone | None:
         raise WorkerFailed(f"A worker ended with code {process.exitcode}.") from None
     if isinstance(said, str):
         raise WorkerFailed(said)
-    assert said is None or isinstance(said, BlockDone)
+    assert said is None or isinstance(said, Block)
     return said
 
 
@@ -100,7 +99,8 @@ def _work(task: EncodingTask, connection: Connection) -> None:
             with BlockEncoder(task) as encoder:
                 connection.send(None)
                 while (block := connection.recv()) is not None:
-                    connection.send(encoder.encode(block))
+                    encoder.encode(block)
+                    connection.send(block)
         except (SemidError, ValueError, OSError) as error:
             connection.send(str(error))
 

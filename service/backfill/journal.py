@@ -3,6 +3,7 @@
     OUT/.backfill/plan.json         what it is of
                   lock              held while it runs
                   codes/PLAN/N.arrow  the codes of block N; a worker that a kill left behind writes to no other plan's
+                             N.known  what the record knew of its items before
                   cuts.npy          where the sorted blocks are cut into runs
                   record            which record the claims are of
                   claims/N.known    which items of run N had an ID before
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from models.whole_files import sync, write_whole
+from service.backfill.code_files import path_of
 from service.backfill.plan import Block
 
 SUMMARY = "backfill.json"
@@ -44,6 +46,9 @@ class Journal:
         identity: What the backfill is of.
         force: Whether what is there of anything else gives way.
 
+    Attributes:
+        plan: Names this identity.
+
     Raises:
         BackfillUnderWay: On entering.
         ValueError: On entering: the directory holds something else.
@@ -54,7 +59,8 @@ class Journal:
         self.directory = out / ".backfill"
         self.cuts = self.directory / "cuts.npy"
         text = json.dumps(identity, sort_keys=True)
-        self.codes = self.directory / "codes" / hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.plan = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.codes = self.directory / "codes" / self.plan
         self._head = self.directory / "plan.json"
         self._identity = json.loads(text)
         self._force = force
@@ -96,9 +102,20 @@ class Journal:
         for directory in (self.codes, self.directory / "claims", self.directory / "rejected"):
             directory.mkdir(parents=True, exist_ok=True)
 
+    def finished(self, blocks: int) -> Mapping[str, Any] | None:
+        """The summary of this very backfill, where it is done and its table of so many parts is there."""
+        summary = self.out / SUMMARY
+        if self._head.exists() or not summary.exists():
+            return None
+        found: Mapping[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
+        if found.get("plan") != self.plan or not all(self.part(number).exists() for number in range(blocks)):
+            return None
+        shutil.rmtree(self.directory, ignore_errors=True)  # a kill as it cleared up
+        return found
+
     def code_file(self, number: int) -> Path:
         """The codes of a block."""
-        return self.codes / f"{number:06}.arrow"
+        return path_of(self.codes, number)
 
     def encoded(self, block: Block) -> bool:
         """Whether a block's codes are there."""
@@ -120,16 +137,21 @@ class Journal:
         """The IDs of a block."""
         return self.out / f"part-{number:06}.parquet"
 
+    @property
+    def record(self) -> str | None:
+        """Which record the claims are of."""
+        path = self.directory / "record"
+        return path.read_text(encoding="utf-8") if path.exists() else None
+
     def claims_are_of(self, record: str) -> bool:
         """Notes which record is claimed from; False where it was another until now: then nothing is claimed yet."""
-        path = self.directory / "record"
-        before = path.read_text(encoding="utf-8") if path.exists() else record
+        before = self.record or record
         if before != record:
             for leftover in (self.directory / "claims", self.directory / "rejected"):
                 _remove(leftover)
                 leftover.mkdir()
             self._remove_table()
-        write_whole(path, record)
+        write_whole(self.directory / "record", record)
         return before == record
 
     def finish(self, summary: Mapping[str, Any]) -> None:
@@ -137,7 +159,7 @@ class Journal:
 
         Its head goes first: of a journal that is half gone nothing can be gone on with.
         """
-        write_whole(self.out / SUMMARY, json.dumps(summary, indent=2) + "\n")
+        write_whole(self.out / SUMMARY, json.dumps({**summary, "plan": self.plan}, indent=2) + "\n")
         self._head.unlink()
         sync(self.directory)
         shutil.rmtree(self.directory)

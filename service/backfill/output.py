@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from models.whole_files import sync, write_whole
+from models.whole_files import whole_file, write_whole
 from service.backfill.code_files import CodeFile, read_arrow, unpacked
 from service.backfill.journal import REJECTED, Journal
 from service.backfill.plan import Block
@@ -94,18 +94,17 @@ class Counts(NamedTuple):
 def finish(journal: Journal, blocks: Sequence[Block]) -> Counts:
     """Writes what was rejected of all blocks into one file, if anything was, and counts."""
     written = created = rejected = 0
-    draft = journal.directory / REJECTED
-    with draft.open("wb") as file:
-        for block in blocks:
-            lines = journal.rejected_file(block.number).read_bytes()
-            rejected += lines.count(b"\n")
-            file.write(lines)
-            part = pq.read_table(journal.part(block.number), columns=["created"])
-            written += len(part)
-            created += pc.sum(part["created"]).as_py() or 0
-    if rejected:
-        sync(draft)
-        draft.replace(journal.out / REJECTED)
+    for block in blocks:
+        part = pq.read_table(journal.part(block.number), columns=["created"])
+        written += len(part)
+        created += pc.sum(part["created"]).as_py() or 0
+    of_blocks = [journal.rejected_file(block.number) for block in blocks]
+    if any(path.stat().st_size for path in of_blocks):
+        with whole_file(journal.out / REJECTED) as draft, draft.open("wb") as file:
+            for path in of_blocks:
+                lines = path.read_bytes()
+                rejected += lines.count(b"\n")
+                file.write(lines)
     return Counts(written, created, rejected)
 
 
@@ -120,7 +119,7 @@ def _written(held: pa.Table, layout: CodeLayout) -> tuple[pa.Array, pa.Array]:
 
 def _told(block: Block, row: dict[str, Any]) -> dict[str, Any]:
     return {
-        "file": block.path,
+        "file": block.file.path,
         "row": row["row"] - block.first + block.start + 1,
         "item_id": row["item_id"],
         **row["error"],

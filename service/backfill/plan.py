@@ -5,7 +5,8 @@ files --> blocks --engine--> codes of each, sorted --> one order over all --> cl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +14,13 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from models.catalogue import FIELDS
-from service.backfill.files import SourceFile, find_files, open_parquet
+from service.backfill.files import SourceFile, find_files, look_at, open_parquet
+
+logger = logging.getLogger(__name__)
 
 INPUT_ORDER = "input"
+TEXTS = frozenset({*FIELDS, "text"})
+EMBEDDING = "embedding"
 
 
 class Kind(StrEnum):
@@ -30,19 +35,35 @@ class Kind(StrEnum):
         return 65_536 if self is Kind.EMBEDDINGS else 8_192
 
 
+class Columns(NamedTuple):
+    """Which columns are read.
+
+    Attributes:
+        read: All of them.
+        order_by: By whose values items of equal codes get their suffixes; `input`: by their rows.
+        order_type: What these values are sorted as; None of `input`.
+        display: That of the titles; None where none are kept.
+    """
+
+    read: tuple[str, ...]
+    order_by: str = INPUT_ORDER
+    order_type: pa.DataType | None = None
+    display: str | None = None
+
+
 class Block(NamedTuple):
     """Rows of one file that are encoded together; what a kill loses at most, and what has an output of its own.
 
     Attributes:
         number: From 0, in the order of the files.
-        path: The file's.
+        file: Where they are.
         start: Its first row, by the file's own count from 0.
         rows: How many.
         first: Its first row, by the count over all files.
     """
 
     number: int
-    path: str
+    file: SourceFile
     start: int
     rows: int
     first: int
@@ -53,19 +74,15 @@ class Plan(NamedTuple):
 
     Attributes:
         files: In their order.
-        kind: What they hold.
+        kind: What is tokenized of them.
         columns: Those that are read.
-        order_by: A column by whose values items of equal codes get their suffixes; `input`: by their rows.
-        order_type: What these values are sorted as; None of `input`.
         block_rows: Rows of a block, at most.
         blocks: In their order.
     """
 
     files: tuple[SourceFile, ...]
     kind: Kind
-    columns: tuple[str, ...]
-    order_by: str
-    order_type: pa.DataType | None
+    columns: Columns
     block_rows: int
     blocks: tuple[Block, ...]
 
@@ -78,19 +95,31 @@ class Plan(NamedTuple):
         """What has to be the same for a run to be gone on with, as JSON."""
         return {
             "files": [list(file) for file in self.files],
-            "order_by": self.order_by,
+            "content": self.kind,
+            "order_by": self.columns.order_by,
+            "display": self.columns.display,
             "block_rows": self.block_rows,
         }
 
 
 def make_plan(
-    paths: Sequence[str], *, order_by: str = INPUT_ORDER, block_rows: int | None = None, out: Path | None = None
+    paths: Sequence[str],
+    *,
+    content: Kind | None = None,
+    takes_text: bool = True,
+    order_by: str = INPUT_ORDER,
+    display: str | None = None,
+    block_rows: int | None = None,
+    out: Path | None = None,
 ) -> Plan:
     """The plan for these paths; reads no more than what the files say of themselves.
 
     Args:
         paths: See `find_files`.
-        order_by: See `Plan`.
+        content: What is tokenized of files that have both; where None texts, if the tokenizer takes any.
+        takes_text: Whether it does.
+        order_by: See `Columns`.
+        display: See `Columns`.
         block_rows: Rows of a block, at most; by the kind where None.
         out: The directory of the table, where there is to be one.
 
@@ -98,34 +127,27 @@ def make_plan(
         ValueError: Files are missing, cannot be read, have not the columns that are needed, all the same, or lie where
             the table goes.
     """
-    files = find_files(paths)
+    found = find_files(paths)
     if out is not None:
-        _keep_apart(paths, files, out)
-    rows, of_columns = [], []
-    for file in files:
-        with open_parquet(file.path) as parquet:
+        _keep_apart(paths, found, out)
+    files = [look_at(path) for path in found]
+    rows: list[int] = []
+    schemas: dict[str, pa.Schema] = {}
+    for path in found:
+        with open_parquet(path) as parquet:
             rows.append(parquet.metadata.num_rows)
-            of_columns.append(_columns(file.path, parquet.schema_arrow, order_by))
-    kinds = {kind for kind, _, _ in of_columns}
-    orders = {order for _, _, order in of_columns}
-    if len(kinds) > 1:
-        raise ValueError("some files hold embeddings and others texts: backfill them one after the other")
-    if len(orders) > 1:
-        raise ValueError(f"the column {order_by} is of several types: {', '.join(sorted(map(str, orders)))}")
-    (kind,), (order_type,) = kinds, orders
-    if order_type is not None and pa.types.is_temporal(order_type):
-        order_type = pa.int64()
+            schemas[path] = parquet.schema_arrow
+    kind = _kind(schemas, content, takes_text=takes_text)
+    columns = Columns(_read(schemas, kind, order_by, display), order_by, _order_type(schemas, order_by), display)
     block_rows = block_rows or kind.block_rows
-    columns = tuple(sorted({name for _, names, _ in of_columns for name in names}))
-    blocks = tuple(_blocks(files, rows, block_rows))
-    return Plan(tuple(files), kind, columns, order_by, order_type, block_rows, blocks)
+    return Plan(tuple(files), kind, columns, block_rows, tuple(_blocks(files, rows, block_rows)))
 
 
-def _keep_apart(paths: Sequence[str], files: Sequence[SourceFile], out: Path) -> None:
+def _keep_apart(paths: Sequence[str], files: Sequence[str], out: Path) -> None:
     """Raises ValueError where the table's parts would be read as items, or be written over what is read."""
     place = out.resolve()
     around = [path for path in paths if "://" not in path and place.is_relative_to(Path(path).resolve())]
-    within = [file.path for file in files if "://" not in file.path and Path(file.path).resolve().is_relative_to(place)]
+    within = [path for path in files if "://" not in path and Path(path).resolve().is_relative_to(place)]
     for path in (*around, *within):
         raise ValueError(f"{path} is read, so the table cannot go to {out}: name a directory apart from it by --out")
 
@@ -136,31 +158,61 @@ def _blocks(files: Sequence[SourceFile], rows: Sequence[int], block_rows: int) -
     for file, in_file in zip(files, rows, strict=True):
         for start in range(0, in_file, block_rows):
             size = min(block_rows, in_file - start)
-            blocks.append(Block(len(blocks), file.path, start, size, first + start))
+            blocks.append(Block(len(blocks), file, start, size, first + start))
         first += in_file
     return blocks
 
 
-def _columns(path: str, schema: pa.Schema, order_by: str) -> tuple[Kind, frozenset[str], pa.DataType | None]:
-    """What a file holds, which of its columns are read, and the type that its order is sorted as."""
-    names = set(schema.names)
-    texts = names & {*FIELDS, "text"}
-    if "item_id" not in names or not (texts or "embedding" in names):
-        wanted = f"item_id, and embedding or some of {', '.join(sorted({*FIELDS, 'text'}))}"
-        raise ValueError(f"{path} has not the columns {wanted}; its columns are {schema.names}")
-    item_id = schema.field("item_id").type
-    if not (pa.types.is_integer(item_id) or is_string(item_id)):
-        raise ValueError(f"{path}, item_id: expected strings or integers, got {item_id}")
-    kind = Kind.TEXTS if texts else Kind.EMBEDDINGS
-    read = {"item_id", *(texts or {"embedding"})}
+def _kind(schemas: Mapping[str, pa.Schema], content: Kind | None, *, takes_text: bool) -> Kind:
+    """What is tokenized of the files: it is in all of them."""
+    common = set(Kind)
+    for path, schema in schemas.items():
+        names = set(schema.names)
+        there = {kind for kind, of_it in ((Kind.TEXTS, TEXTS), (Kind.EMBEDDINGS, {EMBEDDING})) if names & of_it}
+        if "item_id" not in names or not there:
+            wanted = f"item_id, and embedding or some of {', '.join(sorted(TEXTS))}"
+            raise ValueError(f"{path} has not the columns {wanted}; its columns are {schema.names}")
+        common &= there
+    if content is not None and content not in common:
+        raise ValueError(f"not all of these files have {content}")
+    if not common:
+        raise ValueError("some files hold embeddings and others texts: backfill them one after the other")
+    if content is None and len(common) == 2:
+        content, other = (Kind.TEXTS, Kind.EMBEDDINGS) if takes_text else (Kind.EMBEDDINGS, Kind.TEXTS)
+        logger.warning("The files have both: %s are tokenized; with --content %s the others would be", content, other)
+    return content or common.pop()
+
+
+def _read(schemas: Mapping[str, pa.Schema], kind: Kind, order_by: str, display: str | None) -> tuple[str, ...]:
+    """The columns that are read: of texts those that some files have, of all others each file's."""
+    needed = {"item_id", order_by, display} - {INPUT_ORDER, None}
+    read = set(needed)
+    for path, schema in schemas.items():
+        for name in sorted(map(str, needed - set(schema.names))):
+            raise ValueError(f"{path} has no column {name!r}; its columns are {schema.names}")
+        item_id = schema.field("item_id").type
+        if not (pa.types.is_integer(item_id) or is_string(item_id)):
+            raise ValueError(f"{path}, item_id: expected strings or integers, got {item_id}")
+        if display is not None and not is_string(schema.field(display).type):
+            raise ValueError(f"{path}, {display}: titles are strings, got {schema.field(display).type}")
+        read |= TEXTS & set(schema.names) if kind is Kind.TEXTS else {EMBEDDING}
+    return tuple(sorted(map(str, read)))
+
+
+def _order_type(schemas: Mapping[str, pa.Schema], order_by: str) -> pa.DataType | None:
+    """The type that the column's values are sorted as, in all files; None of `input`."""
     if order_by == INPUT_ORDER:
-        return kind, frozenset(read), None
-    if order_by not in names:
-        raise ValueError(f"{path} has no column {order_by!r} to order by; its columns are {schema.names}")
-    order_type = _sorted_as(schema.field(order_by).type)
-    if order_type is None:
-        raise ValueError(f"{path}, {order_by}: values of {schema.field(order_by).type} have no order here")
-    return kind, frozenset(read | {order_by}), order_type
+        return None
+    kinds = {path: schema.field(order_by).type for path, schema in schemas.items()}
+    sorted_as = {path: _sorted_as(kind) for path, kind in kinds.items()}
+    for path in (path for path, kind in sorted_as.items() if kind is None):
+        raise ValueError(f"{path}, {order_by}: values of {kinds[path]} have no order here")
+    if len(set(sorted_as.values())) > 1:
+        raise ValueError(
+            f"the column {order_by} is of several types: {', '.join(sorted(set(map(str, sorted_as.values()))))}"
+        )
+    (order_type,) = set(sorted_as.values())
+    return pa.int64() if pa.types.is_temporal(order_type) else order_type
 
 
 def is_string(kind: pa.DataType) -> bool:

@@ -1,7 +1,7 @@
 """Blocks mapped by Ray Data: over the machines of a cluster, or processes of this one.
 
-What goes to an actor is which rows of which file, and what comes back is a count: files are read, and codes written,
-where the model is. So all machines have to reach the same files, and the same output's directory.
+What goes to an actor is the number of a block, and what comes back says that it is done: files are read, and codes
+written, where the model is. So all machines have to reach the same files, and the same output's directory.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from service.backfill.encoding import BlockDone, BlockEncoder, EncodingTask
+from service.backfill.encoding import BlockEncoder, EncodingTask
 from service.backfill.plan import Block
 from service.errors import SemidError, WorkerFailed
 
@@ -20,19 +20,20 @@ from service.errors import SemidError, WorkerFailed
 class BlockActor:
     """A model of its own, on a GPU or a group of cores."""
 
-    def __init__(self, task: EncodingTask) -> None:
+    def __init__(self, task: EncodingTask, blocks: Sequence[Block]) -> None:
         self._encoder = BlockEncoder(task)
+        self._blocks = blocks
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Encodes one block; what goes wrong is said in words, of which Ray would make a stack of its own."""
-        block = Block(**row)
         try:
-            return {**self._encoder.encode(block)._asdict(), "failure": ""}
+            self._encoder.encode(self._blocks[row["block"]])
         except (SemidError, ValueError, OSError) as error:
-            return {**BlockDone(block.number, 0, 0)._asdict(), "failure": str(error) or repr(error)}
+            return {**row, "failure": str(error) or repr(error)}
+        return {**row, "failure": ""}
 
 
-def encode_by_ray(task: EncodingTask, blocks: Sequence[Block], workers: int) -> Iterator[BlockDone]:
+def encode_by_ray(task: EncodingTask, blocks: Sequence[Block], workers: int) -> Iterator[Block]:
     """Encodes blocks by actors of Ray Data; see `Engine.map_blocks`.
 
     The cluster is that of RAY_ADDRESS; where none is named, one on this machine, which ends with this process.
@@ -48,19 +49,21 @@ def encode_by_ray(task: EncodingTask, blocks: Sequence[Block], workers: int) -> 
         cores = int(task.settings["threads"] or max(1, there.get("CPU", 1) // workers))
         gpus = 1 if there.get("GPU") and task.settings["device"] != "cpu" else 0
         task = task._replace(settings={**task.settings, "threads": cores})
-        rows = ray.data.from_items([block._asdict() for block in blocks], override_num_blocks=len(blocks))
-        done = rows.map(
+        numbers = ray.data.from_items(
+            [{"block": number} for number in range(len(blocks))], override_num_blocks=len(blocks)
+        )
+        done = numbers.map(
             BlockActor,
-            fn_constructor_args=(task,),
+            fn_constructor_args=(task, list(blocks)),
             compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
             num_cpus=min(cores, int(there.get("CPU", 1)) // workers or 1),
             num_gpus=gpus,
         )
         try:
             for row in done.iter_rows():
-                if failure := row.pop("failure"):
-                    raise WorkerFailed(failure)
-                yield BlockDone(**row)
+                if row["failure"]:
+                    raise WorkerFailed(row["failure"])
+                yield blocks[row["block"]]
         except (ray.exceptions.RayError, SystemError) as error:
             raise WorkerFailed(str(error).strip().rpartition("\n")[2]) from error
 

@@ -11,7 +11,7 @@ import io
 import json
 import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,11 +26,14 @@ from service.backfill.collisions import Collisions
 from service.backfill.encoding import EncodingTask
 from service.backfill.engines import Engine
 from service.backfill.journal import COLLISIONS, Journal
+from service.backfill.known import ROWS_TOGETHER, known_path, recall
 from service.backfill.output import Counts, Table, finish
 from service.backfill.plan import INPUT_ORDER, Kind, Plan
+from service.backfill.rows import RowReader
 from service.backfill.sorting import Slices, cut, run_of, run_rows, runs_of
 from service.backup.commands import opened_record
 from service.overflow import OverflowPolicy
+from service.registry import Record
 from service.semantic_id import CodeLayout
 from service.settings import Settings
 
@@ -94,7 +97,7 @@ class Backfill:
         """
         self._check_promises()
         with self._journal() as journal:
-            asyncio.run(self._look_at_registry())  # hours of encoding are not for nothing
+            asyncio.run(self._recall(journal))  # if there is no registry, hours of encoding are not for nothing
             cuts = self._sorted(journal)
             asyncio.run(self._claim(journal, cuts))
             self._write(journal, cuts)
@@ -103,12 +106,24 @@ class Backfill:
                 {
                     "tokenizer": self._manifest.full_name,
                     "namespace": self._request.namespace,
-                    "order_by": self._plan.order_by,
+                    "order_by": self._plan.columns.order_by,
                     "files": [file.path for file in self._plan.files],
+                    "record": journal.record,
                     **counts._asdict(),
                 }
             )
         return counts
+
+    def finished(self) -> Counts | None:
+        """What this very backfill counted, where it is done already: its table is there, and its record the same.
+
+        Raises:
+            SemidError: The registry cannot be reached or refuses.
+        """
+        summary = None if self._request.force else self._journal().finished(len(self._plan.blocks))
+        if summary is None or summary.get("record") != asyncio.run(self._record_name()):
+            return None
+        return Counts(*(summary[name] for name in Counts._fields))
 
     def count_collisions(self) -> dict[str, Any]:
         """Encodes, and counts the collisions of these files among themselves; writes nothing to a registry.
@@ -140,8 +155,10 @@ class Backfill:
 
     def _check_promises(self) -> None:
         """Raises ValueError where IDs would not be issued as is asked for, or as the service does."""
-        if self._plan.order_by != INPUT_ORDER and "+cluster://" in (self._settings.redis_url or ""):
+        if self._plan.columns.order_by != INPUT_ORDER and "+cluster://" in (self._settings.redis_url or ""):
             raise ValueError("on a cluster suffixes are issued in no order: leave --order-by out")
+        if self._plan.columns.display is not None and not self._settings.display_bytes:
+            raise ValueError("no titles are kept: set SID_DISPLAY_BYTES, or leave --display out")
         overflow = OverflowPolicy(self._settings.overflow).candidates(self._request.namespace)
         if overflow and self._manifest.max_suffix is not None:
             raise ValueError(
@@ -149,9 +166,22 @@ class Backfill:
                 "backfill does not: set it to error, and tokenize what is rejected through the service"
             )
 
-    async def _look_at_registry(self) -> None:
-        async with opened_record(self._settings, self._manifest, self._request.namespace):
-            pass
+    async def _record_name(self) -> str:
+        async with opened_record(self._settings, self._manifest, self._request.namespace) as record:
+            return _name_of(record)
+
+    async def _recall(self, journal: Journal) -> None:
+        """Asks what the record knows of the items that are to be encoded."""
+        patience_s = self._settings.registry_wait_s
+        missing = [block for block in self._plan.blocks if not journal.encoded(block)]
+        rows = sum(block.rows for block in missing)
+        async with opened_record(self._settings, self._manifest, self._request.namespace) as record:
+            if not rows or not await record.count() or self._manifest.max_suffix is not None:
+                return  # under a finite suffix vocabulary an item may hold codes beside its own
+            with closing(RowReader(["item_id"], ROWS_TOGETHER)) as reader, self._stage("known", rows, 0) as done:
+                for block in missing:
+                    await recall(record, reader, block, known_path(journal.codes, block.number), patience_s)
+                    done(block.rows)
 
     def _sorted(self, journal: Journal) -> NDArray[np.int64]:
         """Encodes what is missing, and cuts all blocks into runs."""
@@ -184,8 +214,7 @@ class Backfill:
             },
             kind=plan.kind,
             columns=plan.columns,
-            order_by=None if plan.order_type is None else (plan.order_by, plan.order_type),
-            directory=str(journal.codes.absolute()),
+            directory=journal.codes.absolute(),
         )
         with self._stage("codes", plan.rows, plan.rows - sum(block.rows for block in missing)) as done:
             for block in request.engine.map_blocks(task, missing, request.workers):
@@ -196,8 +225,7 @@ class Backfill:
         buckets = min(max(self._settings.buckets, rows // ITEMS_PER_BUCKET), 2**32)
         settings = self._settings.model_copy(update={"buckets": buckets})
         async with opened_record(settings, self._manifest, self._request.namespace, create=True, marked=True) as record:
-            name = f"{record.history.name} {record.history.epoch.decode()}\n"
-            if not journal.claims_are_of(name):
+            if not journal.claims_are_of(_name_of(record)):
                 logger.warning("The registry has another record than this backfill began with: all is claimed again")
             runs = [run for run in runs_of(cuts) if not journal.claim_file(run).exists()]
             missing = int(sum((cuts[run + 1] - cuts[run]).sum() for run in runs))
@@ -217,3 +245,7 @@ class Backfill:
             for block in missing:
                 table.write(block)
                 done(block.rows)
+
+
+def _name_of(record: Record) -> str:
+    return f"{record.history.name} {record.history.epoch.decode()}"

@@ -30,9 +30,16 @@ def backfill(
     ] = None,
     namespace: Annotated[str, typer.Option(help="The catalogue's namespace.")] = "default",
     checkpoint: Annotated[Path | None, typer.Option(help="The tokenizer's; SID_CHECKPOINT if not given.")] = None,
+    content: Annotated[
+        str | None,
+        typer.Option(help="texts or embeddings: what is tokenized of files that have both; texts if not given."),
+    ] = None,
     order_by: Annotated[
         str, typer.Option(help="The column whose values say which of the items of equal codes comes first; or input.")
     ] = "input",
+    display: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="The column of the titles to keep with the items.")
+    ] = None,
     block_rows: Annotated[
         int | None, typer.Option(min=1, help="Rows encoded together; 65536 embeddings or 8192 texts if not given.")
     ] = None,
@@ -46,26 +53,38 @@ def backfill(
     After a kill or a failure the same command goes on where it stopped. Rejected rows go to OUT/rejected.jsonl, with
     the reason; then the exit status is 3. It is 1 where the command failed.
     """
+    from models import read_manifest
     from service.backfill.engines import Engine
-    from service.backfill.plan import make_plan
+    from service.backfill.plan import Kind, make_plan
     from service.backfill.run import Backfill, Request
 
-    if engine not in set(Engine):
-        raise typer.BadParameter(f"{engine!r} is none of {', '.join(Engine)}", param_hint="--engine")
+    for option, value, known in (("--engine", engine, Engine), ("--content", content, Kind)):
+        if value is not None and value not in set(known):
+            raise typer.BadParameter(f"{value!r} is none of {', '.join(known)}", param_hint=option)
     settings = read_settings(checkpoint)
     try:
         with failures():
-            plan = make_plan(paths, order_by=order_by, block_rows=block_rows, out=out)
+            plan = make_plan(
+                paths,
+                content=None if content is None else Kind(content),
+                takes_text=read_manifest(settings.checkpoint).text_encoder is not None,
+                order_by=order_by,
+                display=display,
+                block_rows=block_rows,
+                out=out,
+            )
             request = Request(plan, out, namespace, Engine(engine), workers or _workers(settings.device), force=force)
             work = Backfill(settings, request, _stage)
             if dry_run:
                 _tell(work.count_collisions(), out)
                 return
-            counts = work.run()
+            before = work.finished()
+            counts = before or work.run()
     except KeyboardInterrupt:
         typer.echo("semid: interrupted; the same command goes on from here", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    typer.echo(f"{counts.written} items with their Semantic IDs in {out}, {counts.created} of them new")
+    already = ": that was done before, and nothing was done now" if before else ""
+    typer.echo(f"{counts.written} items with their Semantic IDs in {out}, {counts.created} of them new{already}")
     if counts.rejected:
         typer.echo(
             f"semid: {counts.rejected} rows were rejected; the reasons are in {out / 'rejected.jsonl'}", err=True

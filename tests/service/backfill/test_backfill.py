@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -15,8 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from service.backfill import engines, sorting
+from models import read_manifest
+from service.backfill import code_files, engines, sorting
+from service.backfill.code_files import CodeFile
 from service.backfill.output import Table
+from service.backup.commands import opened_record
+from service.batching.batcher import Batcher
+from service.settings import Settings
 from tests.service.backfill.catalogues import (
     matrix_of,
     rejected_of,
@@ -35,14 +42,14 @@ from service.backfill import claims, code_files, sorting
 from service.cli import app
 
 def killed_before(module, number):
-    write = module.write_whole
-    def count_and_write(path, content):
+    write = module.write_arrow
+    def count_and_write(path, table):
         nonlocal number
-        number -= path.suffix == ".arrow"
+        number -= 1
         if number == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        write(path, content)
-    module.write_whole = count_and_write
+        write(path, table)
+    module.write_arrow = count_and_write
 
 sorting.ROWS_PER_RUN = int(sys.argv.pop(1))
 killed_before({"codes": code_files, "claims": claims}[sys.argv.pop(1)], int(sys.argv.pop(1)))
@@ -54,6 +61,14 @@ def run_until_killed(kind: str, number: int, *words: Any) -> None:
     command = [sys.executable, "-c", KILLED, str(ROWS_PER_RUN), kind, str(number), "backfill", *map(str, words)]
     ended = subprocess.run(command, capture_output=True, timeout=120, check=False, env=os.environ)
     assert ended.returncode == -9, ended.stderr.decode()
+
+
+def written(path: Path) -> Any:
+    """What a file says; of the summary all but which record was claimed from."""
+    if path.name != "backfill.json":
+        return path.read_bytes()
+    summary = json.loads(path.read_text())
+    return summary.pop("record").startswith("default:"), summary
 
 
 def interrupted(*_: Any) -> None:
@@ -85,7 +100,7 @@ def test_a_backfill_that_is_killed_goes_on_and_ends_with_the_same_bytes(
     assert (undisturbed.exit_code, last.exit_code) == (3, 3), last.output
     whole, killed = sorted((tmp_path / "whole").iterdir()), sorted(out.iterdir())
     assert [path.name for path in whole] == [path.name for path in killed]
-    assert [path.read_bytes() for path in whole] == [path.read_bytes() for path in killed]
+    assert [written(path) for path in whole] == [written(path) for path in killed]
     table = table_of(out)
     assert table["item_id"].to_pylist() == [f"i{row}" for row in range(1000) if row != 77]
     assert len(set(table["semantic_id"].to_pylist())) == 999
@@ -183,7 +198,21 @@ def test_an_item_id_that_is_not_utf8_gets_no_id_and_its_neighbours_get_theirs(tm
     assert table_of(tmp_path / "out")["item_id"].to_pylist() == ["a", "\N{SNOWMAN}"]
     (rejected,) = rejected_of(tmp_path / "out")
     assert (rejected["row"], rejected["item_id"]) == (2, None)
-    assert rejected["detail"] == "it has a string that is not UTF-8"
+    assert rejected["detail"] == "its item_id is not UTF-8"
+
+
+def test_a_text_that_is_not_utf8_is_told_with_its_item(service: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("SID_CHECKPOINT", str(service.settings.checkpoint))
+    monkeypatch.setenv("SID_DATA_DIR", str(tmp_path / "data"))
+    titles = strings_of([b"kettle", b"\xff\xfe", b"lamp"])
+    pq.write_table(pa.table({"item_id": [1, 2, 3], "title": titles, "brand": ["a"] * 3}), tmp_path / "items.parquet")
+
+    run(tmp_path / "items.parquet", "--out", tmp_path / "out", "--workers", 1, "--dry-run")
+    codes = CodeFile.open(next((tmp_path / "out").glob(".backfill/codes/*/000000.arrow")))
+
+    assert codes.rows["item_id"].to_pylist()[codes.valid :] == ["2"]
+    assert codes.rows["error"].to_pylist()[codes.valid]["detail"] == "its title is not UTF-8"
+    assert codes.valid == 2
 
 
 @pytest.mark.usefixtures("settings")
@@ -268,7 +297,7 @@ def test_a_directory_with_anything_else_is_left_alone_unless_forced(tmp_path: Pa
     assert unfinished.exit_code == 1
     assert "an unfinished backfill of something else (other files)" in unfinished.output
     assert run(catalogue, *words).exit_code == 0
-    finished = run(catalogue, *words)
+    finished = run(other, *words)
     assert finished.exit_code == 1
     assert "is not empty" in finished.output
     assert run(other, *words, "--force").exit_code == 0
@@ -301,12 +330,34 @@ def test_a_backfill_that_is_killed_as_it_clears_up_is_done(tmp_path: Path, monke
     shutil.rmtree(tmp_path / "out" / ".backfill" / "rejected")
 
     again = run(*words)
-    forced = run(*words, "--force")
 
-    assert again.exit_code == 1
-    assert "no backfill is under way there" in again.output
-    assert (forced.exit_code, len(table_of(tmp_path / "out"))) == (0, 20), forced.output
+    assert (again.exit_code, len(table_of(tmp_path / "out"))) == (0, 20), again.output
     assert not (tmp_path / "out" / ".backfill").exists()
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_backfill_that_is_done_is_not_done_again_while_its_record_and_its_table_are_there(
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrix = matrix_of(20)
+    matrix[7] = 0.0
+    words = [write_embeddings(tmp_path / "items.parquet", matrix), "--workers", 1, "--out", tmp_path / "out"]
+    first = run(*words)
+    with monkeypatch.context() as patched:
+        patched.setattr(engines, "BlockEncoder", None)
+        again = run(*words)
+        patched.setenv("SID_DATA_DIR", str(data_dir / "another"))
+        of_another_record = run(*words)
+    (tmp_path / "out" / "part-000000.parquet").unlink()
+    without_a_part = run(*words)
+
+    assert (first.exit_code, again.exit_code) == (3, 3), again.output  # of both a row was rejected
+    assert "19 items with their Semantic IDs" in again.output
+    assert "nothing was done now" in again.output
+    assert "nothing was done now" not in first.output
+    assert (of_another_record.exit_code, without_a_part.exit_code) == (1, 1)
+    assert "is not empty" in of_another_record.output
+    assert "is not empty" in without_a_part.output
 
 
 @pytest.mark.usefixtures("settings")
@@ -383,3 +434,88 @@ def test_a_file_that_cannot_be_read_ends_the_command_in_words_and_what_was_done_
     assert broken.exit_code == 1
     assert f"{catalogue} cannot be read from row 0 on" in broken.output
     assert len(list((tmp_path / "out" / ".backfill" / "codes").glob("*/*.arrow"))) == 1
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_file_that_is_replaced_while_it_is_read_by_one_of_as_many_rows_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue = write_embeddings(tmp_path / "items.parquet", matrix_of(90))
+    other = write_embeddings(tmp_path / "other", matrix_of(90, seed=6))
+    write = code_files.write_arrow
+
+    def replace_and_write(path: Path, rows: pa.Table) -> None:
+        if other.exists():
+            other.replace(catalogue)
+        write(path, rows)
+
+    monkeypatch.setattr(code_files, "write_arrow", replace_and_write)
+    words = [catalogue, "--out", tmp_path / "out", "--workers", 1, "--block-rows", 30]
+    result, again = run(*words), run(*words)
+
+    assert result.exit_code == 1
+    assert f"{catalogue} was changed or replaced after the backfill of it began" in result.output
+    assert again.exit_code == 1
+    assert "something else (other files)" in again.output
+
+
+@pytest.mark.usefixtures("settings")
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    words = [write_embeddings(tmp_path / "items.parquet", matrix_of(90)), "--out", tmp_path / "out", "--workers", 1]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # a plan fits, codes do not
+    try:
+        result = run(*words, "--dry-run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    assert result.exit_code == 1
+    assert f"File too large: '{tmp_path}/out/.backfill/codes/" in result.output
+
+
+def test_texts_that_the_record_knows_are_not_encoded_again_and_titles_are_kept(
+    service: Any, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SID_CHECKPOINT", str(service.settings.checkpoint))
+    monkeypatch.setenv("SID_DATA_DIR", str(service.settings.data_dir))
+    monkeypatch.setenv("SID_DISPLAY_BYTES", "32")
+    names = [f"No. {row}" if row % 2 else None for row in range(9)]
+    rows = [{"item_id": f"t{row}", "text": f"kettle {row}", "name": name} for row, name in enumerate(names)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "items.parquet")
+    known = [{"item_id": row["item_id"], "text": row["text"]} for row in rows[:6]]
+    before = service.tokenize(*known, namespace=namespace)
+    encoded: list[int] = []
+    encode_columns = Batcher.encode_columns
+
+    async def count_and_encode(batcher: Batcher, contents: Any, **options: Any) -> Any:
+        if not options:  # of the warming-up
+            encoded.append(len(contents))
+        return await encode_columns(batcher, contents, **options)
+
+    monkeypatch.setattr(Batcher, "encode_columns", count_and_encode)
+    words = [tmp_path / "items.parquet", "--workers", 1, "--namespace", namespace, "--display", "name"]
+    result = run(*words, "--out", tmp_path / "out")
+
+    assert result.exit_code == 0, result.output
+    assert encoded == [3]
+    table = table_of(tmp_path / "out")
+    assert table["semantic_id"].to_pylist()[:6] == [answer["semantic_id"] for answer in before]
+    assert table["created"].to_pylist() == [False] * 6 + [True] * 3
+    assert titles_of(service.settings, namespace) == {row["item_id"]: row["name"] for row in rows if row["name"]}
+    monkeypatch.setenv("SID_DISPLAY_BYTES", "0")
+    without = run(*words, "--out", tmp_path / "another")
+    assert without.exit_code == 1
+    assert "set SID_DISPLAY_BYTES" in without.output
+
+
+def titles_of(settings: Any, namespace: str) -> dict[str, str]:
+    """The titles of a record's items."""
+
+    async def read() -> dict[str, str]:
+        async with opened_record(
+            Settings(data_dir=settings.data_dir), read_manifest(settings.checkpoint), namespace
+        ) as record:
+            parts = [part async for part in record.contents.scan()]
+        return {one.item_id.decode(): one.display.decode() for part in parts for one in part.items if one.display}
+
+    return asyncio.run(read())

@@ -42,7 +42,7 @@ def table(**columns: Any) -> pa.Table:
         ([], "input", "there is no Parquet file"),
         ([table(price=[1])], "input", "has not the columns item_id, and embedding or some of brand"),
         ([table(text=["a"]), table(embedding=[[1.0]])], "input", "some files hold embeddings and others texts"),
-        ([table(text=["a"])], "rank", "has no column 'rank' to order by"),
+        ([table(text=["a"])], "rank", "has no column 'rank'; its columns are"),
         ([table(text=["a"], rank=[[1]])], "rank", "have no order here"),
         ([table(text=["a"], rank=[1]), table(text=["a"], rank=["1"])], "rank", "is of several types: int64, string"),
         (
@@ -69,4 +69,29 @@ def test_columns_of_texts_are_read_beside_those_that_only_some_files_have(tmp_pa
 
     plan = make_plan([str(tmp_path)])
 
-    assert (plan.kind, plan.columns) == (Kind.TEXTS, ("brand", "item_id", "title"))
+    assert (plan.kind, plan.columns.read) == (Kind.TEXTS, ("brand", "item_id", "title"))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "taken"),
+    [({}, Kind.TEXTS), ({"takes_text": False}, Kind.EMBEDDINGS), ({"content": Kind.EMBEDDINGS}, Kind.EMBEDDINGS)],
+)
+def test_of_files_with_texts_and_embeddings_one_is_taken_which_is_said_where_nobody_chose(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, wanted: Any, taken: Kind
+) -> None:
+    pq.write_table(table(title=["a"], embedding=[[1.0]]), tmp_path / "items.parquet")
+
+    plan = make_plan([str(tmp_path)], display="title", **wanted)
+
+    of_content = {Kind.TEXTS: [], Kind.EMBEDDINGS: ["embedding"]}
+    assert (plan.kind, list(plan.columns.read)) == (taken, [*of_content[taken], "item_id", "title"])
+    assert (f"have both: {taken} are tokenized" in caplog.text) == ("content" not in wanted)
+
+
+def test_content_that_not_all_files_have_and_credentials_in_a_path_are_refused(tmp_path: Path) -> None:
+    pq.write_table(table(title=["a"]), tmp_path / "items.parquet")
+
+    with pytest.raises(ValueError, match="not all of these files have embeddings"):
+        make_plan([str(tmp_path)], content=Kind.EMBEDDINGS)
+    with pytest.raises(ValueError, match="credentials go into the environment"):
+        make_plan(["s3://name:secret@bucket/items/*.parquet"])

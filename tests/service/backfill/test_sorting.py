@@ -30,6 +30,7 @@ def test_runs_follow_each_other_in_one_order_and_find_back_to_their_blocks(tmp_p
             "digest": pa.array(rows[first:last].astype(np.uint64)),
             "codes": packed_column(codes[first:last]),
             "order": pa.array(order[first:last], pa.int64()),
+            "display": pa.nulls(last - first),
         }
         write_code_file(paths[-1], columns, [], 2)
 
