@@ -41,6 +41,17 @@ def looked_up(text: object, semantic_id: SemanticId, assignment: Assignment | No
     return holder(assignment)
 
 
+def assignment_of(item_id: str, assignment: Assignment | None, namespace: str, *, retired: bool = False) -> Answer:
+    """What one of many items holds; of one that was retired what it held, where that is what was asked for."""
+    if assignment is None:
+        return unassigned(item_id, unknown_item(namespace))
+    if assignment.retired_at is None:
+        return holder(assignment)
+    if retired:
+        return {**holder(assignment), "retired_at": assignment.retired_at}
+    return unassigned(item_id, _retired(assignment, assignment.retired_at))
+
+
 def assigned(
     items: Mapping[int, Item],
     known: Mapping[int, Assignment],
@@ -106,6 +117,11 @@ def holder(assignment: Assignment) -> Answer:
 def unanswered(text: object, error: SemidError) -> Answer:
     """A Semantic ID's own error beside what was asked for, where that can be said: a lone surrogate cannot."""
     return {"semantic_id": _sayable(text), "error": error.as_error()}
+
+
+def unassigned(item_id: object, error: SemidError) -> Answer:
+    """An item's own error beside its id as it was given, where that can be said."""
+    return {"item_id": _sayable(item_id), "error": error.as_error()}
 
 
 def unprefixed(text: object, error: SemidError) -> Answer:

@@ -27,6 +27,7 @@ from service.admin.plan import Plan, PlanFile
 from service.admin.reports import Reports
 from service.admin.routes import router as admin_router
 from service.admin.schemas import DefaultRequest, LoadRequest
+from service.assignments import Assignments
 from service.bodies import BodyGate
 from service.bulk.columns import ColumnTokenization
 from service.bulk.entries import EntryTokenization
@@ -49,7 +50,15 @@ from service.records import Records
 from service.registry import Registry
 from service.registry.embedded import EmbeddedValkey
 from service.registry.marks import Marks
-from service.schemas import LookupRequest, Problem, RetiredProblem, TokenizeRequest, describe
+from service.schemas import (
+    AssignmentsRequest,
+    LookupRequest,
+    Problem,
+    RetiredProblem,
+    RetireRequest,
+    TokenizeRequest,
+    describe,
+)
 from service.settings import Settings
 from service.state import State
 from service.stats.queries import Statistics
@@ -158,6 +167,7 @@ async def compose(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -
     columns = ColumnTokenization(tokenization, records, metrics)
     return State(
         tokenization=tokenization,
+        assignments=Assignments(tokenizers, records, metrics, settings.max_lookups),
         columns=columns,
         entries=EntryTokenization(tokenization, columns),
         decoding=Decoding(tokenizers, records, max_prefixes=settings.max_lookups, max_wait_s=settings.max_wait_s),
@@ -204,6 +214,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         for model in (
             TokenizeRequest,
             LookupRequest,
+            AssignmentsRequest,
+            RetireRequest,
             Problem,
             RetiredProblem,
             ChangesGoneProblem,

@@ -126,14 +126,39 @@ class ItemOptions(RecordOptions):
     item_id: str | None = None  # required; what is wrong with it is said as of any item id
 
 
-class LookupRequest(Envelope):
+class ManyOptions(RecordOptions):
+    """Of a request that looks up many."""
+
+    counterparts: bool = Field(
+        default=True,
+        description="Where several tokenizers are loaded: whether to say what each item holds under the other ones, "
+        "which reads the record of each.",
+    )
+
+
+class LookupRequest(ManyOptions):
     """Semantic IDs to look up."""
 
     semantic_ids: Annotated[
         list[Any], WithJsonSchema({"type": "array", "minItems": 1, "items": {"anyOf": [_SEMANTIC_ID, _ANYTHING_ELSE]}})
     ] = Field(min_length=1, examples=[[SEMANTIC_ID_EXAMPLE]])
-    tokenizer: TokenizerName = None
-    namespace: Namespace = "default"
+
+
+_ItemIds = Annotated[
+    list[Any], WithJsonSchema({"type": "array", "minItems": 1, "items": {"anyOf": [_ITEM_ID, _ANYTHING_ELSE]}})
+]
+
+
+class AssignmentsRequest(ManyOptions):
+    """Items to look up."""
+
+    item_ids: _ItemIds = Field(min_length=1, examples=[["kettle-1"]])
+
+
+class RetireRequest(RecordOptions):
+    """Items to retire."""
+
+    item_ids: _ItemIds = Field(min_length=1, examples=[["kettle-1"]])
 
 
 class ErrorBody(BaseModel):
@@ -229,12 +254,8 @@ class HeldId(_Holder):
     replaced_by: str | None = _REPLACED_BY
 
 
-class AssignmentAnswer(HeldId, Displayed):
-    """An assignment."""
-
-
-class FoundItem(AssignmentAnswer):
-    """An assignment, and what the item holds under other tokenizers."""
+class WithCounterparts(BaseModel):
+    """An item that may hold something under other tokenizers."""
 
     counterparts: dict[str, str | None] = Field(
         default={},
@@ -243,13 +264,17 @@ class FoundItem(AssignmentAnswer):
     )
 
 
+class AssignmentAnswer(HeldId, Displayed, WithCounterparts):
+    """An assignment."""
+
+
 class RetiredAssignment(HeldId):
     """An assignment that has ended; its Semantic ID is never given to another item."""
 
     retired_at: datetime
 
 
-class FoundSemanticId(_Holder, Displayed):
+class FoundSemanticId(_Holder, Displayed, WithCounterparts):
     """A Semantic ID and its item."""
 
     assigned_at: datetime
@@ -270,6 +295,38 @@ class LookupResponse(BaseModel):
     tokenizer: str
     namespace: str
     items: list[FoundSemanticId | UnknownSemanticId]
+
+
+class UnknownItem(BaseModel):
+    """An item that cannot be answered."""
+
+    item_id: str | None = Field(description="As it was given; null where that was no text.")
+    error: ErrorBody | RetiredBody
+
+
+class AssignmentsResponse(BaseModel):
+    """An entry per item, in order."""
+
+    tokenizer: str
+    namespace: str
+    items: list[FoundSemanticId | UnknownItem]
+
+
+class RetiredSemanticId(_Holder):
+    """What a retired item held; nobody else gets it."""
+
+    assigned_at: datetime
+    content_changed: bool = _CONTENT_CHANGED
+    replaced_by: str | None = _REPLACED_BY
+    retired_at: datetime
+
+
+class RetireResponse(BaseModel):
+    """An entry per item, in order."""
+
+    tokenizer: str
+    namespace: str
+    items: list[RetiredSemanticId | UnknownItem]
 
 
 class TokenizersResponse(BaseModel):

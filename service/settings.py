@@ -130,7 +130,10 @@ class Settings(BaseSettings):
     )
     max_items: int = Field(default=1024, ge=1, description="Items of one `POST /tokenize`.")
     max_lookups: int = Field(
-        default=4096, ge=1, description="Semantic IDs of one `POST /lookup`, prefixes of one `POST /next`."
+        default=4096,
+        ge=1,
+        description="Semantic IDs of one `POST /lookup`, item ids of one `POST /assignments` or `/retire`, prefixes "
+        "of one `POST /next`.",
     )
     max_text_bytes: int = Field(default=65_536, ge=1, description="UTF-8 bytes of one item's text.")
     display_bytes: int = Field(

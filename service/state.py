@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from service.access.keys import Keys
     from service.admin.door import AdminDoor
     from service.admin.hot_swap import HotSwap
+    from service.assignments import Assignments
     from service.bodies import BodyGate
     from service.bulk.columns import ColumnTokenization
     from service.bulk.entries import EntryTokenization
@@ -34,6 +35,7 @@ class State:
     """The parts of a running app, composed in `service.app`."""
 
     tokenization: Tokenization
+    assignments: Assignments
     columns: ColumnTokenization
     entries: EntryTokenization
     decoding: Decoding

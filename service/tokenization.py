@@ -24,7 +24,7 @@ from service.answers import (
 )
 from service.batching.jobs import EncodedRow
 from service.content import Item, ItemReader
-from service.counterparts import counterparts
+from service.counterparts import show_counterparts
 from service.displays import show
 from service.errors import (
     ConflictingDuplicate,
@@ -151,7 +151,7 @@ class Tokenization:
         return self._tokenizers.named(name)
 
     async def by_semantic_id(self, text: str, namespace: str, name: str | None) -> Answer:
-        """Answer `GET /item/{semantic_id}`; beside other tokenizers with what the item holds under these.
+        """Answer `GET /item/{semantic_id}`.
 
         Raises:
             MalformedSemanticId: It is not one of this tokenizer.
@@ -166,11 +166,7 @@ class Tokenization:
             msg = f"no item holds {semantic_id} in the namespace {namespace}"
             raise NotAssigned(msg)
         require_not_retired(assignment)
-        answer = {**holder(assignment), **tokenizer.origin(namespace)}
-        if others := [other for other in self._tokenizers.current.loaded if other is not tokenizer]:
-            found = counterparts(others, self._records, namespace, assignment.item_id)
-            answer["counterparts"] = await self._timed("find", found)
-        return await self._shown(record, answer)
+        return await self._shown(tokenizer, record, {**holder(assignment), **tokenizer.origin(namespace)})
 
     async def by_item_id(self, item_id: str, namespace: str, name: str | None) -> Answer:
         """Answer `GET /assignment/{item_id}`.
@@ -185,7 +181,7 @@ class Tokenization:
         if assignment is None:
             raise unknown_item(namespace)
         require_not_retired(assignment)
-        return await self._shown(record, {**holder(assignment), **tokenizer.origin(namespace)})
+        return await self._shown(tokenizer, record, {**holder(assignment), **tokenizer.origin(namespace)})
 
     async def retire(self, item_id: str, namespace: str, name: str | None) -> Answer:
         """Answer `DELETE /assignment/{item_id}`: what it held, and since when it is retired.
@@ -223,11 +219,18 @@ class Tokenization:
         for (i, semantic_id), assignment in zip(parsed.items(), found, strict=True):
             answers[i] = looked_up(request.semantic_ids[i], semantic_id, assignment)
         await show(record, list(answers.values()))
+        if request.counterparts:
+            await self._show_counterparts(tokenizer, request.namespace, list(answers.values()))
         return {**tokenizer.origin(request.namespace), "items": [answers[i] for i in range(len(answers))]}
 
-    async def _shown(self, record: Record, answer: Answer) -> Answer:
+    async def _shown(self, tokenizer: LoadedTokenizer, record: Record, answer: Answer) -> Answer:
         await show(record, [answer])
+        await self._show_counterparts(tokenizer, answer["namespace"], [answer])
         return answer
+
+    async def _show_counterparts(self, tokenizer: LoadedTokenizer, namespace: str, answers: Sequence[Answer]) -> None:
+        if others := self._tokenizers.current.beside(tokenizer):
+            await self._timed("find", show_counterparts(others, self._records, namespace, answers))
 
     async def _keep_displays(
         self,

@@ -71,6 +71,10 @@ class TokenizerSet:
         """The one that answers where none is named."""
         return self.loaded[0]
 
+    def beside(self, tokenizer: LoadedTokenizer) -> tuple[LoadedTokenizer, ...]:
+        """All but this one."""
+        return tuple(other for other in self.loaded if other is not tokenizer)
+
     def named(self, name: str | None) -> LoadedTokenizer:
         """The tokenizer of a `name` or `name@fingerprint`; the default where None.
 

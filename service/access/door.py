@@ -16,7 +16,7 @@ from service.telemetry.serving import KEY_NAME
 # Without a key: whether the service is well, and pages that say nothing of any catalogue.
 OPEN = frozenset({"/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json"})
 OPEN_BELOW = ("/explorer/", "/static-offline-docs/")
-READING_POSTS = frozenset({"/lookup", "/next", "/explain"})
+READING_POSTS = frozenset({"/lookup", "/assignments", "/next", "/explain"})
 READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 

@@ -86,8 +86,8 @@ class Assignment:
     """A Semantic ID and the item that holds it, or held it until it was retired or replaced.
 
     Attributes:
-        counterparts: Of `item` alone, and where several tokenizers are loaded: what the item holds under each other
-            one, by its full name; None where nothing.
+        counterparts: Of look-ups, and where several tokenizers are loaded: what the item holds under each other one,
+            by its full name; None where nothing.
         display: The item's title, where the service keeps one.
     """
 
@@ -280,6 +280,11 @@ def tokenized(entry: Entry) -> TokenizedItem | FailedItem:
 def looked_up(entry: Entry) -> Assignment | UnknownSemanticId:
     """An entry of `POST /lookup`."""
     return _read_or_fault(Assignment, UnknownSemanticId, "semantic_id", entry)
+
+
+def assigned(entry: Entry) -> Assignment | FailedItem:
+    """An entry of `POST /assignments` or `POST /retire`."""
+    return _read_or_fault(Assignment, FailedItem, "item_id", entry)
 
 
 def following(entry: Entry) -> NextCodes | UnknownPrefix:

@@ -166,13 +166,39 @@ class AsyncTokenizerClient:
         answers = self.tokenize_batches(table.to_batches(), assign=assign, on_change=on_change)
         return as_table([batch async for batch in answers])
 
-    async def lookup(self, semantic_ids: Iterable[str]) -> list[Assignment | UnknownSemanticId]:
+    async def lookup(
+        self, semantic_ids: Iterable[str], *, counterparts: bool = True
+    ) -> list[Assignment | UnknownSemanticId]:
         """The holders of Semantic IDs, an entry each, in order.
+
+        Args:
+            semantic_ids: In either form.
+            counterparts: Where several tokenizers are loaded, say what each item holds under the other ones.
 
         Raises:
             TokenizerError: As in `tokenize`.
         """
-        return await self._all(self.calls.lookups(), semantic_ids)
+        return await self._all(self.calls.lookups(counterparts=counterparts), semantic_ids)
+
+    async def assignments(self, item_ids: Iterable[str], *, counterparts: bool = True) -> list[Assignment | FailedItem]:
+        """What many items hold, an entry each, in order; `FailedItem` where nothing, or where it was retired.
+
+        Args:
+            item_ids: The catalogue's own keys.
+            counterparts: As in `lookup`.
+
+        Raises:
+            TokenizerError: As in `tokenize`.
+        """
+        return await self._all(self.calls.assignments(counterparts=counterparts), item_ids)
+
+    async def retire_all(self, item_ids: Iterable[str]) -> list[Assignment | FailedItem]:
+        """Take many items out of every listing; of each, in order, as `retire` does, or `FailedItem` where it has none.
+
+        Raises:
+            TokenizerError: As in `tokenize`; some may be retired.
+        """
+        return await self._all(self.calls.retirements(), item_ids)
 
     async def next(self, prefixes: Iterable[str]) -> list[NextCodes | UnknownPrefix]:
         """For each prefix, in order, the codes that lead on to a live item.

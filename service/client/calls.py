@@ -10,7 +10,16 @@ from urllib.parse import quote
 import orjson
 
 from service.client import answers
-from service.client.answers import Assignment, ChangesPage, LoadedTokenizers, PrefixListing, Swapped, TrieSnapshot, read
+from service.client.answers import (
+    Assignment,
+    ChangesPage,
+    FailedItem,
+    LoadedTokenizers,
+    PrefixListing,
+    Swapped,
+    TrieSnapshot,
+    read,
+)
 from service.client.exchange import JSON, Call, Reply, Request
 from service.client.explanation import Explanation, explained
 from service.client.formats import Item, Lines, Questions, RecordBatches, item_json
@@ -47,9 +56,17 @@ class Calls:
         """`POST /tokenize`, by record batches."""
         return RecordBatches(self._options(assign=assign, on_change=on_change))
 
-    def lookups(self) -> Questions[Assignment | answers.UnknownSemanticId]:
+    def lookups(self, *, counterparts: bool) -> Questions[Assignment | answers.UnknownSemanticId]:
         """`POST /lookup`."""
-        return Questions("/lookup", "semantic_ids", "items", self.origin, answers.looked_up)
+        return Questions("/lookup", "semantic_ids", "items", self._looking(counterparts), answers.looked_up)
+
+    def assignments(self, *, counterparts: bool) -> Questions[Assignment | FailedItem]:
+        """`POST /assignments`."""
+        return Questions("/assignments", "item_ids", "items", self._looking(counterparts), answers.assigned)
+
+    def retirements(self) -> Questions[Assignment | FailedItem]:
+        """`POST /retire`."""
+        return Questions("/retire", "item_ids", "items", self.origin, answers.assigned)
 
     def next_codes(self) -> Questions[answers.NextCodes | answers.UnknownPrefix]:
         """`POST /next`."""
@@ -116,6 +133,9 @@ class Calls:
 
     def _get(self, path: str, longer_s: float = 0.0, **params: str | float) -> Request:
         return Request("GET", path, {**self.origin, **params}, longer_s=longer_s)
+
+    def _looking(self, counterparts: bool) -> dict[str, str | bool]:  # noqa: FBT001 - handed on
+        return {**self.origin, **({} if counterparts else {"counterparts": False})}
 
     def _options(self, *, assign: bool, on_change: OnChange) -> Mapping[str, str]:
         return {**self.origin, "assign": "true" if assign else "false", "on_change": on_change}

@@ -114,7 +114,7 @@ class Questions(Generic[T]):
     path: str
     asked: str
     answered: str
-    origin: Mapping[str, str]
+    origin: Mapping[str, str | bool]
     read_entry: Callable[[Entry], T]
 
     def request(self, rows: Sequence[str]) -> Request:

@@ -75,9 +75,17 @@ class TokenizerClient:
         """The answers to a table's rows (N rows); as `AsyncTokenizerClient.tokenize_table`."""
         return as_table(list(self.tokenize_batches(table.to_batches(), assign=assign, on_change=on_change)))
 
-    def lookup(self, semantic_ids: Iterable[str]) -> list[Assignment | UnknownSemanticId]:
-        """The holders of Semantic IDs, an entry each, in order."""
-        return self._background.run(self._client.lookup(semantic_ids))
+    def lookup(self, semantic_ids: Iterable[str], *, counterparts: bool = True) -> list[Assignment | UnknownSemanticId]:
+        """The holders of Semantic IDs, an entry each, in order; as `AsyncTokenizerClient.lookup`."""
+        return self._background.run(self._client.lookup(semantic_ids, counterparts=counterparts))
+
+    def assignments(self, item_ids: Iterable[str], *, counterparts: bool = True) -> list[Assignment | FailedItem]:
+        """What many items hold, an entry each, in order; as `AsyncTokenizerClient.assignments`."""
+        return self._background.run(self._client.assignments(item_ids, counterparts=counterparts))
+
+    def retire_all(self, item_ids: Iterable[str]) -> list[Assignment | FailedItem]:
+        """Take many items out of every listing; as `AsyncTokenizerClient.retire_all`."""
+        return self._background.run(self._client.retire_all(item_ids))
 
     def next(self, prefixes: Iterable[str]) -> list[NextCodes | UnknownPrefix]:
         """For each prefix, in order, the codes that lead on to a live item."""

@@ -42,8 +42,21 @@ async function found(key) {
 
 const retired = (error) => notice("warn", "The item was retired.", error.detail, " No listing has it, and nobody else will get its ID.");
 
+/** What the item holds under another tokenizer, which may have other levels. */
+function counterpart([tokenizer, semanticId]) {
+  const numbers = semanticId?.split("-").map(Number) ?? [];
+  const suffix = numbers.pop();
+  return el(
+    "li",
+    { "data-tokenizer": tokenizer },
+    semanticId ? chain(numbers, suffix, { levels: numbers.length }) : el("span", { class: "faint" }, "holds no Semantic ID"),
+    el("span", { class: "id" }, tokenizer),
+  );
+}
+
 function shown(answer) {
   const row = (label, ...value) => [el("dt", {}, label), el("dd", {}, ...value)];
+  const others = Object.entries(answer.counterparts ?? {});
   return el(
     "div",
     { class: "card" },
@@ -52,6 +65,7 @@ function shown(answer) {
       row("Item id", el("span", { class: "id" }, answer.item_id)),
       row("Semantic ID", chain(answer.codes, answer.suffix, { levels: answer.codes.length })),
       row("Tokens", el("code", { class: "tokens" }, answer.tokens.join(""))),
+      others.length > 0 && row(others.length === 1 ? "Other tokenizer" : "Other tokenizers", el("ul", { class: "counterparts" }, others.map(counterpart))),
       row("Assigned", el("time", { datetime: answer.assigned_at }, time.format(new Date(answer.assigned_at)))),
     ),
     answer.content_changed && notice("warn", "Its content has changed", "since: it would get other codes now."),

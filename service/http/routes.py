@@ -30,8 +30,9 @@ from service.http.wire import (
 from service.schemas import (
     SEMANTIC_ID_EXAMPLE,
     AssignmentAnswer,
+    AssignmentsRequest,
+    AssignmentsResponse,
     Envelope,
-    FoundItem,
     Health,
     ItemOptions,
     LookupRequest,
@@ -39,6 +40,8 @@ from service.schemas import (
     Readiness,
     RecordOptions,
     RetiredAssignment,
+    RetireRequest,
+    RetireResponse,
     TokenizeOptions,
     TokenizeRequest,
     TokenizeResponse,
@@ -111,7 +114,7 @@ async def lookup(request: Request) -> Response:
     "/item/{semantic_id}",
     tags=["Look up"],
     summary="Reverse lookup",
-    response_model=FoundItem,
+    response_model=AssignmentAnswer,
     responses={**problems(404, 422, 503), **gone("The item was retired", "RetiredProblem")},
     openapi_extra=query_of(RecordOptions),
 )
@@ -183,6 +186,36 @@ async def retire_of(request: Request) -> Response:
     options = queried(request, ItemOptions)
     item_id = _in_query(request, options)
     return as_json(await State.of(request).tokenization.retire(item_id, options.namespace, options.tokenizer))
+
+
+@router.post(
+    "/assignments",
+    tags=["Look up"],
+    summary="Items to Semantic IDs they hold",
+    response_model=AssignmentsResponse,
+    responses=problems(400, 408, 413, 415, 422, 429, 503),
+    openapi_extra=body_of(AssignmentsRequest),
+)
+async def assignments(request: Request) -> Response:
+    """Find the Semantic IDs that many items hold at once."""
+    queried(request, Envelope)
+    state = State.of(request)
+    return await answered(request, state.gate, AssignmentsRequest, state.assignments.look_up)
+
+
+@router.post(
+    "/retire",
+    tags=["Tokenize"],
+    summary="Retire many items",
+    response_model=RetireResponse,
+    responses=problems(400, 408, 413, 415, 422, 429, 503),
+    openapi_extra=body_of(RetireRequest),
+)
+async def retire_many(request: Request) -> Response:
+    """Take many items out of every listing at once; each fails alone."""
+    queried(request, Envelope)
+    state = State.of(request)
+    return await answered(request, state.gate, RetireRequest, state.assignments.retire)
 
 
 @router.get(

@@ -119,7 +119,7 @@ def _holders(client: TokenizerClient, semantic_ids: NDArray[np.int32]) -> pa.Lar
     """Whose these IDs (n, L + 1) are. One that was live a moment ago has an item, whatever became of it since."""
     texts = list(_written(semantic_ids))
     found = []
-    for text, answer in zip(texts, client.lookup(texts), strict=True):
+    for text, answer in zip(texts, client.lookup(texts, counterparts=False), strict=True):
         if isinstance(answer, Assignment):
             found.append(answer.item_id)
             continue

@@ -6,7 +6,6 @@ Until the default is switched the old record says which items are live: what it 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,11 +13,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from service.client import NotAssigned, Retired, TokenizerClient
+from service.client import Assignment, FailedItem, Retired, TokenizerClient
 from service.client.batches import batches_of
 from service.migration.holdings import Holdings
 
-AT_ONCE = 16  # requests under way that are about one item
 ITEMS_AT_ONCE = 4096
 
 
@@ -91,19 +89,8 @@ class Clients:
         """Retire those of these items in the new record that are retired in the old one; it may never have had them."""
         if not self.old_decides:
             return
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            for some in batches_of(item_ids, ITEMS_AT_ONCE):
-                self.retired += sum(pool.map(self._retire, some))
-
-    def _retire(self, item_id: str) -> bool:
-        try:
-            self.old.assignment(item_id)
-        except NotAssigned:
-            return False
-        except Retired:
-            try:
-                self.new.retire(item_id)
-            except NotAssigned:
-                return False
-            return True
-        return False
+        for some in batches_of(item_ids, ITEMS_AT_ONCE):
+            held = self.old.assignments(some, counterparts=False)
+            gone = [each.item_id for each in held if isinstance(each, FailedItem) and each.error.slug in Retired.slugs]
+            answers = self.new.retire_all(map(str, gone))
+            self.retired += sum(isinstance(answer, Assignment) for answer in answers)

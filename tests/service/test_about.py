@@ -71,7 +71,7 @@ def test_the_openapi_document_knows_every_route(service: Any) -> None:
     document = service.http.get("/openapi.json").json()
 
     assert set(document["paths"]) >= {
-        *("/tokenize", "/lookup", "/item/{semantic_id}", "/assignment/{item_id}"),
+        *("/tokenize", "/lookup", "/item/{semantic_id}", "/assignment/{item_id}", "/assignments", "/retire"),
         *("/tokenizers", "/healthz", "/readyz", "/metrics"),
     }
 

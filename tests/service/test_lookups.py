@@ -42,6 +42,48 @@ def test_many_ids_are_looked_up_in_their_order(service: Any, namespace: str, mak
     assert found[2]["semantic_id"] == entries[0]["semantic_id"]
 
 
+def test_many_items_are_looked_up_and_retired_in_their_order_and_each_fails_alone(
+    service: Any, namespace: str, make_embedding: MakeEmbedding
+) -> None:
+    entries = service.tokenize(
+        *({"item_id": f"{i}", "embedding": make_embedding(i % 2)} for i in range(5)), namespace=namespace
+    )
+    service.http.delete("/assignment/3", params={"namespace": namespace})
+    asked = ["4", "never", 7, "3", "0", "x" * 257, "4"]
+
+    def post(path: str) -> tuple[list[Any], list[str | None]]:
+        answer = service.http.post(path, json={"item_ids": asked, "namespace": namespace}).json()
+        assert (answer["namespace"], len(answer["items"])) == (namespace, len(asked))
+        slugs = [entry.get("error", {}).get("type", "").removeprefix(TYPE) or None for entry in answer["items"]]
+        return answer["items"], slugs
+
+    found, slugs = post("/assignments")
+    alone = service.http.get("/assignment/4", params={"namespace": namespace}).json()
+    retired, retired_slugs = post("/retire")
+    again, _ = post("/retire")
+    after, after_slugs = post("/assignments")
+
+    wrong = [None, "not_assigned", "invalid_item_id", "retired", None, "invalid_item_id", None]
+    assert slugs == wrong
+    assert retired_slugs == [None if slug == "retired" else slug for slug in wrong]
+    assert after_slugs == [slug or "retired" for slug in wrong]
+    assert [entry["item_id"] for entry in found] == ["4", "never", None, "3", "0", "x" * 257, "4"]
+    assert found[0] == found[6] == {name: alone[name] for name in alone if name not in {"tokenizer", "namespace"}}
+    for answer in (retired, again):
+        assert [answer[i]["semantic_id"] for i in (0, 3, 4)] == [entries[i]["semantic_id"] for i in (4, 3, 0)]
+        assert all(answer[i]["retired_at"] for i in (0, 3, 4))
+    assert after[0]["error"]["semantic_id"] == entries[4]["semantic_id"]
+    listed = service.http.get("/prefix/", params={"namespace": namespace}).json()["items"]
+    assert {entry["item_id"] for entry in listed} == {"1", "2"}
+
+
+@pytest.mark.parametrize("path", ["/assignments", "/retire"])
+def test_more_item_ids_than_a_request_may_have_are_one_problem(service: Any, path: str) -> None:
+    refused = service.http.post(path, json={"item_ids": ["a"] * 65})
+
+    assert (refused.status_code, refused.json()["type"]) == (413, TYPE + "too_many_items")
+
+
 @pytest.mark.parametrize("item_id", [".", "..", "a/../b", "a b+c%2B", "日本語", "\n"])
 def test_an_item_id_that_no_path_has_is_looked_up_and_retired_by_the_query(
     service: Any, namespace: str, make_embedding: MakeEmbedding, item_id: str

@@ -96,6 +96,23 @@ def test_who_asks_for_an_id_is_told_what_its_item_holds_under_the_other_tokenize
     }
     pair.http.delete("/assignment/kettle", params={"namespace": namespace, "tokenizer": "wide"})
     assert counterparts(small["semantic_id"]) == {names["wide"]: None, names["namesake"]: None}
+    (lamp,) = pair.tokenize({"item_id": "lamp", "embedding": make_embedding(2)}, namespace=namespace)
+    (wide,) = pair.tokenize({"item_id": "lamp", "embedding": make_embedding(2)}, namespace=namespace, tokenizer="wide")
+    expected = [
+        {names["wide"]: wide["semantic_id"], names["namesake"]: None},
+        {names["wide"]: None, names["namesake"]: None},
+    ]
+    forward = pair.http.get("/assignment/lamp", params={"namespace": namespace}).json()
+    assert forward["counterparts"] == expected[0]
+    for path, asked in (
+        ("/lookup", {"semantic_ids": [lamp["semantic_id"], "0-0-0-99", small["semantic_id"]]}),
+        ("/assignments", {"item_ids": ["lamp", "never", "kettle"]}),
+    ):
+        found = pair.http.post(path, json={**asked, "namespace": namespace}).json()["items"]
+        assert [entry["counterparts"] for entry in (found[0], found[2])] == expected
+        assert "counterparts" not in found[1]
+        unasked = pair.http.post(path, json={**asked, "namespace": namespace, "counterparts": False}).json()["items"]
+        assert not any("counterparts" in entry for entry in unasked)
     (alone,) = service.tokenize(item, namespace=namespace)
     found = service.http.get(f"/item/{alone['semantic_id']}", params={"namespace": namespace}).json()
     assert "counterparts" not in found  # no other tokenizer is loaded

@@ -115,6 +115,11 @@ def test_an_id_is_looked_up_both_ways_until_its_item_is_retired(client: Any, ser
     assert [type(entry) for entry in found[69:]] == [Assignment, UnknownSemanticId, UnknownSemanticId]
     assert [entry.error.slug for entry in found[70:]] == ["retired", "malformed_semantic_id"]
     assert found[70].error.members["item_id"] == odd
+    held, *failed = client.assignments(["..", odd, "never"])
+    assert held.semantic_id == second.semantic_id
+    assert [(entry.item_id, entry.error.slug) for entry in failed] == [(odd, "retired"), ("never", "not_assigned")]
+    again, never = client.retire_all([odd, "never"])
+    assert (again.retired_at, never.error.slug) == (retired.retired_at, "not_assigned")
 
 
 def test_the_live_tree_is_listed_page_by_page_and_masks_agree_with_it(client: Any) -> None:

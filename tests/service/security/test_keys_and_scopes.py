@@ -22,6 +22,8 @@ CALLS = [
     ("POST", "/explain", {"json": {"item": {"text": "x"}}}, Scope.READ),
     ("GET", "/prefix/", {}, Scope.READ),
     ("POST", "/lookup", {"json": {"semantic_ids": ["0-0-0-0"]}}, Scope.READ),
+    ("POST", "/assignments", {"json": {"item_ids": ["none"]}}, Scope.READ),
+    ("POST", "/retire", {"json": {"item_ids": ["none"]}}, Scope.TOKENIZE),
     ("POST", "/next", {"json": {"prefixes": [""]}}, Scope.READ),
     ("POST", "/tokenize", {"json": ITEMS}, Scope.TOKENIZE),
     ("DELETE", "/assignment/none", {}, Scope.TOKENIZE),
@@ -117,6 +119,7 @@ def test_every_route_asks_for_a_key_unless_it_says_nothing_of_a_catalogue() -> N
     assert opened == {"/", "/explorer/{name}", "/healthz", "/readyz"}
     assert writing == {
         ("POST", "/tokenize"),
+        ("POST", "/retire"),
         ("DELETE", "/assignment"),
         ("DELETE", "/assignment/{item_id:any_text}"),
     }
