@@ -7,8 +7,8 @@ Where there is no C compiler the installation goes on without them. Nothing is c
 from setuptools import Extension, setup
 
 LIBRARIES = {
-    "_residual_argmin": ("residual_argmin.c", "residual_search.h"),
-    "_packed_bert": ("packed_bert.c", "bert_layers.h"),
+    "_residual_argmin": ("residual_argmin.c", "residual_search.h", "threads.h"),
+    "_packed_bert": ("packed_bert.c", "bert_layers.h", "threads.h"),
 }
 
 setup(
@@ -16,12 +16,12 @@ setup(
         Extension(
             f"models.native.{name}",
             sources=[f"models/native/{source}"],
-            depends=[f"models/native/{header}"],
+            depends=[f"models/native/{header}" for header in headers],
             extra_compile_args=["-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-pthread"],
             extra_link_args=["-pthread"],
             libraries=["m"],
             optional=True,
         )
-        for name, (source, header) in LIBRARIES.items()
+        for name, (source, *headers) in LIBRARIES.items()
     ]
 )

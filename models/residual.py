@@ -96,8 +96,6 @@ class ResidualQuantizer(Quantizer):
             return super().encode(latents)
         found = self._search(latents, brief=True)
         codes = Codes(found.codes, found.margin, found.error)
-        if latents.dtype != torch.float64:
-            codes = Codes(found.codes, found.margin.to(latents.dtype), found.error.to(latents.dtype))
         if len(found.doubtful):
             _put(codes, found.doubtful, Codes.of(self._quantize(latents[found.doubtful], exact=True)))
         return codes

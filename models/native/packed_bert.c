@@ -14,29 +14,26 @@
 
 #define _GNU_SOURCE
 #include <math.h>
-#include <pthread.h>
-#include <sched.h>
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define MOST_THREADS 64
 #define MOST_LAYERS 24
 #define MOST_TOKENS 512
 #define MOST_HEAD 64
 #define PANEL 32
 #define SQUARES 12
 #define STAGES 7 /* of a layer */
-#define SPINS 4096
 
 /* Of the functions below; INTERFACE of forward.py has the same, and both change with them. */
 const int32_t packed_bert_version = 1;
 
 #if defined(__x86_64__) && defined(__linux__)
 #include <sys/mman.h>
+
+#include "threads.h"
 
 typedef struct {
     int64_t width, layers, heads;
@@ -68,24 +65,6 @@ typedef struct {
     stage *stages;
 } request;
 
-/* What a caller and its helpers hold together, the last of them frees it. A helper that the system wakes only when all
- * is done finds its door closed: nobody waits for it. */
-enum { OPEN, ENTERED, CLOSED };
-
-typedef struct {
-    request asked;
-    atomic_int holders, left, doors[MOST_THREADS], names;
-    stage stages[];
-} venture;
-
-static void rest(int spins)
-{
-    if (spins < SPINS)
-        __builtin_ia32_pause();
-    else
-        sched_yield(); /* the other one may wait for this core */
-}
-
 /* The next unit of a stage for this thread; -1 once all units are done, by whomever. */
 static int64_t next_unit(stage *own, int units, int64_t finished)
 {
@@ -97,7 +76,7 @@ static int64_t next_unit(stage *own, int units, int64_t finished)
     if (unit < units)
         return unit;
     for (int spins = 0; atomic_load_explicit(&own->done, memory_order_acquire) < units; spins++)
-        rest(spins);
+        rest(spins, SPINS);
     return -1;
 }
 
@@ -207,27 +186,9 @@ int64_t packed_bert_room(const packed_bert *bert, int64_t longest, int64_t rows,
     return room_of(bert->width, longest > rows ? longest : rows) * threads;
 }
 
-static void work(request *asked, int thread)
+static void embed(void *asked, int thread)
 {
-    (asked->bert->width == 384 ? embed_384 : embed_768)(asked, thread);
-}
-
-static void let_go(venture *shared)
-{
-    if (atomic_fetch_sub(&shared->holders, 1) == 1)
-        free(shared);
-}
-
-static void *help(void *argument)
-{
-    venture *shared = argument;
-    const int thread = atomic_fetch_add(&shared->names, 1);
-    if (atomic_exchange(&shared->doors[thread], ENTERED) == OPEN) {
-        work(&shared->asked, thread);
-        atomic_fetch_add(&shared->left, 1);
-    }
-    let_go(shared);
-    return NULL;
+    (((request *)asked)->bert->width == 384 ? embed_384 : embed_768)(asked, thread);
 }
 
 /* Embeddings (texts, D) of texts as word pieces, each of one at least, `longest` at most; false without memory.
@@ -242,38 +203,14 @@ bool packed_bert_embed(const packed_bert *bert, const int64_t *pieces, const int
     request asked = {.bert = bert, .pieces = pieces, .lengths = lengths, .texts = texts, .embeddings = embeddings,
                      .room = room, .room_each = room_of(bert->width, longest > rows ? longest : rows), .rows = rows,
                      .together = total <= rows || texts == 1};
-    if (threads <= 1) {
-        work(&asked, 0);
-        return true;
+    if (threads > 1 && asked.together) {
+        asked.stages = aligned_alloc(sizeof(stage), (size_t)(STAGES * bert->layers + 1) * sizeof(stage));
+        if (!asked.stages)
+            return false;
+        memset(asked.stages, 0, (size_t)(STAGES * bert->layers + 1) * sizeof(stage));
     }
-    if (threads > MOST_THREADS)
-        threads = MOST_THREADS;
-    const size_t stages = asked.together ? (size_t)(STAGES * bert->layers + 1) : 0;
-    const size_t bytes = sizeof(venture) + stages * sizeof(stage);
-    venture *shared = aligned_alloc(64, (bytes + 63) / 64 * 64);
-    if (!shared)
-        return false;
-    memset(shared, 0, bytes);
-    shared->asked = asked;
-    shared->asked.stages = stages ? shared->stages : NULL;
-    atomic_store(&shared->names, 1);
-    atomic_store(&shared->holders, threads);
-    pthread_attr_t alone;
-    pthread_attr_init(&alone);
-    pthread_attr_setdetachstate(&alone, PTHREAD_CREATE_DETACHED);
-    for (int i = 1; i < threads; i++) {
-        pthread_t helper;
-        if (pthread_create(&helper, &alone, help, shared) != 0)
-            atomic_fetch_sub(&shared->holders, 1);
-    }
-    pthread_attr_destroy(&alone);
-    work(&shared->asked, 0);
-    int entered = 0;
-    for (int i = 1; i < threads; i++)
-        entered += atomic_exchange(&shared->doors[i], CLOSED) == ENTERED;
-    for (int spins = 0; atomic_load(&shared->left) < entered; spins++)
-        rest(spins);
-    let_go(shared);
+    work_together(embed, &asked, threads);
+    free(asked.stages);
     return true;
 }
 

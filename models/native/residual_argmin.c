@@ -1,8 +1,8 @@
 /* Residual quantization on a processor: nearest codewords and margins of all levels in one pass over the rows.
  *
  * A block of rows stays in the cache from level to level. Scores |c|^2 - 2 x.c around the codebook's mean are computed
- * in float32, a tile of rows against two vectors of codewords in registers. What float32 may round off bounds which
- * codewords can be the nearest and which planes between codewords can be the nearest to the residual: one of each for
+ * in float32 or, where the processor has it, from numbers cut to int16, a tile of rows against two vectors of codewords
+ * in registers. What that may round off bounds which codewords can be the nearest and which planes between codewords can be the nearest to the residual: one of each for
  * most rows. Those alone are measured in float64, by differences, and the residual goes on in float64. So codes and
  * margins are those of float64 throughout, and what a row comes to depends neither on the rows beside it nor on the
  * processor. A row that float64 leaves in doubt (a tie, or a number that float32 cannot hold) gets NaN for a margin.
@@ -12,11 +12,13 @@
 
 #include <float.h>
 #include <math.h>
-#include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "threads.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -30,10 +32,18 @@
 #define LARGEST_SQUARE 1e37
 /* Of the same: nearer to a plane than this is a tie; twice TIE_TOLERANCE of models/quantizer.py. */
 #define TIE 2e-12
-#define MOST_THREADS 64
+/* Rows that threads take at a time: so many units for each, of multiples of every tile's rows. */
+#define UNITS 4
+#define UNIT_ROWS 24
+/* Norms, in whole numbers, of points and of codewords that are cut to int16: no sum of products leaves int32, by Cauchy
+ * and Schwarz. */
+#define POINT_NUMBERS 32000
+#define CODEWORD_NUMBERS 64000
+/* Of a point that is cut; below it, it is nothing beside what float32 rounds off. */
+#define SMALLEST_NORM 1e-30f
 
 /* Of the functions below; INTERFACE of search.py has the same, and both change with them. */
-const int32_t residual_search_version = 1;
+const int32_t residual_search_version = 2;
 
 typedef struct {
     int64_t size;         /* K */
@@ -41,7 +51,13 @@ typedef struct {
     double radius;        /* the largest norm of a centred codeword */
     double *centre;       /* (padded), the mean of the codewords */
     double *codewords;    /* (K, padded) */
-    float *packed;        /* (width / lanes, d, lanes), -2 times the centred codewords */
+    void *packed;         /* (width / lanes, d, lanes), -2 times the centred codewords; or, cut to int16, in pairs of
+                           * dimensions (width / lanes, (d + 1) / 2, lanes, 2) */
+    float step, slack;    /* of those cut: what a product of whole numbers stands for, over the norm of the point; and the
+                           * slack of scores, over the same */
+    int32_t *positions;      /* (width), 0, 1, ... */
+    int32_t place_digits; /* the last bits of a number, where a place is held */
+    float place_share;    /* what these may stand for of a number */
     float *norms;         /* (width), squared, of the centred codewords; infinite where none is to be chosen */
     float *inverse_spans; /* (K, width), of each two codewords the inverse of twice their distance; NaN with itself */
     float *closest;       /* (K), the largest of each row of these */
@@ -58,15 +74,17 @@ typedef struct {
     int64_t *codes;      /* (B, L) */
     void *margins;       /* (B, L), or none wanted */
     void *residuals;     /* (B, L + 1, d), or none wanted */
-    double *smallest;    /* (B), the smallest margin of each row */
-    double *errors;      /* (B), squared norms of what no level took */
-    bool is_double;      /* float64 numbers, else float32 */
+    void *smallest;      /* (B), the smallest margin of each row */
+    void *errors;        /* (B), squared norms of what no level took */
+    bool is_double;      /* all numbers but the codes are float64, else float32 */
 } request;
 
 typedef struct {
     void *memory;
     double *residuals; /* (block, padded) */
-    double *squares;   /* (block), of the norms of the points */
+    double *norms;     /* (block), of the points */
+    double *smallest;  /* (block), the smallest margin so far; once NaN, it stays so */
+    float *scales;     /* (block), of the products of points that are cut to int16 */
     float *points;     /* (block, padded), the residuals around the level's centre */
     float *scores;     /* (rows of a tile, width) */
     bool *in_doubt;    /* (block) */
@@ -97,17 +115,20 @@ static bool take(workspace *space, const residual_search *search, int64_t block,
     for (int64_t level = 0; level < search->levels; level++)
         width = search->tables[level].width > width ? search->tables[level].width : width;
     tile = tile < block ? tile : block;
-    const int64_t residuals = whole(block * search->padded * 8, ALIGNMENT), squares = whole(block * 8, ALIGNMENT);
+    const int64_t residuals = whole(block * search->padded * 8, ALIGNMENT), norms = whole(block * 8, ALIGNMENT);
     const int64_t points = whole(block * search->padded * 4, ALIGNMENT), scores = whole(tile * width * 4, ALIGNMENT);
-    char *memory = reserve(residuals + squares + points + scores + block);
+    const int64_t scales = whole(block * 4, ALIGNMENT);
+    char *memory = reserve(residuals + 2 * norms + points + scores + scales + block);
     if (!memory)
         return false;
     space->memory = memory;
     space->residuals = (double *)memory;
-    space->squares = (double *)(memory + residuals);
-    space->points = (float *)(memory + residuals + squares);
-    space->scores = (float *)(memory + residuals + squares + points);
-    space->in_doubt = (bool *)(memory + residuals + squares + points + scores);
+    space->norms = (double *)(memory + residuals);
+    space->smallest = (double *)(memory + residuals + norms);
+    space->points = (float *)(memory + residuals + 2 * norms);
+    space->scores = (float *)(memory + residuals + 2 * norms + points);
+    space->scales = (float *)(memory + residuals + 2 * norms + points + scores);
+    space->in_doubt = (bool *)(memory + residuals + 2 * norms + points + scores + scales);
     return true;
 }
 
@@ -138,7 +159,16 @@ static void read_latents(const request *asked, const residual_search *search, in
         if (asked->residuals)
             write_numbers(asked, (start + row) * (search->levels + 1) * dimension, residual, dimension);
         space->in_doubt[row] = false;
+        space->smallest[row] = INFINITY;
     }
+}
+
+static inline void write_number(const request *asked, void *numbers, int64_t at, double number)
+{
+    if (asked->is_double)
+        ((double *)numbers)[at] = number;
+    else
+        ((float *)numbers)[at] = (float)number;
 }
 
 static void write_level(const request *asked, const residual_search *search, int64_t row, int64_t level, int64_t code,
@@ -146,13 +176,8 @@ static void write_level(const request *asked, const residual_search *search, int
 {
     const int64_t at = row * search->levels + level;
     asked->codes[at] = code;
-    /* Once NaN, it stays so. */
-    if (level == 0 || !(asked->smallest[row] <= margin))
-        asked->smallest[row] = margin;
-    if (asked->margins && asked->is_double)
-        ((double *)asked->margins)[at] = margin;
-    else if (asked->margins)
-        ((float *)asked->margins)[at] = (float)margin;
+    if (asked->margins)
+        write_number(asked, asked->margins, at, margin);
     if (asked->residuals)
         write_numbers(asked, (row * (search->levels + 1) + level + 1) * search->dimension, residual, search->dimension);
 }
@@ -162,6 +187,21 @@ static inline void fetch(const void *from, int64_t bytes)
     for (int64_t at = 0; at < bytes; at += ALIGNMENT)
         __builtin_prefetch((const char *)from + at);
 }
+
+/* Twice what two scores in float32 may be off by together. */
+static inline float slack_of_floats(int64_t dimension, double square)
+{
+    return (float)(4 * (dimension + 8) * (FLT_EPSILON * square + FLT_MIN));
+}
+
+/* The same of scores from numbers that are cut to int16, of a point with this norm. A step that float32 holds with few
+ * digits is below the last term. */
+static inline float slack_of_cut(const level_table *table, double norm, double square)
+{
+    return (float)(table->slack * norm + 32 * (FLT_EPSILON * square + FLT_MIN * 0x1p32));
+}
+
+typedef int32_t __attribute__((may_alias)) pair; /* of int16 */
 
 typedef struct {
     double gap;  /* by how much another codeword is farther than the first, in squared distances */
@@ -210,9 +250,8 @@ static inline uint32_t bits_of(four_masks masks)
 #define WHERE_AT_MOST(a, b, x, y) choose((a) <= (b), x, y)
 #define places four_masks
 #define SPREAD_PLACE(x) ((four_masks){(x), (x), (x), (x)})
-#define ADD_PLACES(a, b) ((a) + (b))
-#define STORE_PLACES(p, v) (*(four_masks *)(p) = (v))
-#define WHERE_LESS(a, b, x, y) ((((a) < (b)) & (x)) | (~((a) < (b)) & (y)))
+#define LOAD_PLACES(p) (*(const four_masks *)(p))
+#define WITH_PLACES(v, digits, places) ((four)(((four_masks)(v) & ~(digits)) | (places)))
 #define AT_MOST(a, b) bits_of((a) <= (b))
 #define NOT_ABOVE(a, b) bits_of(~((a) > (b)))
 #include "residual_search.h"
@@ -241,11 +280,9 @@ static inline uint32_t bits_of(four_masks masks)
 #define WHERE_AT_MOST(a, b, x, y) _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LE_OQ))
 #define places __m256i
 #define SPREAD_PLACE(x) _mm256_set1_epi32(x)
-#define ADD_PLACES(a, b) _mm256_add_epi32(a, b)
-#define STORE_PLACES(p, v) _mm256_store_si256((__m256i *)(p), v)
-#define WHERE_LESS(a, b, x, y) \
-    _mm256_castps_si256( \
-        _mm256_blendv_ps(_mm256_castsi256_ps(y), _mm256_castsi256_ps(x), _mm256_cmp_ps(a, b, _CMP_LT_OQ)))
+#define LOAD_PLACES(p) _mm256_load_si256((const __m256i *)(p))
+#define WITH_PLACES(v, digits, places) \
+    _mm256_castsi256_ps(_mm256_or_si256(_mm256_andnot_si256(digits, _mm256_castps_si256(v)), places))
 #define AT_MOST(a, b) (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LE_OQ))
 #define NOT_ABOVE(a, b) (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NGT_UQ))
 #include "residual_search.h"
@@ -272,11 +309,31 @@ static inline uint32_t bits_of(four_masks masks)
 #define WHERE_AT_MOST(a, b, x, y) _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ), x)
 #define places __m512i
 #define SPREAD_PLACE(x) _mm512_set1_epi32(x)
-#define ADD_PLACES(a, b) _mm512_add_epi32(a, b)
-#define STORE_PLACES(p, v) _mm512_store_si512(p, v)
-#define WHERE_LESS(a, b, x, y) _mm512_mask_mov_epi32(y, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), x)
+#define LOAD_PLACES(p) _mm512_load_si512(p)
+#define WITH_PLACES(v, digits, places) \
+    _mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_castps_si512(v), digits, places, 0xBA)) /* (a & ~b) | c */
 #define AT_MOST(a, b) (uint32_t)_mm512_cmp_ps_mask(a, b, _CMP_LE_OQ)
 #define NOT_ABOVE(a, b) (uint32_t)_mm512_cmp_ps_mask(a, b, _CMP_NGT_UQ)
+#define VECTORS_STAY
+#include "residual_search.h"
+#undef VECTORS_STAY
+
+/* The same with points and codewords cut to int16: two products for one. */
+#define NAME(x) x##_vnni
+#define FOR_PROCESSOR __attribute__((target("avx512f,avx512dq,avx512vl,avx512vnni,avx2,fma")))
+#define TERMS 2
+#define number_of pair
+#define sum_of __m512i
+#define BEGIN_SUM(norms) _mm512_setzero_si512()
+#define LOAD_TERMS(p) _mm512_load_si512(p)
+#define SPREAD_TERM(x) _mm512_set1_epi32(x)
+#define ADD_TERMS(a, b, c) \
+    ({ /* of the intrinsic GCC 12 keeps half of the sums in memory */ \
+        __m512i sum_ = (c); \
+        __asm__("vpdpwssd %2, %1, %0" : "+v"(sum_) : "v"(a), "v"(b)); \
+        sum_; \
+    })
+#define END_SUM(sum, scale, norms) MULTIPLY_ADD(_mm512_cvtepi32_ps(sum), SPREAD(scale), LOAD(norms))
 #include "residual_search.h"
 #endif
 
@@ -285,12 +342,14 @@ typedef int64_t (*quantize_rows)(const residual_search *, const request *, int64
 static const struct {
     const char *name;
     int lanes;
+    bool cuts; /* to int16 */
     quantize_rows quantize;
 } KINDS[] = {
-    {"any processor", 4, quantize_anywhere},
+    {"any processor", 4, false, quantize_anywhere},
 #if defined(__x86_64__)
-    {"AVX2", 8, quantize_avx2},
-    {"AVX-512", 16, quantize_avx512},
+    {"AVX2", 8, false, quantize_avx2},
+    {"AVX-512", 16, false, quantize_avx512},
+    {"AVX-512 with VNNI", 16, true, quantize_vnni},
 #endif
 };
 
@@ -305,6 +364,8 @@ int residual_search_kind(int most)
     if (best && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl"))
         best = 2;
+    if (best == 2 && __builtin_cpu_supports("avx512vnni"))
+        best = 3;
 #endif
     return best < most ? best : most;
 }
@@ -326,6 +387,7 @@ void residual_search_free(residual_search *search)
         free(table->norms);
         free(table->inverse_spans);
         free(table->closest);
+        free(table->positions);
     }
     free(search->tables);
     free(search);
@@ -344,6 +406,29 @@ residual_search *residual_search_new(int64_t levels, int64_t dimension, int kind
     return NULL;
 }
 
+/* Cuts centred codewords (K, d) to int16, in pairs of dimensions. */
+static void cut_codewords(level_table *table, int64_t dimension, int64_t lanes, const double *centred)
+{
+    double largest = 0, cut_off = 0;
+    for (int64_t i = 0; i < table->size * dimension; i++)
+        largest = fmax(largest, fabs(centred[i]));
+    const double step = fmax(table->radius / CODEWORD_NUMBERS, largest / INT16_MAX);
+    for (int64_t word = 0; word < table->size; word++) {
+        int16_t *group = (int16_t *)table->packed + word / lanes * lanes * whole(dimension, 2);
+        double squares = 0;
+        for (int64_t i = 0; i < dimension; i++) {
+            const double number = centred[word * dimension + i], cut = step > 0 ? rint(number / step) : 0;
+            group[(i / 2 * lanes + word % lanes) * 2 + i % 2] = (int16_t)cut;
+            squares += (number - cut * step) * (number - cut * step);
+        }
+        cut_off = fmax(cut_off, sqrt(squares));
+    }
+    /* Of a point half a step is cut off in each dimension, and a hair as its scale is rounded. */
+    const double cut_off_of_point = 0.51 * sqrt((double)dimension) / POINT_NUMBERS;
+    table->step = (float)(-2 / (double)POINT_NUMBERS * step);
+    table->slack = (float)(4.04 * (cut_off_of_point * table->radius + 1.01 * cut_off));
+}
+
 /* Copies one level's table; false without memory. All arrays are dense.
  *
  * codewords, centred (K, d), centre (d), norms (K), squared and infinite where a codeword is not to be chosen; radius,
@@ -359,24 +444,33 @@ bool residual_search_fill(residual_search *search, int64_t level, int64_t size, 
     table->radius = radius;
     table->centre = reserve(padded * 8);
     table->codewords = reserve(size * padded * 8);
-    table->packed = reserve(table->width * dimension * 4);
+    const int64_t packed = table->width * (KINDS[search->kind].cuts ? whole(dimension, 2) * 2 : dimension * 4);
+    table->packed = reserve(packed);
     table->norms = reserve(table->width * 4);
     table->inverse_spans = reserve(size * table->width * 4);
     table->closest = reserve(size * 4);
+    table->positions = reserve(table->width * 4);
     if (!table->centre || !table->codewords || !table->packed || !table->norms || !table->inverse_spans ||
-        !table->closest)
+        !table->closest || !table->positions)
         return false;
     memset(table->centre, 0, (size_t)padded * 8);
     memset(table->codewords, 0, (size_t)(size * padded) * 8);
-    memset(table->packed, 0, (size_t)(table->width * dimension) * 4);
+    memset(table->packed, 0, (size_t)packed);
     memcpy(table->centre, centre_of_all, (size_t)dimension * 8);
-    for (int64_t word = 0; word < table->width; word++)
+    while (table->place_digits < table->width - 1)
+        table->place_digits = 2 * table->place_digits + 1;
+    table->place_share = 1.01f * FLT_EPSILON * (float)(table->place_digits + 1);
+    for (int64_t word = 0; word < table->width; word++) {
         table->norms[word] = word < size ? (float)norms[word] : INFINITY;
+        table->positions[word] = (int32_t)word;
+    }
     for (int64_t word = 0; word < size; word++) {
         memcpy(table->codewords + word * padded, codewords + word * dimension, (size_t)dimension * 8);
-        float *group = table->packed + word / lanes * lanes * dimension;
-        for (int64_t i = 0; i < dimension; i++)
-            group[i * lanes + word % lanes] = (float)(-2 * centred[word * dimension + i]);
+        if (!KINDS[search->kind].cuts) {
+            float *group = (float *)table->packed + word / lanes * lanes * dimension;
+            for (int64_t i = 0; i < dimension; i++)
+                group[i * lanes + word % lanes] = (float)(-2 * centred[word * dimension + i]);
+        }
         float *spans = table->inverse_spans + word * table->width;
         float closest = 0;
         for (int64_t other = 0; other < table->width; other++) {
@@ -388,54 +482,50 @@ bool residual_search_fill(residual_search *search, int64_t level, int64_t size, 
         }
         table->closest[word] = closest;
     }
+    if (KINDS[search->kind].cuts)
+        cut_codewords(table, dimension, lanes, centred);
     return true;
 }
 
 typedef struct {
     const residual_search *search;
     const request *asked;
-    int64_t from, to, doubtful;
-} share;
+    int64_t rows, each; /* rows of a unit */
+    atomic_llong next, doubtful;
+    atomic_bool short_of_memory;
+} shared_rows;
 
-static void *quantize_share(void *argument)
+static void quantize_units(void *argument, int thread)
 {
-    share *own = argument;
-    own->doubtful = KINDS[own->search->kind].quantize(own->search, own->asked, own->from, own->to);
-    return NULL;
+    shared_rows *all = argument;
+    (void)thread;
+    for (;;) {
+        const int64_t from = atomic_fetch_add(&all->next, all->each);
+        if (from >= all->rows)
+            return;
+        const int64_t to = from + all->each < all->rows ? from + all->each : all->rows;
+        const int64_t doubtful = KINDS[all->search->kind].quantize(all->search, all->asked, from, to);
+        if (doubtful < 0)
+            atomic_store(&all->short_of_memory, true);
+        else
+            atomic_fetch_add(&all->doubtful, doubtful);
+    }
 }
 
 /* Codes, the smallest margin and the error of latents (B, d), and where they are wanted margins and residuals; see
  * `request`.
  *
  * How many rows are left in doubt (their smallest margin is NaN, and their codes are none), or -1 without memory. The rows are
- * shared evenly among at most so many threads, this one among them. */
+ * shared among at most so many threads, this one among them. */
 int64_t residual_search_quantize(const residual_search *search, const void *latents, int is_double, int64_t rows,
-                                 int64_t *codes, double *smallest, double *errors, void *margins, void *residuals,
+                                 int64_t *codes, void *smallest, void *errors, void *margins, void *residuals,
                                  int threads)
 {
     const request asked = {latents, codes, margins, residuals, smallest, errors, is_double != 0};
-    if (threads <= 1 || rows <= 1)
+    if (threads <= 1)
         return KINDS[search->kind].quantize(search, &asked, 0, rows);
-    if (threads > MOST_THREADS)
-        threads = MOST_THREADS;
-    share shares[MOST_THREADS];
-    pthread_t workers[MOST_THREADS];
-    bool started[MOST_THREADS];
-    const int64_t each = whole((rows + threads - 1) / threads, 12);
-    int64_t doubtful = 0;
-    for (int i = threads - 1; i >= 0; i--) {
-        const int64_t from = i * each < rows ? i * each : rows, to = from + each < rows ? from + each : rows;
-        shares[i] = (share){search, &asked, from, to, 0};
-        started[i] = i > 0 && to > from && pthread_create(workers + i, NULL, quantize_share, shares + i) == 0;
-        if (!started[i] && to > from)
-            quantize_share(shares + i);
-    }
-    bool short_of_memory = false;
-    for (int i = 0; i < threads; i++) {
-        if (started[i])
-            pthread_join(workers[i], NULL);
-        short_of_memory |= shares[i].doubtful < 0;
-        doubtful += shares[i].doubtful;
-    }
-    return short_of_memory ? -1 : doubtful;
+    const int64_t each = whole(rows / (UNITS * threads) + 1, UNIT_ROWS);
+    shared_rows all = {.search = search, .asked = &asked, .rows = rows, .each = each < BLOCK_ROWS ? each : BLOCK_ROWS};
+    work_together(quantize_units, &all, threads);
+    return all.short_of_memory ? -1 : (int64_t)all.doubtful;
 }

@@ -7,10 +7,26 @@
  *   LESSER(a, b) and GREATER(a, b), which are b where either is NaN,
  *   AT_MOST(a, b) and NOT_ABOVE(a, b): bits of the lanes in which a <= b, and in which not a > b (so NaN counts),
  *   WHERE_AT_MOST(a, b, x, y): x in the lanes in which a <= b, else y,
- * and on `places`, vectors of as many int32: SPREAD_PLACE, ADD_PLACES, STORE_PLACES, WHERE_LESS(a, b, x, y).
+ * and on `places`, vectors of as many int32: SPREAD_PLACE, LOAD_PLACES, WITH_PLACES(v, digits, places): v with these of its
+ * bits replaced.
+ * Where points and codewords are not float32: TERMS (how many are multiplied at once), number_of (what holds so many),
+ * sum_of (a vector of sums), BEGIN_SUM, LOAD_TERMS, SPREAD_TERM, ADD_TERMS and END_SUM (to scores). VECTORS_STAY leaves the
+ * vectors as they are for another inclusion.
  */
 
 #define PARTS (SUMS / PART)
+
+/* Scores are sums of float32, begun with the norms, if it does not say otherwise. */
+#ifndef TERMS
+#define TERMS 1
+#define number_of float
+#define sum_of vec
+#define BEGIN_SUM(norms) LOAD(norms)
+#define LOAD_TERMS(p) LOAD(p)
+#define SPREAD_TERM(x) SPREAD(x)
+#define ADD_TERMS(a, b, c) MULTIPLY_ADD(a, b, c)
+#define END_SUM(sum, scale, norms) (sum)
+#endif
 
 /* float64 sums are eight, each of every eighth number, however many of them a vector holds, and then added up so. */
 FOR_PROCESSOR static inline __attribute__((always_inline)) double NAME(total)(const doubles *sums)
@@ -62,6 +78,24 @@ FOR_PROCESSOR static inline __attribute__((always_inline)) double NAME(centred)(
     return NAME(total)(squares);
 }
 
+#if TERMS == 2
+/* Cuts a point to int16, in place: two numbers where one was. What its products with the codewords' numbers are to be
+ * multiplied by to be -2 x.c. */
+FOR_PROCESSOR static inline __attribute__((always_inline)) float NAME(cut)(float *point, float norm, float step,
+                                                                           int64_t padded)
+{
+    const __m256 numbers = _mm256_set1_ps(norm > SMALLEST_NORM ? POINT_NUMBERS / norm : 0);
+    for (int64_t i = 0; i < padded; i += SUMS) {
+        const __m256i whole = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_load_ps(point + i), numbers));
+        _mm_storeu_si128((__m128i *)((char *)point + 2 * i), _mm256_cvtepi32_epi16(whole));
+    }
+    return norm * step;
+}
+#define CUT(point, norm, table, padded) NAME(cut)(point, norm, (table)->step, padded)
+#else
+#define CUT(point, norm, table, padded) 1
+#endif
+
 /* The square of a residual's norm. */
 FOR_PROCESSOR static inline __attribute__((always_inline)) double NAME(square)(const double *residual, int64_t padded)
 {
@@ -74,52 +108,63 @@ FOR_PROCESSOR static inline __attribute__((always_inline)) double NAME(square)(c
     return NAME(total)(squares);
 }
 
+/* What a level searches with of a row's residual. */
+FOR_PROCESSOR static inline __attribute__((always_inline)) void NAME(receive)(const workspace *space,
+                                                                              const level_table *table, int64_t row,
+                                                                              int64_t padded)
+{
+    float *point = space->points + row * padded;
+    space->norms[row] = sqrt(NAME(centred)(space->residuals + row * padded, table->centre, padded, point));
+    space->scales[row] = CUT(point, (float)space->norms[row], table, padded);
+}
+
 /* Scores of `rows` points against `groups` groups of codewords: |c|^2 - 2 x.c, the terms in the order of the dimensions
  * whatever the tile, so that a row's scores do not depend on the rows beside it. */
 FOR_PROCESSOR static inline __attribute__((always_inline)) void NAME(tile)(
-    const float *points, int64_t stride, int64_t dimension, const float *codewords, const float *norms, float *scores,
-    int64_t width, const int rows, const int groups)
+    const number_of *points, const float *scales, int64_t stride, int64_t steps, const number_of *codewords,
+    const float *norms, float *scores, int64_t width, const int rows, const int groups)
 {
     /* Every third row has a pointer of its own, the others are one and two strides further: that many registers do. */
-    const float *thirds[(ROWS + 2) / 3];
+    const number_of *thirds[(ROWS + 2) / 3];
 #pragma GCC unroll 16
     for (int third = 0; third < (rows + 2) / 3; third++) {
         thirds[third] = points + 3 * third * stride;
         __asm__("" : "+r"(thirds[third]));
     }
-    vec sums[ROWS][WIDE];
+    sum_of sums[ROWS][WIDE];
 #pragma GCC unroll 16
     for (int row = 0; row < rows; row++)
 #pragma GCC unroll 16
         for (int group = 0; group < groups; group++)
-            sums[row][group] = LOAD(norms + group * LANES);
-    for (int64_t at = 0; at < dimension; at++) {
-        vec words[WIDE];
+            sums[row][group] = BEGIN_SUM(norms + group * LANES);
+    for (int64_t at = 0; at < steps; at++) {
+        sum_of words[WIDE];
 #pragma GCC unroll 16
         for (int group = 0; group < groups; group++)
-            words[group] = LOAD(codewords + (group * dimension + at) * LANES);
+            words[group] = LOAD_TERMS(codewords + (group * steps + at) * LANES);
 #pragma GCC unroll 16
         for (int row = 0; row < rows; row++) {
-            const vec number = SPREAD(thirds[row / 3][row % 3 * stride + at]);
+            const sum_of number = SPREAD_TERM(thirds[row / 3][row % 3 * stride + at]);
 #pragma GCC unroll 16
             for (int group = 0; group < groups; group++)
-                sums[row][group] = MULTIPLY_ADD(number, words[group], sums[row][group]);
+                sums[row][group] = ADD_TERMS(number, words[group], sums[row][group]);
         }
     }
 #pragma GCC unroll 16
     for (int row = 0; row < rows; row++)
 #pragma GCC unroll 16
         for (int group = 0; group < groups; group++)
-            STORE(scores + row * width + group * LANES, sums[row][group]);
+            STORE(scores + row * width + group * LANES, END_SUM(sums[row][group], scales[row], norms + group * LANES));
 }
 
 /* Scores (rows, width) of points (rows, padded). Groups come in pairs. */
 FOR_PROCESSOR static void NAME(score)(const level_table *table, int64_t dimension, int64_t padded, const float *points,
-                                      int64_t rows, float *scores)
+                                      const float *scales, int64_t rows, float *scores)
 {
-    const int64_t width = table->width, groups = width / LANES;
+    const int64_t width = table->width, groups = width / LANES, steps = (dimension + TERMS - 1) / TERMS;
+    const number_of *codewords = table->packed, *numbers = (const number_of *)points;
 #define TILE(n, g) \
-    NAME(tile)(points + row * padded, padded, dimension, table->packed + group * dimension * LANES, \
+    NAME(tile)(numbers + row * padded, scales + row, padded, steps, codewords + group * steps * LANES, \
                table->norms + group * LANES, scores + row * width + group * LANES, width, n, g)
 #define TILES(n) \
     for (; row + n <= rows; row += n) \
@@ -140,31 +185,29 @@ FOR_PROCESSOR static void NAME(score)(const level_table *table, int64_t dimensio
 #undef TILES
 }
 
-/* The smallest of the numbers (width) and the next one, in float32; where it lies, or -1 where equal ones do. NaN is
- * none of them. With spans a number is a score's distance to the plane: its gap to the chosen one over the span. */
+/* The smallest of the numbers (width) and the next one, in float32, of which the last bits give way to where each lies
+ * (see `level_table.positions`); the place of the smallest. NaN is none of them. With spans a number is a score's distance to
+ * the plane: its gap to the chosen one over the span. */
 FOR_PROCESSOR static inline __attribute__((always_inline)) int64_t NAME(two_least)(
-    const float *scores, const float *spans, float chosen, int64_t width, float *least, float *next)
+    const level_table *table, const float *scores, const float *spans, float chosen, float *least, float *next)
 {
     const vec origin = SPREAD(chosen);
+    const places digits = SPREAD_PLACE(table->place_digits);
     vec first = SPREAD(INFINITY), second = first;
-    places at_first = SPREAD_PLACE(0), place = at_first;
 #pragma GCC unroll 4
-    for (int64_t at = 0; at < width; at += LANES) {
+    for (int64_t at = 0; at < table->width; at += LANES) {
         vec number = LOAD(scores + at);
         if (spans)
             number = MULTIPLY(SUBTRACT(number, origin), LOAD(spans + at));
+        number = WITH_PLACES(number, digits, LOAD_PLACES(table->positions + at));
         second = LESSER(GREATER(first, number), second);
-        at_first = WHERE_LESS(number, first, place, at_first);
         first = LESSER(number, first);
-        place = ADD_PLACES(place, SPREAD_PLACE(LANES));
     }
     *least = LEAST(first);
-    const vec smallest = SPREAD(*least);
-    const uint32_t lanes = AT_MOST(first, smallest);
-    *next = LEAST(WHERE_AT_MOST(first, smallest, second, first));
-    int32_t found[LANES] __attribute__((aligned(64)));
-    STORE_PLACES(found, at_first);
-    return lanes && !(lanes & (lanes - 1)) ? found[__builtin_ctz(lanes)] + __builtin_ctz(lanes) : -1;
+    *next = LEAST(WHERE_AT_MOST(first, SPREAD(*least), second, first));
+    int32_t bits;
+    memcpy(&bits, least, sizeof bits);
+    return bits & table->place_digits;
 }
 
 /* The nearest codeword of a residual; where float32 leaves several, of these by differences. Negative for none. */
@@ -172,12 +215,13 @@ FOR_PROCESSOR static inline __attribute__((always_inline)) int64_t NAME(nearest)
     const level_table *table, int64_t padded, const double *residual, const float *scores, float slack, bool *alone)
 {
     float least, next;
-    int64_t nearest = NAME(two_least)(scores, NULL, 0, table->width, &least, &next);
-    *alone = nearest >= 0 && next > least + slack;
+    int64_t nearest = NAME(two_least)(table, scores, NULL, 0, &least, &next);
+    const float limit = least + slack + table->place_share * fabsf(least);
+    *alone = next - table->place_share * fabsf(next) > limit || (next == INFINITY && limit < INFINITY);
     if (*alone)
         return nearest;
     nearest = -1;
-    const vec near = SPREAD(least + slack);
+    const vec near = SPREAD(limit);
     for (int64_t at = 0; at < table->width; at += LANES)
         for (uint32_t bits = AT_MOST(LOAD(scores + at), near); bits; bits &= bits - 1) {
             const int64_t other = at + __builtin_ctz(bits);
@@ -193,11 +237,12 @@ FOR_PROCESSOR static inline __attribute__((always_inline)) int64_t NAME(behind_t
     const level_table *table, int64_t nearest, const float *scores, float slack)
 {
     float least, next;
-    const int64_t other = NAME(two_least)(scores, table->inverse_spans + nearest * table->width, scores[nearest],
-                                          table->width, &least, &next);
+    const int64_t other = NAME(two_least)(table, scores, table->inverse_spans + nearest * table->width, scores[nearest],
+                                          &least, &next);
     if (least == INFINITY)
         return nearest;
-    return next > least + 2 * slack * table->closest[nearest] ? other : -1;
+    const float share = table->place_share, limit = least + share * fabsf(least) + 2 * slack * table->closest[nearest];
+    return next - share * fabsf(next) > limit || (next == INFINITY && limit < INFINITY) ? other : -1;
 }
 
 /* The distance to the nearest plane where float32 leaves several: each that rounding may have put above the smallest
@@ -242,13 +287,13 @@ FOR_PROCESSOR static void NAME(search_tile)(const residual_search *search, const
     float slack[ROWS];
     double exact_slack[ROWS], tie[ROWS], gaps[ROWS], spans[ROWS], margins[ROWS];
     for (int64_t row = 0; row < rows; row++) {
-        const double reach = sqrt(space->squares[first + row]) + table->radius, square = reach * reach;
-        slack[row] = (float)(4 * (dimension + 8) * (FLT_EPSILON * square + FLT_MIN));
+        const double norm = space->norms[first + row], reach = norm + table->radius, square = reach * reach;
+        slack[row] = TERMS == 1 ? slack_of_floats(dimension, square) : slack_of_cut(table, norm, square);
         exact_slack[row] = 2 * (dimension + 8) * DBL_EPSILON * square;
         tie[row] = TIE * reach;
         space->in_doubt[first + row] |= !(square < LARGEST_SQUARE);
     }
-    NAME(score)(table, dimension, padded, space->points + first * padded, rows, space->scores);
+    NAME(score)(table, dimension, padded, space->points + first * padded, space->scales + first, rows, space->scores);
     for (int64_t row = 0; row < rows; row++) {
         bool alone = false;
         nearest[row] = -1;
@@ -287,8 +332,9 @@ FOR_PROCESSOR static void NAME(search_tile)(const residual_search *search, const
         const int64_t code = margin != margin ? 0 : nearest[row];
         NAME(take_away)(residual, table->codewords + code * padded, padded);
         if (following)
-            space->squares[first + row] =
-                NAME(centred)(residual, following->centre, padded, space->points + (first + row) * padded);
+            NAME(receive)(space, following, first + row, padded);
+        double *smallest = space->smallest + first + row;
+        *smallest = *smallest <= margin ? *smallest : *smallest != *smallest ? NAN : margin;
         write_level(asked, search, start + first + row, level, code, margin, residual);
     }
 }
@@ -307,14 +353,14 @@ FOR_PROCESSOR static int64_t NAME(quantize)(const residual_search *search, const
         const int64_t rows = to - start < block ? to - start : block;
         read_latents(asked, search, start, rows, &space);
         for (int64_t row = 0; row < rows; row++)
-            space.squares[row] = NAME(centred)(space.residuals + row * padded, search->tables->centre, padded,
-                                               space.points + row * padded);
+            NAME(receive)(&space, search->tables, row, padded);
         for (int64_t level = 0; level < search->levels; level++)
             for (int64_t first = 0; first < rows; first += ROWS)
                 NAME(search_tile)(search, asked, &space, level, start, first, rows - first < ROWS ? rows - first : ROWS);
         for (int64_t row = 0; row < rows; row++) {
             doubtful += space.in_doubt[row];
-            asked->errors[start + row] = NAME(square)(space.residuals + row * padded, padded);
+            write_number(asked, asked->smallest, start + row, space.smallest[row]);
+            write_number(asked, asked->errors, start + row, NAME(square)(space.residuals + row * padded, padded));
         }
     }
     free(space.memory);
@@ -323,6 +369,17 @@ FOR_PROCESSOR static int64_t NAME(quantize)(const residual_search *search, const
 
 #undef NAME
 #undef FOR_PROCESSOR
+#undef PARTS
+#undef TERMS
+#undef CUT
+#undef number_of
+#undef sum_of
+#undef BEGIN_SUM
+#undef LOAD_TERMS
+#undef SPREAD_TERM
+#undef ADD_TERMS
+#undef END_SUM
+#ifndef VECTORS_STAY
 #undef LANES
 #undef ROWS
 #undef WIDE
@@ -338,14 +395,13 @@ FOR_PROCESSOR static int64_t NAME(quantize)(const residual_search *search, const
 #undef NOT_ABOVE
 #undef places
 #undef SPREAD_PLACE
-#undef STORE_PLACES
-#undef WHERE_LESS
+#undef LOAD_PLACES
+#undef WITH_PLACES
 #undef WHERE_AT_MOST
 #undef LEAST
 #undef GREATER
-#undef PARTS
 #undef PART
 #undef SOME_ROWS
 #undef doubles
 #undef singles
-#undef ADD_PLACES
+#endif

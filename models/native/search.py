@@ -25,7 +25,7 @@ _ADDRESS, _NUMBER, _COUNT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 INTERFACE = Interface(
     file="_residual_argmin",
     prefix="residual_search",
-    version=1,
+    version=2,
     functions={
         "kind": (_COUNT, [_COUNT]),
         "kind_name": (ctypes.c_char_p, [_COUNT]),
@@ -39,11 +39,11 @@ INTERFACE = Interface(
 # Norms beyond which float32 could not hold the scores.
 LARGEST_RADIUS = 1e18
 
-# Multiplications that are worth a thread's start.
-THREAD_WORK = 2**24
+# Multiplications that are worth waking a thread.
+THREAD_WORK = 2**22
 
 # The processors it is compiled for, the last the fastest; the library takes no more than the one at hand has.
-ANY_PROCESSOR, FASTEST = 0, 2
+ANY_PROCESSOR, FASTEST = 0, 3
 
 
 class Found(NamedTuple):
@@ -51,8 +51,8 @@ class Found(NamedTuple):
 
     Attributes:
         codes: (B, L) int64.
-        margin: (B,) float64, the smallest over the levels, see `models.quantizer.NearestCodeword.margin`.
-        error: (B,) float64, the squared norm of what no level took.
+        margin: (B,) of the latents' dtype, the smallest over the levels, see `models.quantizer.NearestCodeword.margin`.
+        error: (B,) of the latents' dtype, the squared norm of what no level took.
         doubtful: Rows (n,) int64 that are to be computed otherwise: a tie, or a number out of float32's range.
         margins: (B, L) of the latents' dtype; none in brief.
         residuals: (B, L + 1, d) of the latents' dtype; none in brief.
@@ -140,8 +140,9 @@ class CompiledSearch:
             raise ValueError(msg)
         rows = latents.shape[0]
         latents = latents if latents.is_contiguous() else latents.contiguous()
-        codes = torch.empty((rows, self._levels), dtype=torch.int64)
-        margin, error = torch.empty((2, rows), dtype=torch.float64)
+        # The quickest way to new tensors; a row alone waits for them as long as for the search.
+        codes = _NO_ROWS.new_empty(rows, self._levels)
+        margin, error = latents.new_empty(rows), latents.new_empty(rows)
         margins = residuals = None
         if not brief:
             margins = latents.new_empty(rows, self._levels)
