@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.append(str(Path(__file__).parents[1]))
-from benchmarks.backfill import Command, Recombined, base_of, write_catalogue
+from benchmarks.backfill_command import Command, Recombined, base_of, write_catalogue
 from benchmarks.bodies import as_base64, json_bodies, new_prefix
 from benchmarks.harness import Comparison, Result, keep, parser_of, seconds
 from benchmarks.serving import Sender, service
@@ -52,8 +52,8 @@ def one_round(arguments: Namespace, caller_items: Recombined) -> dict[str, list[
     """Milliseconds of each request."""
     with tempfile.TemporaryDirectory(prefix="semid-") as scratch:
         directory = Path(scratch)
-        write_catalogue(directory / "items", base_of(arguments.base), arguments.items)
-        command = Command(directory, "beside", arguments)
+        items = write_catalogue(directory / "items", base_of(arguments.base), arguments.items)
+        command = Command(items, directory / "beside", arguments.engine, arguments.workers, arguments.items)
         with service(data_dir=directory / "beside") as url, Sender(url, clients=1) as sender:
             caller = Caller(sender, caller_items)
             for _ in range(arguments.requests):

@@ -1,0 +1,80 @@
+"""A catalogue of embeddings by semid backfill, killed twice on its way and not: the tables are compared row by row.
+
+    python -P benchmarks/backfill_killed.py [--items 1000000] [--base embeddings.npy ...] [--engine local]
+
+Items are made of pairs of real embeddings (`Recombined`), written to Parquet, and backfilled into empty registries by
+two workers: once in peace, and once killed (SIGKILL) in the middle of the codes and in the middle of the
+claims, and gone on with.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+sys.path.append(str(Path(__file__).parents[1]))
+from benchmarks.backfill_command import Command, base_of, write_catalogue
+from benchmarks.harness import Check, Comparison, Result, keep, parser_of, seconds
+
+
+def third_of_codes(blocks: int) -> Callable[[Path], bool]:
+    """Whether a third of the blocks has its codes."""
+    return lambda journal: len(list(journal.glob("codes/*/0*.arrow"))) * 3 >= blocks
+
+
+def amid_claims(journal: Path) -> bool:
+    """Whether half of the runs is claimed, or the next one is being claimed."""
+    if not (journal / "cuts.npy").exists():
+        return False
+    runs = len(np.load(journal / "cuts.npy", allow_pickle=False)) - 1
+    return (journal / "claims" / f"{runs // 2:06}.known").exists()
+
+
+def run(arguments: Namespace) -> Result:
+    """Measure, and compare."""
+    name = f"semid backfill --engine {arguments.engine}, {arguments.workers} workers"
+    figures: dict[str, list[float]] = {name: [], f"{name}, killed twice": []}
+    differ = 0
+    for _ in range(arguments.rounds):
+        with tempfile.TemporaryDirectory(prefix="semid-") as scratch:
+            items = write_catalogue(Path(scratch) / "items", base_of(arguments.base), arguments.items)
+            peace, killed = (
+                Command(items, Path(scratch) / place, arguments.engine, arguments.workers, arguments.items)
+                for place in ("peace", "killed")
+            )
+            figures[name].append(arguments.items / seconds(peace.run))
+            blocks = len(list(peace.table()))
+            started = time.perf_counter()
+            killed.run_until(third_of_codes(blocks))
+            killed.run_until(amid_claims)
+            killed.run()
+            figures[f"{name}, killed twice"].append(arguments.items / (time.perf_counter() - started))
+            for one, other in zip(peace.table(), killed.table(), strict=True):
+                differ += sum(a != b for a, b in zip(one.to_pylist(), other.to_pylist(), strict=True))
+            rows = sum(map(len, peace.table()))
+            if rows != arguments.items:
+                raise RuntimeError(f"{rows} items of {arguments.items} have their IDs")
+    check = Check("Rows of a table whose backfill was killed twice, beside one in peace", arguments.items, differ)
+    comparison = Comparison("A catalogue of embeddings, killed or not", "items/s", list(figures), name, figures)
+    return Result("backfill_killed", [comparison], [check])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the benchmark."""
+    parser = parser_of(__doc__, rounds=1)
+    parser.add_argument("--items", type=int, default=100_000, help="of the catalogue (default %(default)s)")
+    parser.add_argument("--base", type=Path, nargs="*", default=[], help="arrays of embeddings; made up if not given")
+    parser.add_argument("--engine", choices=["local", "ray"], default="ray", help="(default %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="(default %(default)s)")
+    arguments = parser.parse_args(argv)
+    keep(run(arguments), arguments)
+
+
+if __name__ == "__main__":
+    main()
