@@ -1,6 +1,6 @@
-"""What a backfill has done so far, in its output's directory.
+"""What a backfill has done so far, in a directory of its own beside its table or elsewhere.
 
-    OUT/.backfill/plan.json         what it is of
+    .backfill/plan.json             what it is of
                   lock              held while it runs
                   codes/PLAN/N.arrow  the codes of block N; a worker that a kill left behind writes to no other plan's
                              N.known  what the record knew of its items before
@@ -9,7 +9,6 @@
                   claims/N.known    which items of run N had an ID before
                          N.arrow    what the items of run N hold
                   rejected/N.jsonl  the rejected rows of block N
-    OUT/part-N.parquet              the IDs of block N
 
 Each file appears when it is whole and synced, so whatever ends a backfill leaves the files before; the next one of the
 same files goes on behind them. The table is a function of these files, so it does not show how often it was ended.
@@ -22,27 +21,36 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Self
 
 from models.whole_files import sync, write_whole
 from service.backfill.code_files import path_of
+from service.backfill.destination import Destination
 from service.backfill.plan import Block
 
+DIRECTORY = ".backfill"
 SUMMARY = "backfill.json"
 REJECTED = "rejected.jsonl"
 COLLISIONS = "collisions.json"
 
 
+def part_name(number: int) -> str:
+    """The file with the IDs of a block."""
+    return f"part-{number:06}.parquet"
+
+
 class BackfillUnderWay(ValueError):
-    """Another process is at work on the same output."""
+    """Another process is at work on the same backfill."""
 
 
 class Journal:
     """The state of one backfill; used as a context.
 
     Args:
-        out: The output's directory; it is made.
+        place: Where its directory goes; it is made.
+        out: Where the table goes.
         identity: What the backfill is of.
         force: Whether what is there of anything else gives way.
 
@@ -51,12 +59,12 @@ class Journal:
 
     Raises:
         BackfillUnderWay: On entering.
-        ValueError: On entering: the directory holds something else.
+        ValueError: On entering: there is something else.
     """
 
-    def __init__(self, out: Path, identity: Mapping[str, Any], *, force: bool = False) -> None:
+    def __init__(self, place: Path, out: Destination, identity: Mapping[str, Any], *, force: bool = False) -> None:
         self.out = out
-        self.directory = out / ".backfill"
+        self.directory = place / DIRECTORY
         self.cuts = self.directory / "cuts.npy"
         text = json.dumps(identity, sort_keys=True)
         self.plan = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -66,8 +74,7 @@ class Journal:
         self._force = force
 
     def __enter__(self) -> Self:
-        taken = self.out.is_dir() and any(path != self.directory for path in self.out.iterdir())
-        if taken and not self._head.exists() and not self._force:
+        if not self._head.exists() and not self._force and self.out.names() - {DIRECTORY}:
             raise ValueError(
                 f"{self.out} is not empty, and no backfill is under way there; with --force it is written over"
             )
@@ -77,7 +84,7 @@ class Journal:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._lock.close()
-            raise BackfillUnderWay(f"another backfill writes to {self.out}") from error
+            raise BackfillUnderWay(f"another backfill is at work in {self.directory}") from error
         try:
             self._go_on()
         except BaseException:
@@ -93,7 +100,7 @@ class Journal:
         if theirs != self._identity:
             if theirs is not None and not self._force:
                 difference = _difference(theirs, self._identity)
-                held = f"{self.out} holds an unfinished backfill of something else ({difference})"
+                held = f"{self.directory.parent} holds an unfinished backfill of something else ({difference})"
                 raise ValueError(f"{held}; with --force it gives way")
             for name in ("codes", "claims", "rejected", "record", "cuts.npy"):
                 _remove(self.directory / name)
@@ -104,11 +111,11 @@ class Journal:
 
     def finished(self, blocks: int) -> Mapping[str, Any] | None:
         """The summary of this very backfill, where it is done and its table of so many parts is there."""
-        summary = self.out / SUMMARY
-        if self._head.exists() or not summary.exists():
+        summary = None if self._head.exists() else self.out.read(SUMMARY)
+        if summary is None:
             return None
-        found: Mapping[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
-        if found.get("plan") != self.plan or not all(self.part(number).exists() for number in range(blocks)):
+        found: Mapping[str, Any] = json.loads(summary)
+        if found.get("plan") != self.plan or not {part_name(number) for number in range(blocks)} <= self.out.names():
             return None
         shutil.rmtree(self.directory, ignore_errors=True)  # a kill as it cleared up
         return found
@@ -133,10 +140,6 @@ class Journal:
         """The rejected rows of a block."""
         return self.directory / "rejected" / f"{number:06}.jsonl"
 
-    def part(self, number: int) -> Path:
-        """The IDs of a block."""
-        return self.out / f"part-{number:06}.parquet"
-
     @property
     def record(self) -> str | None:
         """Which record the claims are of."""
@@ -159,14 +162,19 @@ class Journal:
 
         Its head goes first: of a journal that is half gone nothing can be gone on with.
         """
-        write_whole(self.out / SUMMARY, json.dumps({**summary, "plan": self.plan}, indent=2) + "\n")
+        self.write_report(SUMMARY, {**summary, "plan": self.plan})
         self._head.unlink()
         sync(self.directory)
         shutil.rmtree(self.directory)
 
+    def write_report(self, name: str, report: Mapping[str, Any]) -> None:
+        """Writes JSON beside the table."""
+        self.out.write(name, (json.dumps(report, indent=2) + "\n").encode())
+
     def _remove_table(self) -> None:
-        for path in (*self.out.glob("part-*.parquet"), *(self.out / name for name in (SUMMARY, REJECTED, COLLISIONS))):
-            path.unlink(missing_ok=True)
+        for name in self.out.names():
+            if name in {SUMMARY, REJECTED, COLLISIONS} or fnmatch(name, "part-*.parquet"):
+                self.out.remove(name)
 
 
 def _remove(path: Path) -> None:

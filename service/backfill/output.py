@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from models.whole_files import whole_file, write_whole
+from models.whole_files import write_whole
 from service.backfill.code_files import CodeFile, read_arrow, unpacked
-from service.backfill.journal import REJECTED, Journal
+from service.backfill.journal import REJECTED, Journal, part_name
 from service.backfill.plan import Block
 from service.backfill.sorting import Slices
 from service.semantic_id import CodeLayout
@@ -76,7 +76,7 @@ class Table:
             )
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd", row_group_size=ROW_GROUP)
-        write_whole(self._journal.part(block.number), sink.getvalue())
+        self._journal.out.write(part_name(block.number), sink.getvalue().to_pybytes())
 
     def _write_rejected(self, block: Block, failed: pa.Table) -> None:
         lines = [json.dumps(_told(block, row), ensure_ascii=False) + "\n" for row in failed.sort_by("row").to_pylist()]
@@ -91,21 +91,20 @@ class Counts(NamedTuple):
     rejected: int
 
 
-def finish(journal: Journal, blocks: Sequence[Block]) -> Counts:
+def finish(journal: Journal, blocks: Sequence[Block], runs: Sequence[int]) -> Counts:
     """Writes what was rejected of all blocks into one file, if anything was, and counts."""
-    written = created = rejected = 0
-    for block in blocks:
-        part = pq.read_table(journal.part(block.number), columns=["created"])
-        written += len(part)
-        created += pc.sum(part["created"]).as_py() or 0
+    rejected = created = 0
     of_blocks = [journal.rejected_file(block.number) for block in blocks]
     if any(path.stat().st_size for path in of_blocks):
-        with whole_file(journal.out / REJECTED) as draft, draft.open("wb") as file:
+        with journal.out.writing(REJECTED) as file:
             for path in of_blocks:
                 lines = path.read_bytes()
                 rejected += lines.count(b"\n")
                 file.write(lines)
-    return Counts(written, created, rejected)
+    for run in runs:
+        held = read_arrow(journal.claim_file(run))
+        created += pc.sum(pc.and_(held["created"], pc.is_null(held["error"]))).as_py()
+    return Counts(sum(block.rows for block in blocks) - rejected, created, rejected)
 
 
 def _written(held: pa.Table, layout: CodeLayout) -> tuple[pa.Array, pa.Array]:

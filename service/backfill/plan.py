@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -110,7 +110,7 @@ def make_plan(
     order_by: str = INPUT_ORDER,
     display: str | None = None,
     block_rows: int | None = None,
-    out: Path | None = None,
+    out: str | None = None,
 ) -> Plan:
     """The plan for these paths; reads no more than what the files say of themselves.
 
@@ -121,7 +121,7 @@ def make_plan(
         order_by: See `Columns`.
         display: See `Columns`.
         block_rows: Rows of a block, at most; by the kind where None.
-        out: The directory of the table, where there is to be one.
+        out: Where the table goes, if there is to be one.
 
     Raises:
         ValueError: Files are missing, cannot be read, have not the columns that are needed, all the same, or lie where
@@ -143,13 +143,21 @@ def make_plan(
     return Plan(tuple(files), kind, columns, block_rows, tuple(_blocks(files, rows, block_rows)))
 
 
-def _keep_apart(paths: Sequence[str], files: Sequence[str], out: Path) -> None:
+def _keep_apart(paths: Sequence[str], files: Sequence[str], out: str) -> None:
     """Raises ValueError where the table's parts would be read as items, or be written over what is read."""
-    place = out.resolve()
-    around = [path for path in paths if "://" not in path and place.is_relative_to(Path(path).resolve())]
-    within = [path for path in files if "://" not in path and Path(path).resolve().is_relative_to(place)]
+    place = _place(out)
+    around = [path for path in paths if place.is_relative_to(_place(path))]
+    within = [path for path in files if _place(path).is_relative_to(place)]
     for path in (*around, *within):
         raise ValueError(f"{path} is read, so the table cannot go to {out}: name a directory apart from it by --out")
+
+
+def _place(path: str) -> PurePath:
+    """Where something lies; an object store's places lie in no directory of this machine."""
+    scheme, _, inner = path.partition("://")
+    if not inner or scheme == "file":
+        return Path(inner or path).resolve()
+    return PurePath(scheme, *inner.partition("?")[0].split("/"))
 
 
 def _blocks(files: Sequence[SourceFile], rows: Sequence[int], block_rows: int) -> list[Block]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
@@ -23,9 +22,10 @@ from models.whole_files import write_whole
 from service.backfill.claims import claim_run
 from service.backfill.code_files import unpacked
 from service.backfill.collisions import Collisions
+from service.backfill.destination import Destination
 from service.backfill.encoding import EncodingTask
 from service.backfill.engines import Engine
-from service.backfill.journal import COLLISIONS, Journal
+from service.backfill.journal import COLLISIONS, Journal, part_name
 from service.backfill.known import ROWS_TOGETHER, known_path, recall
 from service.backfill.output import Counts, Table, finish
 from service.backfill.plan import INPUT_ORDER, Kind, Plan
@@ -50,15 +50,17 @@ class Request(NamedTuple):
 
     Attributes:
         plan: The files.
-        out: The output's directory.
+        out: Where the table goes.
+        journal: Where the state of the backfill goes: a directory, which workers on other machines see too.
         namespace: The catalogue's.
         engine: Who maps blocks.
         workers: Over how many.
-        force: Whether anything else in the output's directory gives way.
+        force: Whether anything else that is there gives way.
     """
 
     plan: Plan
-    out: Path
+    out: Destination
+    journal: Path
     namespace: str = "default"
     engine: Engine = Engine.LOCAL
     workers: int = 1
@@ -93,7 +95,7 @@ class Backfill:
 
         Raises:
             SemidError: The registry cannot be reached or refuses, or a worker failed: the same run goes on from there.
-            ValueError: A file cannot be read, or the output's directory holds something else.
+            ValueError: A file cannot be read, or something else is where the table goes.
         """
         self._check_promises()
         with self._journal() as journal:
@@ -101,7 +103,7 @@ class Backfill:
             cuts = self._sorted(journal)
             asyncio.run(self._claim(journal, cuts))
             self._write(journal, cuts)
-            counts = finish(journal, self._plan.blocks)
+            counts = finish(journal, self._plan.blocks, runs_of(cuts))
             journal.finish(
                 {
                     "tokenizer": self._manifest.full_name,
@@ -142,7 +144,7 @@ class Backfill:
                 collisions.add(unpacked(run_of(paths, cuts, number).rows["codes"], self._layout))
             rejected = self._plan.rows - int(cuts[-1].sum())
             report = {"tokenizer": self._manifest.full_name, "rejected": rejected, **collisions.report()}
-            write_whole(journal.out / COLLISIONS, json.dumps(report, indent=2) + "\n")
+            journal.write_report(COLLISIONS, report)
         return report
 
     def _journal(self) -> Journal:
@@ -151,7 +153,7 @@ class Backfill:
             "tokenizer": self._manifest.full_name,
             "namespace": self._request.namespace,
         }
-        return Journal(self._request.out, identity, force=self._request.force)
+        return Journal(self._request.journal, self._request.out, identity, force=self._request.force)
 
     def _check_promises(self) -> None:
         """Raises ValueError where IDs would not be issued as is asked for, or as the service does."""
@@ -239,7 +241,8 @@ class Backfill:
     def _write(self, journal: Journal, cuts: NDArray[np.int64]) -> None:
         origin = {"tokenizer": self._manifest.full_name, "namespace": self._request.namespace}
         table = Table(journal, Slices(cuts), self._layout, origin)
-        missing = [block for block in self._plan.blocks if not journal.part(block.number).exists()]
+        there = journal.out.names()
+        missing = [block for block in self._plan.blocks if part_name(block.number) not in there]
         rows = self._plan.rows
         with self._stage("table", rows, rows - sum(block.rows for block in missing)) as done:
             for block in missing:

@@ -20,7 +20,7 @@ def backfill(
     paths: Annotated[
         list[str], typer.Argument(help="Parquet: files, 'patterns*.parquet', directories, or URIs (s3://...).")
     ],
-    out: Annotated[Path, typer.Option(file_okay=False, help="Directory of the table: part-000000.parquet, ...")],
+    out: Annotated[str, typer.Option(help="Directory, or URI, of the table: part-000000.parquet, ...")],
     engine: Annotated[
         str, typer.Option(help="local: processes of this machine; ray: Ray Data, of `semid[bulk]`.")
     ] = "local",
@@ -29,6 +29,10 @@ def backfill(
         typer.Option(min=1, help="Models at work at once; one for each GPU, or every two cores, if not given."),
     ] = None,
     namespace: Annotated[str, typer.Option(help="The catalogue's namespace.")] = "default",
+    journal: Annotated[
+        Path | None,
+        typer.Option(file_okay=False, help="Directory of what goes on after a kill; OUT if not given and no URI."),
+    ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="The tokenizer's; SID_CHECKPOINT if not given.")] = None,
     content: Annotated[
         str | None,
@@ -50,10 +54,11 @@ def backfill(
 
     A model in each worker encodes; the registry takes the claims sorted by their codes. A service may run meanwhile.
 
-    After a kill or a failure the same command goes on where it stopped. Rejected rows go to OUT/rejected.jsonl, with
+    After a kill or a failure the same command goes on where it stopped. Rejected rows go to rejected.jsonl in OUT, with
     the reason; then the exit status is 3. It is 1 where the command failed.
     """
     from models import read_manifest
+    from service.backfill.destination import Destination
     from service.backfill.engines import Engine
     from service.backfill.plan import Kind, make_plan
     from service.backfill.run import Backfill, Request
@@ -73,7 +78,12 @@ def backfill(
                 block_rows=block_rows,
                 out=out,
             )
-            request = Request(plan, out, namespace, Engine(engine), workers or _workers(settings.device), force=force)
+            destination = Destination(out)
+            state = journal or destination.directory
+            if state is None:
+                raise ValueError(f"{out} is in an object store: name a directory for the state by --journal")
+            workers = workers or _workers(settings.device)
+            request = Request(plan, destination, state, namespace, Engine(engine), workers, force=force)
             work = Backfill(settings, request, _stage)
             if dry_run:
                 _tell(work.count_collisions(), out)
@@ -86,9 +96,7 @@ def backfill(
     already = ": that was done before, and nothing was done now" if before else ""
     typer.echo(f"{counts.written} items with their Semantic IDs in {out}, {counts.created} of them new{already}")
     if counts.rejected:
-        typer.echo(
-            f"semid: {counts.rejected} rows were rejected; the reasons are in {out / 'rejected.jsonl'}", err=True
-        )
+        typer.echo(f"semid: {counts.rejected} rows were rejected; the reasons are in rejected.jsonl in {out}", err=True)
         raise typer.Exit(REJECTED)
 
 
@@ -110,7 +118,7 @@ def _stage(name: str, rows: int, done: int) -> Iterator[Callable[[int], object]]
         yield bar.update
 
 
-def _tell(report: dict[str, Any], out: Path) -> None:
+def _tell(report: dict[str, Any], out: str) -> None:
     """What a dry run counted."""
     prefixes = ", ".join(map(str, report["distinct_prefixes"]))
     typer.echo(f"{report['items']} items under {report['tokenizer']}; {report['rejected']} rows would be rejected")
@@ -122,4 +130,4 @@ def _tell(report: dict[str, Any], out: Path) -> None:
     )
     for group in report["largest_groups"][:3]:
         typer.echo(f"  {'-'.join(map(str, group['codes']))}: {group['items']} items")
-    typer.echo(f"all of it in {out / 'collisions.json'}")
+    typer.echo(f"all of it in collisions.json in {out}")

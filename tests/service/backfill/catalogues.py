@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,28 @@ from typer.testing import CliRunner, Result
 from service.cli import app
 
 DIMENSION = 8
+ROWS_PER_RUN = 128
+
+# A backfill that is killed as it is about to write its n-th file of codes, or of claims.
+KILLED = """
+import os, signal, sys
+from service.backfill import claims, code_files, sorting
+from service.cli import app
+
+def killed_before(module, number):
+    write = module.write_arrow
+    def count_and_write(path, table):
+        nonlocal number
+        number -= 1
+        if number == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(path, table)
+    module.write_arrow = count_and_write
+
+sorting.ROWS_PER_RUN = int(sys.argv.pop(1))
+killed_before({"codes": code_files, "claims": claims}[sys.argv.pop(1)], int(sys.argv.pop(1)))
+app()
+"""
 
 
 def matrix_of(rows: int, seed: int = 5) -> NDArray[np.float32]:
@@ -35,6 +60,12 @@ def run(*words: Any) -> Result:
     return CliRunner().invoke(app, ["backfill", *map(str, words)])
 
 
+def run_until_killed(kind: str, number: int, *words: Any) -> None:
+    command = [sys.executable, "-c", KILLED, str(ROWS_PER_RUN), kind, str(number), "backfill", *map(str, words)]
+    ended = subprocess.run(command, capture_output=True, timeout=120, check=False, env=os.environ)
+    assert ended.returncode == -9, ended.stderr.decode()
+
+
 def table_of(out: Path) -> pa.Table:
     """All parts, in order."""
     return pa.concat_tables([pq.read_table(path) for path in sorted(out.glob("part-*.parquet"))])
@@ -52,3 +83,7 @@ def suffixes_by_codes(table: pa.Table, by: dict[str, Any]) -> dict[tuple[int, ..
     for row in sorted(table.to_pylist(), key=lambda row: row["suffix"]):
         groups.setdefault(tuple(row["codes"]), []).append(by[row["item_id"]])
     return groups
+
+
+def interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import resource
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,42 +22,16 @@ from service.backup.commands import opened_record
 from service.batching.batcher import Batcher
 from service.settings import Settings
 from tests.service.backfill.catalogues import (
+    ROWS_PER_RUN,
+    interrupted,
     matrix_of,
     rejected_of,
     run,
+    run_until_killed,
     suffixes_by_codes,
     table_of,
     write_embeddings,
 )
-
-ROWS_PER_RUN = 128
-
-# A backfill that is killed as it is about to write its n-th file of codes, or of claims.
-KILLED = """
-import os, signal, sys
-from service.backfill import claims, code_files, sorting
-from service.cli import app
-
-def killed_before(module, number):
-    write = module.write_arrow
-    def count_and_write(path, table):
-        nonlocal number
-        number -= 1
-        if number == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        write(path, table)
-    module.write_arrow = count_and_write
-
-sorting.ROWS_PER_RUN = int(sys.argv.pop(1))
-killed_before({"codes": code_files, "claims": claims}[sys.argv.pop(1)], int(sys.argv.pop(1)))
-app()
-"""
-
-
-def run_until_killed(kind: str, number: int, *words: Any) -> None:
-    command = [sys.executable, "-c", KILLED, str(ROWS_PER_RUN), kind, str(number), "backfill", *map(str, words)]
-    ended = subprocess.run(command, capture_output=True, timeout=120, check=False, env=os.environ)
-    assert ended.returncode == -9, ended.stderr.decode()
 
 
 def written(path: Path) -> Any:
@@ -69,10 +40,6 @@ def written(path: Path) -> Any:
         return path.read_bytes()
     summary = json.loads(path.read_text())
     return summary.pop("record").startswith("default:"), summary
-
-
-def interrupted(*_: Any) -> None:
-    raise KeyboardInterrupt
 
 
 @pytest.mark.usefixtures("settings")
