@@ -140,7 +140,7 @@ class ServiceThread:
         self.app = create_app(settings)
         config = uvicorn.Config(
             self.app,
-            port=0,
+            port=settings.port if "port" in settings.model_fields_set else 0,
             http=protocol_for(settings),
             h11_max_incomplete_event_size=settings.max_head_bytes,
             ws="none",

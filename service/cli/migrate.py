@@ -49,7 +49,8 @@ def migrate(
     The contents come from the catalogue's files: the registry keeps none. What OLD holds and no file has is listed.
     After a kill or a failure the same command goes on where it stopped; done again, it fills what has come since.
 
-    Roll back by `semid tokenizers default OLD`. The exit status is 3 where items were rejected or are missing.
+    Roll back by `semid migrate NEW OLD ... --switch`, or at once by `semid tokenizers default OLD`. The exit status is
+    3 where items were rejected or are missing.
     """
     from service.cli.tokenize_journal import Journal
     from service.cli.tokenize_source import Several, source_of
@@ -74,13 +75,13 @@ def migrate(
             with connect(tokenizer=names[0]) as of_old, connect(tokenizer=names[1]) as of_new:
                 answers = source.answers(of_new, journal.rows, assign=True, on_change="keep")
                 keep_answers(answers, journal, waits, names[1], source.rows)
-                decides = of_new.tokenizers().default != names[1]
-                move = Move(Clients(of_old, of_new, old_decides=decides), names, journal.batches)
+                move = Move(Clients(of_old, of_new, names), journal.batches)
                 move.compare()
-                move.write(out)
-                refusal = _switched(move, missing_at_most, force=force) if switch else None
-            move.write(out)
-            typer.echo(in_words(move.report), nl=False)
+                try:
+                    refusal = _refusal(move, missing_at_most, force=force) if switch else None
+                finally:
+                    move.write(out)
+                    typer.echo(in_words(move.report), nl=False)
             counts = journal.finish(out / "ids.rejected.jsonl")
     except KeyboardInterrupt:
         typer.echo("semid: interrupted; the same command goes on from here", err=True)
@@ -94,31 +95,34 @@ def migrate(
 
 
 def _names_in_full(journal: Journal, old: str, new: str, connect: Callable[..., TokenizerClient]) -> tuple[str, str]:
-    """The tokenizers of the whole run, when it is gone on with too.
+    """The tokenizers of the whole run, when it is gone on with too; both are loaded.
 
     Raises:
         ValueError: They are one, or one is not loaded.
         TokenizerError: The client's.
     """
-    if "tokenizers" not in journal.notes:
-        with connect() as client:
-            loaded = client.tokenizers()
-        there = [str(manifest["tokenizer"]) for manifest in loaded.manifests]
-        names = [loaded.named(name) for name in (old, new)]
-        if unknown := [name for name in names if name not in there]:
-            raise ValueError(f"not loaded, or not one alone: {', '.join(unknown)}; loaded are {', '.join(there)}")
-        if names[0] == names[1]:
-            raise ValueError(f"{names[0]} is where to come from and where to go")
+    with connect() as client:
+        loaded = client.tokenizers()
+    there = [str(manifest["tokenizer"]) for manifest in loaded.manifests]
+    noted = journal.notes.get("tokenizers")
+    first, second = names = noted or [loaded.named(name) for name in (old, new)]
+    if unknown := [name for name in names if name not in there]:
+        raise ValueError(
+            f"not loaded, or not one alone: {', '.join(unknown)}; loaded are {', '.join(there)}. "
+            "`semid tokenizers load` loads another one"
+        )
+    if first == second:
+        raise ValueError(f"{first} is where to come from and where to go")
+    if noted is None:
         journal.note(tokenizers=names)
-    first, second = journal.notes["tokenizers"]
     return str(first), str(second)
 
 
-def _switched(move: Move, missing_at_most: int, *, force: bool) -> NotSwitched | None:
+def _refusal(move: Move, missing_at_most: int, *, force: bool) -> NotSwitched | None:
     """Makes the new tokenizer the default, or says why not.
 
     Raises:
-        TokenizerError: The client's.
+        SwitchUnfinished, TokenizerError: See `Move.switch`.
     """
     from service.migration.move import NotSwitched
 

@@ -33,7 +33,9 @@ class Missing(NamedTuple):
     reason: str
 
 
-def drift(sides: Sides, names: tuple[str, str], missing: Sequence[Missing], *, retired: int) -> dict[str, Any]:
+def drift(
+    sides: Sides, names: tuple[str, str], missing: Sequence[Missing], *, retired: int, live_again: Sequence[str]
+) -> dict[str, Any]:
     """The report.
 
     Args:
@@ -41,6 +43,7 @@ def drift(sides: Sides, names: tuple[str, str], missing: Sequence[Missing], *, r
         names: The full names of the old tokenizer and the new one.
         missing: The items that the new one lacks.
         retired: How many items were retired under the new one, as they are under the old one.
+        live_again: Items that are live under the new one, and retired under the old one, which no longer decides.
 
     Returns:
         JSON types only; docs/migration.md has the members.
@@ -56,6 +59,7 @@ def drift(sides: Sides, names: tuple[str, str], missing: Sequence[Missing], *, r
             "missing_by_reason": dict(sorted(Counter(each.reason for each in missing).items())),
             "only_new": len(sides.new) - len(old),
             "retired": retired,
+            "live_again": sorted(live_again),
         },
         "levels": [asdict(level) for level in levels],
     }
@@ -76,11 +80,14 @@ def in_words(report: Mapping[str, Any]) -> str:
     lines = [_record_in_words(side, report[side]) for side in ("old", "new")]
     lines += [f"items under both     {items['both']:,}", f"missing under new    {items['missing']:,}{_reasons(items)}"]
     lines += [f"only under new       {items['only_new']:,}", f"retired, as in old   {items['retired']:,}"]
-    if "switch" in report:
-        switch = report["switch"]
-        lines += [f"default now          {switch['default']}"]
-        if late := len(switch["late"]) + len(switch["late_retired"]):
-            lines += [f"changed under old while it switched: {late:,}, see report.json"]
+    if items["live_again"]:
+        lines += [f"retired under old    {len(items['live_again']):,} of those only under new, see report.json"]
+    lines += [f"default now          {report['default'] or 'not known'}"]
+    if switch := report.get("switch"):
+        if switch["pending_workers"]:
+            lines += [f"not followed yet     {switch['pending_workers']} workers"]
+        if switch["note"]:
+            lines += [switch["note"]]
     if report["levels"]:
         lines += ["", *table([LevelAgreement(**level) for level in report["levels"]])]
     return "\n".join(lines) + "\n"

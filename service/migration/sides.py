@@ -1,19 +1,19 @@
 """The old record and the new one beside each other: what both hold, what only one does, and what was retired.
 
-Until the default is switched the old record says which items are live: what it retired is retired in the new one too.
+Until the new tokenizer is the default the old record says which items are live: what it retired is retired in the new
+one too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from service.client import Assignment, FailedItem, Retired, TokenizerClient
+from service.client import Assignment, ChangesGone, FailedItem, Retired, TokenizerClient
 from service.client.batches import batches_of
 from service.migration.holdings import Holdings
 
@@ -47,50 +47,75 @@ class Sides(NamedTuple):
         return [str(item) for item in self.new.item_ids.filter(pa.array(alone)).to_pylist()]
 
 
-@dataclass
 class Clients:
-    """Of the two records, and what was retired in the new one so far.
+    """Of the two records.
 
-    Attributes:
+    Args:
         old: Of the old one.
         new: Of the new one.
-        old_decides: Whether what the old one retired is retired in the new one; not where the new one is the default,
-            since what is live is said there by then.
+        names: The full names of their tokenizers.
+
+    Attributes:
+        default: The full name of the default tokenizer, as far as is known; None: it is not.
         retired: Items that were retired in the new record, as the old one had retired them.
+
+    Raises:
+        TokenizerError: As any call of the client.
     """
 
-    old: TokenizerClient
-    new: TokenizerClient
-    old_decides: bool = True
-    retired: int = 0
+    def __init__(self, old: TokenizerClient, new: TokenizerClient, names: tuple[str, str]) -> None:
+        self.old = old
+        self.new = new
+        self.names = names
+        self.default: str | None = new.tokenizers().default
+        self.retired = 0
+
+    @property
+    def old_decides(self) -> bool:
+        """Whether what the old record retired is retired in the new one."""
+        return self.default != self.names[1]
 
     def sides(self) -> Sides:
         """Both records, what the old one had retired taken out of the new one.
 
         Raises:
+            ChangesGone: They change too fast to be read.
             TokenizerError: As any call of the client.
         """
-        old, new = Holdings.read(self.old), Holdings.read(self.new)
-        self.retire(Sides(old, new).only_new())
-        return self.followed(Sides(old, new))
+        sides = Sides(Holdings.read(self.old), Holdings.read(self.new))
+        self._retire(sides.only_new())
+        return self._followed(sides)
 
-    def followed(self, sides: Sides) -> Sides:
-        """Both records now; what was retired in the old one meanwhile is retired in the new one.
+    def later(self, sides: Sides) -> Sides:
+        """Both records now, read anew where so much has changed that it is no longer kept.
 
         Raises:
-            ChangesGone: One of them no longer keeps all changes since.
-            TokenizerError: As any call of the client.
+            TokenizerError: As `sides`.
         """
+        try:
+            return self._followed(sides)
+        except ChangesGone:
+            return self.sides()
+
+    def retired_in_old(self, item_ids: Iterable[str]) -> list[str]:
+        """Those of these items that the old record has retired; it may never have had the others."""
+        found = []
+        for some in batches_of(item_ids, ITEMS_AT_ONCE):
+            answers = zip(some, self.old.assignments(some, counterparts=False), strict=True)
+            found += [item for item, answer in answers if _is_retired(answer)]
+        return found
+
+    def _followed(self, sides: Sides) -> Sides:
         old = sides.old.followed(self.old)
-        self.retire(list(old.went))
+        self._retire(list(old.went))
         return Sides(old.holdings, sides.new.followed(self.new).holdings)
 
-    def retire(self, item_ids: Iterable[str]) -> None:
-        """Retire those of these items in the new record that are retired in the old one; it may never have had them."""
-        if not self.old_decides:
-            return
-        for some in batches_of(item_ids, ITEMS_AT_ONCE):
-            held = self.old.assignments(some, counterparts=False)
-            gone = [each.item_id for each in held if isinstance(each, FailedItem) and each.error.slug in Retired.slugs]
-            answers = self.new.retire_all(map(str, gone))
+    def _retire(self, item_ids: Iterable[str]) -> None:
+        """Retire those of these items in the new record that are retired in the old one."""
+        if self.old_decides:
+            answers = self.new.retire_all(self.retired_in_old(item_ids))
             self.retired += sum(isinstance(answer, Assignment) for answer in answers)
+
+
+def _is_retired(answer: Assignment | FailedItem) -> bool:
+    return isinstance(answer, FailedItem) and answer.error.slug in Retired.slugs

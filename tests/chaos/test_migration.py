@@ -107,7 +107,8 @@ def test_a_migration_under_load_fails_no_request_and_keeps_every_promise_in_both
         traffic.stop()
 
     assert traffic.failures == [], seed
-    assert at_the_switch["switch"]["default"] == new
+    assert at_the_switch["default"] == new
+    assert at_the_switch["switch"]["pending_workers"] == 0
     assert at_the_switch["items"]["both"] > REQUESTS / 2
     for name in (old, new):
         operations, final, codes = observe(traffic, name, port, tmp_path / "histories" / name, contents)

@@ -3,64 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner, Result
 
-from models import read_manifest
-from service.cli import app, tokenize_journal
+from service.cli import tokenize_journal
 from service.cli.tokenize_journal import Journal
-from tests.conftest import DIMENSION
-
-ITEMS = 60
-CONTENTS = np.random.default_rng(11).standard_normal((ITEMS, DIMENSION)).astype(np.float32)
-
-
-class Two(NamedTuple):
-    """A service with two tokenizers, and their full names; the old one is the default."""
-
-    service: Any
-    old: str
-    new: str
-
-    def tokenize(self, rows: range, tokenizer: str | None, namespace: str) -> list[dict[str, Any]]:
-        items = [{"item_id": f"i{row}", "embedding": CONTENTS[row].tolist()} for row in rows]
-        found: list[dict[str, Any]] = self.service.tokenize(*items, namespace=namespace, tokenizer=tokenizer)
-        return found
-
-    def assignment(self, row: int, tokenizer: str, namespace: str) -> Any:
-        return self.service.http.get(f"/assignment/i{row}", params={"tokenizer": tokenizer, "namespace": namespace})
-
-    def migrate(self, directory: Path, files: list[Path], namespace: str, *more: str) -> Result:
-        words = ["migrate", self.old, self.new, "--url", str(self.service.http.base_url), "--namespace", namespace]
-        words += ["--out", str(directory / "out"), *(word for file in files for word in ("--items", str(file)))]
-        return CliRunner().invoke(app, [*words, *more])
-
-
-@pytest.fixture(scope="module")
-def two(
-    start_service: Callable[..., Any], make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Two]:
-    winter = make_checkpoint("winter", 4, 4, 4, takes_text=False)
-    spring = make_checkpoint("spring", 6, 6, seed=7, takes_text=False)
-    data_dir = tmp_path_factory.mktemp("d")
-    service = start_service(checkpoint=winter, further_checkpoints=(spring,), data_dir=data_dir, max_items=128)
-    yield Two(service, *(read_manifest(path).full_name for path in (winter, spring)))
-    service.stop()
-
-
-def catalogue(path: Path, rows: range, zeroed: tuple[int, ...] = ()) -> Path:
-    contents = CONTENTS[rows.start : rows.stop].copy()
-    contents[[row - rows.start for row in zeroed]] = 0.0
-    column = pa.array(list(contents), pa.list_(pa.float32(), DIMENSION))
-    pq.write_table(pa.table({"item_id": [f"i{row}" for row in rows], "embedding": column}), path, row_group_size=7)
-    return path
+from tests.service.migration.two import Two, catalogue, report_in
 
 
 def test_the_new_record_is_filled_and_what_it_lacks_is_listed_with_the_reason(
@@ -82,13 +33,14 @@ def test_the_new_record_is_filled_and_what_it_lacks_is_listed_with_the_reason(
     reasons = {"i8": "rejected", **{f"i{row}": "not in the files" for row in range(45, 50)}}
     assert {each["item_id"]: each["reason"] for each in missing} == reasons
     assert {each["semantic_id"] for each in missing} == {old[row]["semantic_id"] for row in (8, *range(45, 50))}
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    report = report_in(tmp_path)
     assert report["items"] == {
         "both": 42,
         "missing": 6,
         "missing_by_reason": {"rejected": 1, "not in the files": 5},
         "only_new": 3,
         "retired": 2,
+        "live_again": [],
     }
     assert [two.assignment(row, two.new, namespace).status_code for row in (0, 3, 8, 20, 44, 45, 55)] == [
         200,
@@ -110,7 +62,7 @@ def test_the_new_record_is_filled_and_what_it_lacks_is_listed_with_the_reason(
     live = {tuple(entry["codes"]) for row, entry in enumerate(old) if row not in {3, 20}}
     assert report["old"]["collisions"]["rate"] == 1 - len(live) / 48
     assert "missing under new    6 (5 not in the files, 1 rejected)" in done.output
-    assert two.service.http.get("/tokenizers").json()["default"] == two.old
+    assert two.default == two.old
 
 
 def test_a_migration_that_is_interrupted_goes_on_and_ends_as_if_it_had_not_been(
@@ -150,12 +102,12 @@ def test_the_default_changes_only_where_nothing_is_missing_or_so_much_may_be_and
 
     assert refused.exit_code == 1
     assert "nothing was switched: 1 items would have no Semantic ID" in refused.stderr
-    assert two.service.http.get("/tokenizers").json()["default"] == two.old
+    assert two.default == two.old
     try:
         switched = two.migrate(tmp_path, files, namespace, "--switch", "--missing-at-most", "1")
         assert switched.exit_code == 3, switched.output
-        report = json.loads((tmp_path / "out" / "report.json").read_text())
-        assert report["switch"] == {"default": two.new, "pending_workers": 0, "late": [], "late_retired": []}
+        report = report_in(tmp_path)
+        assert (report["default"], report["switch"]["pending_workers"]) == (two.new, 0)
         assert two.tokenize(range(19, 20), None, namespace)[0]["created"]  # the first request fills what was missing
         before = two.service.http.get(
             f"/item/{old[0]['semantic_id']}", params={"namespace": namespace, "tokenizer": two.old}
@@ -165,11 +117,47 @@ def test_the_default_changes_only_where_nothing_is_missing_or_so_much_may_be_and
         again = two.migrate(tmp_path, files, namespace)
         assert again.exit_code == 0, again.output
         assert two.assignment(5, two.new, namespace).status_code == 200  # what is live is said by the default
+        report = report_in(tmp_path)
+        assert (report["default"], report["items"]["live_again"]) == (two.new, ["i5"])
+        assert "retired under old    1 of those only under new" in again.output
     finally:
-        words = ["tokenizers", "default", two.old, "--url", str(two.service.http.base_url)]
-        back = CliRunner().invoke(app, words)
+        back = two.make_default(two.old)
     assert back.exit_code == 0
     assert two.tokenize(range(1), None, namespace)[0]["semantic_id"] == old[0]["semantic_id"]
+
+
+def test_going_back_by_the_same_command_loses_nobody_who_came_or_went_meanwhile(
+    two: Two, namespace: str, tmp_path: Path
+) -> None:
+    def held(tokenizer: str) -> dict[int, str]:
+        """What is live under a tokenizer."""
+        answers = {row: two.assignment(row, tokenizer, namespace) for row in range(16)}
+        return {row: answer.json()["semantic_id"] for row, answer in answers.items() if answer.is_success}
+
+    two.tokenize(range(10), None, namespace)
+    there = two.migrate(tmp_path, [catalogue(tmp_path / "a.parquet", range(10))], namespace, "--switch")
+    assert (there.exit_code, two.default) == (0, two.new)
+    before = {name: held(name) for name in (two.old, two.new)}
+    two.tokenize(range(10, 14), None, namespace)  # under the new one, which is the default
+    two.tokenize(range(14, 15), two.old, namespace)  # by a stream that began before, say
+    two.service.http.delete("/assignment/i4", params={"namespace": namespace})
+    since = held(two.new)
+
+    fresh = [catalogue(tmp_path / "b.parquet", range(16))]
+    back = Two(two.service, two.new, two.old).migrate(tmp_path, fresh, namespace, "--switch")
+
+    assert (back.exit_code, two.default) == (0, two.old), back.output
+    after = {name: held(name) for name in (two.old, two.new)}
+    assert {*after[two.old]} == {*range(16)} - {4}
+    assert after[two.new] == since
+    assert {*since} == {*range(14)} - {4}
+    for name in (two.old, two.new):
+        assert {row: after[name].get(row) for row in before[name] if row != 4} == {
+            row: semantic_id for row, semantic_id in before[name].items() if row != 4
+        }
+    for row in range(10, 14):
+        found = two.service.http.get(f"/item/{after[two.old][row]}", params={"namespace": namespace}).json()
+        assert (found["item_id"], found["counterparts"]) == (f"i{row}", {two.new: since[row]})
 
 
 @pytest.mark.parametrize("names", [("winter", "winter"), ("winter", "autumn")])
