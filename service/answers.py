@@ -61,7 +61,7 @@ def assigned(
     """Each item's answer from what was claimed, or from what was known and unchanged."""
     answers = {}
     for i, item in items.items():
-        assignment, created = claimed[i] if i in claimed else (known[i], False)
+        assignment, created, _ = claimed[i] if i in claimed else ClaimResult(known[i], created=False)
         answers[i] = {
             "item_id": item.item_id,
             **_semantic_id(assignment.semantic_id),

@@ -2,6 +2,8 @@ r"""The use case on one page: read, recall, encode, assign, answer.
 
 entries --ItemReader--> items --registry--> unchanged ones: answered
                               \--batcher--> codes --registry--> assignments: answered
+
+A few embeddings go straight to the batcher, unless others are in their way: the claim finds out which are known.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from service.answers import (
     unknown_item,
 )
 from service.batching.jobs import EncodedRow
+from service.batching.lanes import SMALL_ROWS
 from service.content import Item, ItemReader
 from service.counterparts import show_counterparts
 from service.displays import show
@@ -122,7 +125,8 @@ class Tokenization:
         failures: dict[int, ItemError] = {**_conflicting(items)}
         items = _without(items, failures)
         record = await self._records.of(request.namespace, tokenizer.manifest)
-        found = await self._recall(record, items)
+        unasked = request.assign and record.claims_at_once and _encodes_soon(tokenizer, items)
+        found = {} if unasked else await self._recall(record, items)
         known = {i: assignment for i, assignment in found.items() if assignment.live}
         # Content that changed is encoded again where its own codes are asked for: to be reassigned, or in a dry run.
         afresh = request.on_change == "reassign" or not request.assign
@@ -135,6 +139,8 @@ class Tokenization:
         if request.assign:
             claimed, unplaced = await self._place(request, tokenizer, items, encoded)
             failures.update(unplaced)
+            if unasked:
+                known, encoded = _told(items, encoded, claimed, afresh=afresh)
             answers = assigned(_without(items, unplaced), known, encoded, claimed)
             await self._keep_displays(request, tokenizer, items, unplaced)
         else:
@@ -331,6 +337,28 @@ class Tokenization:
             self._metrics.collisions.labels(tokenizer).inc(collisions)
         if overflows := sum(["overflow" in answer for answer in answers.values()]):
             self._metrics.overflows.labels(tokenizer).inc(overflows)
+
+
+def _encodes_soon(tokenizer: LoadedTokenizer, items: Mapping[int, Item]) -> bool:
+    """Whether these take less to encode than to ask first which of them are known."""
+    few = len(items) <= SMALL_ROWS and not any(isinstance(item.content, str) for item in items.values())
+    return few and tokenizer.batcher.encodes_soon
+
+
+def _told(
+    items: Mapping[int, Item],
+    encoded: Mapping[int, EncodedRow],
+    claimed: Mapping[int, ClaimResult],
+    *,
+    afresh: bool,
+) -> tuple[dict[int, Assignment], dict[int, EncodedRow]]:
+    """The known and unchanged ones, as their claims tell of them, and what was encoded of all others."""
+    known = {
+        i: result.assignment
+        for i, result in claimed.items()
+        if result.unchanged and _stands(items[i], result.assignment, afresh=afresh)
+    }
+    return known, {i: row for i, row in encoded.items() if i not in known}
 
 
 def _stands(item: Item, assignment: Assignment, *, afresh: bool) -> bool:

@@ -1,9 +1,10 @@
 """Admission and micro-batching: one worker thread owns the model.
 
 There is no wait timer. A batch forms from what is queued at the moment the worker frees; while it runs, the next one
-gathers. Small requests and bulk have a lane each (`lanes`), and a batch is of one lane. A batch is as large as the
-model can do in a set time, because a small request that comes meanwhile waits for it. Admission is bounded by tokens,
-and the rows of a caller who left are dropped before they reach the model.
+gathers. A worker that has nothing to do is woken once the event loop has read all that had arrived. Small requests and
+bulk have a lane each (`lanes`), and a batch is of one lane. A batch is as large as the model can do in a set time,
+because a small request that comes meanwhile waits for it. Admission is bounded by tokens, and the rows of a caller who
+left are dropped before they reach the model.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from models import Encoding
 from service.batching.capacity import Capacity
 from service.batching.jobs import Batch, Content, Contents, Encoded, Job, Kind, Outcome, Prepared, settle
-from service.batching.lanes import SMALL_ROWS, Lane, LaneQueue, lane_of
+from service.batching.lanes import SMALL_ROWS, SMALL_TOKENS, Lane, LaneQueue, lane_of
 from service.errors import EncoderStopped, EncodingFailed
 from service.metrics import ModelMetrics
 from service.telemetry.serving import SERVING
@@ -37,6 +38,9 @@ MIN_BATCH_TOKENS = 128
 
 # Of the set time, while bulk is alone: several threads do a quarter more in batches that are longer.
 TIMES_ALONE = 4
+
+# The rows that wake a worker who has nothing to do, though more may be arriving just now.
+GATHERED_ROWS = 64
 
 # Word pieces are split on a thread for each lane: of bulk, so many texts at a time.
 SPLIT_TEXTS = 64
@@ -100,6 +104,8 @@ class Batcher:
         self._proven: tuple[Kind, Prepared] | None = (
             None  # what the model could encode: where it no longer can, it is lost
         )
+        self._gathering: asyncio.AbstractEventLoop | None = None  # which is about to wake the worker
+        self._texts_in_model = False
         self._left = False  # whether a caller left since the queue was last searched for such
         self._splitters = {lane: ThreadPoolExecutor(1, thread_name_prefix=f"word-pieces-{lane}") for lane in Lane}
         self._worker = threading.Thread(target=self._run, name="model", daemon=True)
@@ -113,6 +119,12 @@ class Batcher:
     def alive(self) -> bool:
         """Whether the worker thread runs."""
         return self._worker.is_alive()
+
+    @property
+    def encodes_soon(self) -> bool:
+        """Whether a few embeddings would have their codes in less time than a question to the registry takes."""
+        waits = self._texts_in_model or self._capacity.queued_tokens > SMALL_TOKENS
+        return self._refusal is None and not waits
 
     @property
     def queued_rows(self) -> int:
@@ -234,6 +246,19 @@ class Batcher:
             self._check_running()
             self._queues[lane].add(job)
             self._count(lane)
+        loop = job.future.get_loop()
+        if self._gathering is not loop:
+            self._gathering = loop
+            loop.call_soon(self._gather, loop, 0)
+
+    def _gather(self, loop: asyncio.AbstractEventLoop, seen: int) -> None:
+        """Wake the worker once a turn of the loop brings no more rows: a batch of many costs little more than one row."""
+        rows = self.queued_rows
+        if seen < rows < GATHERED_ROWS:
+            loop.call_soon(self._gather, loop, rows)
+            return
+        self._gathering = None
+        with self._changed:
             self._changed.notify()
 
     def _count(self, lane: Lane) -> None:
@@ -253,6 +278,7 @@ class Batcher:
                     if batch is not None:
                         self._encode(batch)
                 if batch is not None:
+                    self._texts_in_model = False
                     settle(batch.ended(time.perf_counter()))
                     batch = None
         finally:
@@ -273,6 +299,7 @@ class Batcher:
         """A batch within the budget; None where all callers have left."""
         with self._changed:
             batch = self._queues[lane].take(self._budget)
+            self._texts_in_model = batch is not None and batch.kind.is_text
             self._count(lane)
         now = time.perf_counter()
         for job in batch.jobs if batch else ():

@@ -18,6 +18,7 @@ CONTROL = b"\xfe"  # the same
 VERSION_BYTES = 4
 CONTENT_CHANGED = 0b01
 RETIRED = 0b10
+UNCHANGED = 0b100  # in a reply alone
 
 
 class Claim(NamedTuple):
@@ -80,10 +81,17 @@ class Assignment:
 
 
 class ClaimResult(NamedTuple):
-    """The answer to a claim: what the item holds, and whether it holds it only since now."""
+    """The answer to a claim.
+
+    Attributes:
+        assignment: What the item holds.
+        created: Whether it holds it only since now.
+        unchanged: Whether it was known with just this content. Not told on a cluster: False.
+    """
 
     assignment: Assignment
     created: bool
+    unchanged: bool = False
 
 
 def claimed(claim: Claim, reply: Reply, layout: CodeLayout) -> ClaimResult | SuffixExhausted:
@@ -92,7 +100,8 @@ def claimed(claim: Claim, reply: Reply, layout: CodeLayout) -> ClaimResult | Suf
         codes = "-".join(map(str, claim.codes))
         return SuffixExhausted(f"the codes {codes} have no suffix left; the tokenizer's manifest sets the highest")
     if isinstance(reply.value, bytes):
-        return ClaimResult(read_assignment(claim.item_id, reply.value, layout), created=False)
+        assignment = read_assignment(claim.item_id, reply.value, layout)
+        return ClaimResult(assignment, created=False, unchanged=bool(reply.value[0] & UNCHANGED))
     semantic_id = _issued(claim, reply.value)
     return ClaimResult(Assignment(claim.item_id, semantic_id, reply.at, claim.digest, False), created=True)
 

@@ -7,10 +7,11 @@
 --        "D"                             retire
 --        Alternatives are codes of the last level, for an item whose own codes have no suffix left, best first.
 -- ANSWER the suffix (an integer) where an ID was issued now, with the last code (bytes) in a list where it is an
---        alternative; else the assignment (a string) as it stands now; nil where there is none: nothing to retire, no
---        suffix left.
+--        alternative; else the assignment (a string) as it stands now, with a bit more in its state where a claim
+--        found it as it is; nil where there is none: nothing to retire, no suffix left.
 
 local REASSIGN = 82 -- the letter R
+local UNCHANGED = 4 -- a bit of an assignment's state, in an answer alone
 local CONTENT = 9 -- in a request: digest, codes, alternatives begin after the letter
 
 -- The codes that a request's item may be placed under, best first: its own, then those of other last codes.
@@ -132,9 +133,10 @@ local function claim(forward, item_id, request)
     if sub(value, 6, 13) ~= digest_of(request) then
         value = with_content(value, request)
     end
-    if value ~= stored then
-        call('HSET', forward, item_id, value)
+    if value == stored then
+        return char(byte(value, 1) + UNCHANGED) .. sub(value, 2)
     end
+    call('HSET', forward, item_id, value)
     return value
 end
 

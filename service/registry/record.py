@@ -78,6 +78,11 @@ class Record:
         self.contents = Contents(history, keys, self._items.held)
         self.displays = Displays(server, history, keys, max_bytes=display_bytes)
 
+    @property
+    def claims_at_once(self) -> bool:
+        """Whether a claim is one call, whoever is known; on a cluster it takes several steps."""
+        return isinstance(self._items, AtomicRecord)
+
     async def claim(self, claims: Sequence[Claim]) -> list[ClaimResult | SuffixExhausted]:
         """Gives each item its one Semantic ID: the one it holds, or the next free suffix of its codes.
 

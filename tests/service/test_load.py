@@ -121,10 +121,16 @@ def test_beyond_the_queue_callers_are_refused_and_may_come_again(
 
 
 def test_known_content_and_look_ups_are_answered_while_the_model_is_busy(
-    service: Any, namespace: str, held_model: HeldModel, callers: ThreadPoolExecutor
+    service: Any,
+    namespace: str,
+    held_model: HeldModel,
+    callers: ThreadPoolExecutor,
+    make_embedding: Callable[[int], list[float]],
 ) -> None:
     held_model.free.set()
     (known,) = service.tokenize({"item_id": "known", "text": "kettle"}, namespace=namespace)
+    embedded = {"item_id": "embedded", "embedding": make_embedding(1)}
+    (known_embedding,) = service.tokenize(embedded, namespace=namespace)
     held_model.free.clear()
     while held_model.working.acquire(blocking=False):
         pass
@@ -132,9 +138,11 @@ def test_known_content_and_look_ups_are_answered_while_the_model_is_busy(
     assert held_model.working.acquire(timeout=30)
 
     (again,) = service.tokenize({"item_id": "known", "text": "kettle"}, namespace=namespace)
+    (embedding_again,) = service.tokenize(embedded, namespace=namespace)
     found = service.http.get(f"/item/{known['semantic_id']}", params={"namespace": namespace})
 
     assert again["semantic_id"] == known["semantic_id"]
+    assert embedding_again["semantic_id"] == known_embedding["semantic_id"]
     assert found.status_code == 200
     assert not busy.done()
     held_model.free.set()

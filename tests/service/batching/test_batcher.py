@@ -46,6 +46,26 @@ async def test_a_lone_request_waits_for_no_timer(make_batcher: MakeBatcher) -> N
     assert min(durations) < 0.002
 
 
+async def test_requests_that_arrive_together_are_one_batch_though_the_model_was_idle(make_batcher: MakeBatcher) -> None:
+    batcher, encoder = make_batcher()
+
+    await asyncio.gather(*[batcher.encode([content]) for content in ("a", "b", "c")])
+
+    assert [len(batch) for batch in encoder.batches] == [3]
+
+
+async def test_a_loop_that_ended_before_it_woke_the_worker_keeps_no_other_waiting(make_batcher: MakeBatcher) -> None:
+    batcher, _ = make_batcher()
+
+    async def leave() -> None:
+        asyncio.get_running_loop().call_soon(asyncio.ensure_future, batcher.encode(["left"]))
+
+    for _ in range(3):
+        await asyncio.to_thread(asyncio.run, leave())
+
+    assert await asyncio.wait_for(batcher.encode(["here"]), 10) == [row_of("here")]
+
+
 async def test_what_gathers_while_the_model_works_is_one_batch(make_batcher: MakeBatcher) -> None:
     batcher, encoder = make_batcher()
     busy = await hold(batcher, encoder)

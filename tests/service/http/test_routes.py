@@ -255,9 +255,7 @@ def test_an_item_with_other_codes_keeps_its_id_and_says_so(
     (first,) = service.tokenize(old, namespace=namespace)
 
     (changed,) = service.tokenize(new, namespace=namespace)
-    rows = service.metric("semid_batch_rows_sum")
     (repeated,) = service.tokenize(new, namespace=namespace)
-    unmoved = service.metric("semid_batch_rows_sum") == rows
     by_item = service.http.get("/assignment/a", params={"namespace": namespace}).json()
     (back,) = service.tokenize(old, namespace=namespace)
 
@@ -266,7 +264,27 @@ def test_an_item_with_other_codes_keeps_its_id_and_says_so(
         *(False, True, True, True, False)
     ]
     assert [entry["created"] for entry in (first, changed, repeated, back)] == [True, False, False, False]
-    assert unmoved
+    assert [entry["margin"] is None for entry in (first, changed, repeated, back)] == [False, False, True, False]
+
+
+def test_a_few_embeddings_are_claimed_without_asking_first_who_is_known(
+    service: Any, namespace: str, make_embedding: MakeEmbedding
+) -> None:
+    items = [{"item_id": f"{i}", "embedding": make_embedding(i)} for i in range(3)]
+    asked = service.metric("semid_registry_seconds_count", call="recall")
+
+    first = service.tokenize(*items, namespace=namespace)
+    again = service.tokenize(*items, namespace=namespace)
+    moved = service.tokenize({**items[0], "embedding": make_embedding(9)}, namespace=namespace, on_change="reassign")
+    unmoved = service.tokenize({**items[0], "embedding": make_embedding(9)}, namespace=namespace, on_change="reassign")
+
+    assert service.metric("semid_registry_seconds_count", call="recall") == asked
+    assert [entry["semantic_id"] for entry in again] == [entry["semantic_id"] for entry in first]
+    assert [(entry["created"], entry["margin"], entry["quantization_error"]) for entry in again] == [
+        (False, None, None)
+    ] * 3
+    assert moved[0]["created"]
+    assert (unmoved[0]["semantic_id"], unmoved[0]["margin"]) == (moved[0]["semantic_id"], None)
 
 
 def test_other_content_with_the_same_codes_is_no_change(service: Any, namespace: str) -> None:

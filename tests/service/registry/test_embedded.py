@@ -325,7 +325,7 @@ class AssignmentsAgainstAModel(RuleBasedStateMachine):
 
         results = self.runner.run(self.record.claim(claims))
 
-        for (item_id, codes), (assignment, created) in zip(batch, results, strict=True):
+        for (item_id, codes), (assignment, created, _) in zip(batch, results, strict=True):
             assert created == (item_id not in self.held)
             if created:
                 self.held[item_id] = SemanticId(codes, self.issued.get(codes, 0))
