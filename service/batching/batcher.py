@@ -252,7 +252,7 @@ class Batcher:
             loop.call_soon(self._gather, loop, 0)
 
     def _gather(self, loop: asyncio.AbstractEventLoop, seen: int) -> None:
-        """Wake the worker once a turn of the loop brings no more rows: a large batch costs little more than a small one."""
+        """Wake the worker once a turn of the loop brings no more rows: a large batch costs little more than one row."""
         rows = self.queued_rows
         if seen < rows < GATHERED_ROWS:
             loop.call_soon(self._gather, loop, rows)
