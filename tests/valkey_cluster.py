@@ -31,7 +31,7 @@ class ValkeyCluster:
             for port in free_ports(2 * primaries):
                 node = directory / f"node-{port}"
                 node.mkdir()
-                self.nodes.append(Valkey(node, password=password, port=str(port), **OPTIONS, **options))
+                self.nodes.append(Valkey(node, password=password, port=str(port), **{**OPTIONS, **options}))
             self._join(primaries)
         except BaseException:
             self.stop()

@@ -76,7 +76,8 @@ def shared_valkey() -> Iterator[Valkey]:
 def shared_cluster() -> Iterator[ValkeyCluster]:
     """A cluster for all tests that do it no harm."""
     directory = Path(tempfile.mkdtemp(prefix="semid-"))
-    running = ValkeyCluster(directory)
+    # A server that a busy machine stops for a moment is to keep its place, and what it had not replicated.
+    running = ValkeyCluster(directory, **{"cluster-node-timeout": "15000"})
     yield running
     running.stop()
     shutil.rmtree(directory, ignore_errors=True)
