@@ -154,6 +154,8 @@ class Quantizer(nn.Module, ABC):
     def encode(self, latents: Tensor) -> Codes:
         """Codes of each latent, in brief; as `quantize` in its fast form.
 
+        On a device a margin may be no number: that row is in doubt, and its codes are to be found by `quantize`.
+
         Args:
             latents: (B, d) float, finite.
         """

@@ -1,4 +1,4 @@
-"""Residual quantization: the only residual loop in torch; `models.native` has the compiled one.
+"""Residual quantization: the only residual loop in torch; `models.native` and `models.device` have the compiled ones.
 
 Level l takes the codeword nearest to what the levels before it left over (RQ-VAE: Lee et al., CVPR 2022, eq. 2;
 Semantic IDs: Rajput et al., TIGER, NeurIPS 2023, section 3.1).
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from models.device.search import FusedSearch, fused_search
 from models.native import CompiledSearch, compiled_search
 from models.quantizer import (
     Codes,
@@ -45,7 +46,7 @@ class ResidualQuantizer(Quantizer):
         self.codebooks = nn.ParameterList(torch.zeros(size, dimension) for size in codebook_sizes)
         self.register_buffer("initialised", torch.tensor(False))
         self._tables: list[SearchTable | None] = [None] * len(codebook_sizes)
-        self._search: CompiledSearch | None = None
+        self._search: CompiledSearch | FusedSearch | None = None
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -72,14 +73,15 @@ class ResidualQuantizer(Quantizer):
         codebooks = [codebook.detach() for codebook in self.codebooks]
         tables = [search_table(codebook) for codebook in codebooks]
         self._tables, self._search = [*tables], None
-        dtype = codebooks[0].dtype
-        if codebooks[0].device.type == "cpu" and dtype in {torch.float32, torch.float64}:
+        dtype, device = codebooks[0].dtype, codebooks[0].device
+        if device.type in {"cpu", "cuda"} and dtype in {torch.float32, torch.float64}:
             exact = [codebook.double() for codebook in codebooks]
             its_tables = tables if dtype == torch.float64 else [search_table(codebook) for codebook in exact]
-            self._search = compiled_search(exact, its_tables, dtype)
+            search = compiled_search if device.type == "cpu" else fused_search
+            self._search = search(exact, its_tables, dtype)
 
     def quantize(self, latents: Tensor, *, exact: bool = False) -> Quantization:
-        """See `Quantizer.quantize`; compiled where it is prepared on a processor and no gradient is asked for."""
+        """See `Quantizer.quantize`; compiled where it is prepared and no gradient is asked for."""
         if exact or self._search is None or not self._search.fits(latents):
             return self._quantize(latents, exact=exact)
         found = self._search(latents)

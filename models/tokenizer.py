@@ -14,12 +14,13 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from models.device.transfer import together, uploaded
 from models.ladder import Encoding, ErrorBounds, Precision, Rung, climb
 from models.network import DecoderNetwork, EncoderNetwork
 from models.packed_linear import FastNetwork
 from models.precision import full_precision
 from models.product import ProductQuantizer
-from models.quantizer import Codes, Quantization, Quantizer, Ranking
+from models.quantizer import Codes, Quantization, Quantizer
 from models.residual import ResidualQuantizer
 from models.template import TextTemplate
 from models.text_encoder import TextEncoder, WordPieces
@@ -158,24 +159,31 @@ class Tokenizer:
             ValueError: The shape is wrong, or a number is not finite or too large to have a finite latent.
             CheckpointError: Float32 arithmetic is lowered for the whole process.
         """
-        sizes = self._checked_sizes(embeddings)
+        self._check_shape(embeddings)
 
-        def encode_fast(rows: Tensor) -> tuple[Encoding, Tensor]:
-            some = embeddings if len(rows) == len(embeddings) else embeddings[rows]
-            as_it_is = some.dtype == torch.float32 and some.device == self.device
-            single = some if as_it_is else some.to(self.device, torch.float32)
-            return self._encode_latents(self._fast_network(single).to(torch.float64), alternatives)
+        def rung(
+            precision: Precision, network: Callable[[Tensor], Tensor], dtype: torch.dtype, bound: float | None
+        ) -> Rung:
+            def encode(rows: Tensor) -> tuple[Encoding, Tensor]:
+                some = embeddings if len(rows) == len(embeddings) else embeddings[rows]
+                parts = uploaded(some, self.device, self._at_once)
+                encoding, certain = _joined(
+                    [self._search_embeddings(part, network, dtype, alternatives) for part in parts]
+                )
+                # Where a number is not finite neither is the size, and there are fewer of them to look at.
+                if not bool((certain > 0).all()):
+                    _check_finite(some)
+                return encoding, certain
 
-        def encode(rows: Tensor) -> tuple[Encoding, Tensor]:
-            return self._encode_latents(self._network(embeddings[rows].to(self.device, torch.float64)), alternatives)
+            return Rung(precision, encode, torch.full((len(embeddings),), bound or 0.0, dtype=torch.float64))
 
-        rungs = [Rung(Precision.FLOAT64, encode, self.bounds.embedding * sizes)]
+        rungs = [rung(Precision.FLOAT64, self._network, torch.float64, self.bounds.embedding)]
         # Numbers of more digits would lose some in float32 before anything is computed.
         if self.bounds.embedding_float32 is not None and embeddings.dtype != torch.float64:
-            rungs.insert(0, Rung(Precision.FLOAT32, encode_fast, self.bounds.embedding_float32 * sizes))
+            rungs.insert(0, rung(Precision.FLOAT32, self._fast_network, torch.float32, self.bounds.embedding_float32))
         with full_precision(self.device):
             return climb(
-                [rung._replace(encode=_in_parts(rung.encode, self._at_once)) for rung in rungs],
+                rungs,
                 len(embeddings),
                 lambda row: self._canonical(embeddings[row : row + 1].to("cpu", torch.float64), alternatives),
                 lambda row: embeddings[row].to("cpu", torch.float64).numpy().tobytes(),
@@ -203,7 +211,8 @@ class Tokenizer:
         def rung(precision: Precision, dtype: torch.dtype, bound: float) -> Rung:
             def encode(rows: Tensor) -> tuple[Encoding, Tensor]:
                 embeddings = text_encoder.embed([distinct[row] for row in rows.tolist()], dtype)
-                return self._encode_latents(self._network(embeddings.to(torch.float64)), alternatives)
+                latents = self._network(embeddings.to(torch.float64))
+                return _joined([_searched(self._quantizer, latents, alternatives)])
 
             return Rung(precision, encode, torch.full((len(distinct),), bound, dtype=torch.float64))
 
@@ -235,7 +244,8 @@ class Tokenizer:
         """
         with full_precision(self.device):
             if isinstance(content, Tensor):
-                self._checked_sizes(content[None])
+                self._check_shape(content[None])
+                _check_finite(content)
                 embedding = content[None].to("cpu", torch.float64)
             else:
                 embedding = self._require_text_encoder().embed_exactly(content)
@@ -305,34 +315,35 @@ class Tokenizer:
 
         Rounding is relative, so the bounds of embeddings grow by it.
         """
-        # As many at a time as stay in the cache.
-        parts = [embeddings] if len(embeddings) <= EMBEDDINGS_AT_ONCE else embeddings.split(EMBEDDINGS_AT_ONCE)
-        distances = [torch.linalg.vector_norm(part.to("cpu", torch.float64) - self.centre, dim=1) for part in parts]
-        whole = distances[0] if len(distances) == 1 else torch.cat(distances)
-        return whole.mul_(self._latents_per_norm).clamp_min_(1)
+        return torch.cat([self._sizes(part) for part in uploaded(embeddings, self.device, self._at_once)]).cpu()
 
-    def _encode_latents(self, latents: Tensor, alternatives: int) -> tuple[Encoding, Tensor]:
-        """The encoding, and what (B,) each latent may be off by before its codes or its alternatives change."""
-        encoding, ranking = _encoding(self._quantizer, latents, alternatives)
-        return encoding, encoding.margin if ranking is None else encoding.margin.minimum(ranking.margin.cpu())
+    def _sizes(self, embeddings: Tensor) -> Tensor:
+        """The `sizes` of embeddings on the device, there."""
+        distances: Tensor = torch.linalg.vector_norm(embeddings.to(torch.float64) - self._network.centre, dim=1)
+        return distances.mul_(self._latents_per_norm).clamp_min_(1)
+
+    def _search_embeddings(
+        self, embeddings: Tensor, network: Callable[[Tensor], Tensor], dtype: torch.dtype, alternatives: int
+    ) -> _Searched:
+        """What is found for embeddings on the device in a precision; what is certain, as a share of their sizes."""
+        # Each call of torch, be it for nothing, gives the interpreter to other threads, which may keep it for long.
+        rows = embeddings if embeddings.dtype == dtype else embeddings.to(dtype)
+        found = _searched(self._quantizer, network(rows).to(torch.float64), alternatives)
+        return found._replace(certain=found.certain / self._sizes(embeddings))
 
     def _canonical(self, embedding: Tensor, alternatives: int = 0) -> Encoding:
         """The encoding of one canonical embedding (1, D) float64."""
-        encoding, _ = _encoding(self._exact_quantizer, self._exact_network(embedding), alternatives, exact=True)
+        latents = self._exact_network(embedding)
+        encoding, _ = _joined([_searched(self._exact_quantizer, latents, alternatives, exact=True)])
         if bool(encoding.margin.isnan()) or not bool(encoding.quantization_error.isfinite()):
             raise ValueError("the canonical latent of an item is not finite; it has no codes")
         return encoding
 
-    def _checked_sizes(self, embeddings: Tensor) -> Tensor:
-        """The `sizes` of embeddings; raises ValueError where these are no finite (B, D)."""
+    def _check_shape(self, embeddings: Tensor) -> None:
+        """Raise ValueError where embeddings are no (B, D)."""
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dimension:
             msg = f"embeddings have shape {tuple(embeddings.shape)}, expected (B, {self.dimension})"
             raise ValueError(msg)
-        sizes = self.sizes(embeddings)
-        # A norm is finite only where all numbers are, and there are fewer of them to look at.
-        if not bool(sizes.isfinite().all()) and not bool(embeddings.isfinite().all()):
-            raise ValueError("an embedding has a number that is not finite")
-        return sizes
 
     def _require_text_encoder(self) -> TextEncoder:
         if self._text_encoder is None:
@@ -348,32 +359,43 @@ def _frozen(module: M, device: torch.device) -> M:
     return frozen
 
 
-def _in_parts(
-    encode: Callable[[Tensor], tuple[Encoding, Tensor]], at_once: int
-) -> Callable[[Tensor], tuple[Encoding, Tensor]]:
-    """The same, of so many rows at a time: few enough for a processor's cache, or a device's memory."""
-
-    def encode_parts(rows: Tensor) -> tuple[Encoding, Tensor]:
-        if len(rows) <= at_once:
-            return encode(rows)
-        parts = [encode(some) for some in rows.split(at_once)]
-        columns = zip(*(encoding for encoding, _ in parts), strict=True)
-        return Encoding(*map(torch.cat, columns)), torch.cat([certain for _, certain in parts])
-
-    return encode_parts
+def _check_finite(embeddings: Tensor) -> None:
+    """Raise ValueError where a number of embeddings is not finite."""
+    if not bool(embeddings.isfinite().all()):
+        raise ValueError("an embedding has a number that is not finite")
 
 
-def _encoding(
-    quantizer: Quantizer, latents: Tensor, alternatives: int, *, exact: bool = False
-) -> tuple[Encoding, Ranking | None]:
-    """The encoding of latents (B, d), and the ranking of its alternatives where any are asked for."""
+class _Searched(NamedTuple):
+    """What is found for B latents, where they are.
+
+    Attributes:
+        codes: As in `Codes`, as are margin and error.
+        certain: (B,) float64, what each latent may be off by before its codes or its alternatives change.
+        alternatives: (B, n) int64, as in `Encoding`.
+    """
+
+    codes: Tensor
+    margin: Tensor
+    error: Tensor
+    certain: Tensor
+    alternatives: Tensor
+
+
+def _searched(quantizer: Quantizer, latents: Tensor, alternatives: int, *, exact: bool = False) -> _Searched:
+    """What a quantizer finds for latents (B, d) float64, with the ranking of alternatives where any are asked for."""
     if not (exact or alternatives):
-        # Each call of torch, be it for nothing, gives the interpreter to other threads, which may keep it for long.
-        codes, margin, error = (tensor if tensor.is_cpu else tensor.cpu() for tensor in quantizer.encode(latents))
-        precision = torch.full((len(codes),), Precision.CANONICAL, dtype=torch.int64)
-        return Encoding(codes, margin, error, precision, codes[:, :0]), None
+        codes, margin, error = quantizer.encode(latents)
+        return _Searched(codes, margin, error, margin, codes[:, :0])
     quantization = quantizer.quantize(latents, exact=exact)
-    ranking = quantizer.rank(quantization, alternatives, exact=exact) if alternatives else None
-    codes, margin, error = (tensor.cpu() for tensor in Codes.of(quantization))
-    ranked = codes[:, :0] if ranking is None else ranking.codes.cpu()
-    return Encoding(codes, margin, error, torch.full_like(codes[:, 0], Precision.CANONICAL), ranked), ranking
+    codes, margin, error = Codes.of(quantization)
+    if not alternatives:
+        return _Searched(codes, margin, error, margin, codes[:, :0])
+    ranking = quantizer.rank(quantization, alternatives, exact=exact)
+    return _Searched(codes, margin, error, margin.minimum(ranking.margin), ranking.codes)
+
+
+def _joined(parts: Sequence[_Searched]) -> tuple[Encoding, Tensor]:
+    """The encoding of all parts' rows (B), and what is `certain` of each; on the CPU."""
+    codes, margin, error, certain, alternatives = together(parts)
+    precision = torch.full((len(codes),), Precision.CANONICAL, dtype=torch.int64)
+    return Encoding(codes, margin, error, precision, alternatives), certain
