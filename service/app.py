@@ -66,7 +66,7 @@ from service.stats.routes import router as stats_router
 from service.telemetry.requests import REQUEST_ID, RequestTelemetry
 from service.telemetry.serving import request_id
 from service.telemetry.tracing import begin_tracing, telemetry_of
-from service.tokenization import Limits, Tokenization
+from service.tokenization import Tokenization
 from service.tokenizers import require_distinct
 
 VERSION = "0.1.0"
@@ -160,14 +160,14 @@ async def compose(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -
     tokenization = Tokenization(
         tokenizers=tokenizers,
         records=records,
-        limits=Limits(settings.max_items, settings.max_lookups),
+        max_items=settings.max_items,
         overflow=OverflowPolicy(settings.overflow),
         metrics=metrics,
     )
     columns = ColumnTokenization(tokenization, records, metrics)
     return State(
         tokenization=tokenization,
-        assignments=Assignments(tokenizers, records, metrics, settings.max_lookups),
+        assignments=Assignments(tokenizers, records, settings.max_lookups, metrics),
         columns=columns,
         entries=EntryTokenization(tokenization, columns),
         decoding=Decoding(tokenizers, records, max_prefixes=settings.max_lookups, max_wait_s=settings.max_wait_s),

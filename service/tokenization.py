@@ -10,31 +10,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeVar, cast
 
 from service.answers import (
     Answer,
     assigned,
-    holder,
     in_order,
-    looked_up,
     preview,
-    require_not_retired,
-    unanswered,
-    unknown_item,
 )
 from service.batching.jobs import EncodedRow
 from service.batching.lanes import SMALL_ROWS
 from service.content import Item, ItemReader
-from service.counterparts import show_counterparts
-from service.displays import show
 from service.errors import (
     ConflictingDuplicate,
     EncodingFailed,
     ItemError,
-    MalformedSemanticId,
-    NotAssigned,
     SuffixExhausted,
     TooManyItems,
 )
@@ -42,8 +32,7 @@ from service.metrics import Metrics
 from service.overflow import OverflowPolicy
 from service.records import Records
 from service.registry import Assignment, Claim, ClaimResult, Record
-from service.schemas import LookupRequest, TokenizeOptions, TokenizeRequest
-from service.semantic_id import SemanticId
+from service.schemas import TokenizeOptions, TokenizeRequest
 from service.tokenizers import LoadedTokenizer, Tokenizers
 
 T = TypeVar("T")
@@ -53,29 +42,29 @@ F = TypeVar("F", bound=ItemError)
 ENTRIES_ON_THE_LOOP = 16  # a thread costs as much as reading these
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Of one request: items to tokenize, Semantic IDs to look up."""
-
-    max_items: int
-    max_lookups: int
-
-
 class Tokenization:
-    """Items in, Semantic IDs out; and the way back."""
+    """Items in, Semantic IDs out.
+
+    Args:
+        tokenizers: Those that are loaded.
+        records: Theirs.
+        max_items: Of one request.
+        overflow: What becomes of items whose codes are full.
+        metrics: Where items are counted and calls of the registry timed.
+    """
 
     def __init__(
         self,
         *,
         tokenizers: Tokenizers,
         records: Records,
-        limits: Limits,
+        max_items: int,
         overflow: OverflowPolicy,
         metrics: Metrics,
     ) -> None:
         self._tokenizers = tokenizers
         self._records = records
-        self._limits = limits
+        self._max_items = max_items
         self._overflow = overflow
         self._metrics = metrics
 
@@ -95,8 +84,8 @@ class Tokenization:
             TooManyItems: It has more items than one request may.
             UnknownTokenizer, AmbiguousTokenizer: See `Tokenizers.named`.
         """
-        if len(request.items) > self._limits.max_items:
-            msg = f"{len(request.items)} items, at most {self._limits.max_items} are taken in one request"
+        if len(request.items) > self._max_items:
+            msg = f"{len(request.items)} items, at most {self._max_items} are taken in one request"
             raise TooManyItems(msg)
         return self._tokenizers.named(request.tokenizer)
 
@@ -147,96 +136,6 @@ class Tokenization:
             answers = await self._dry_run(record, items, known, encoded)
         self._count(tokenizer.full_name, answers, failures, encoded, dry_run=not request.assign)
         return answers, failures
-
-    def tokenizer(self, name: str | None) -> LoadedTokenizer:
-        """The one that a request names, to its end.
-
-        Raises:
-            UnknownTokenizer, AmbiguousTokenizer: See `Tokenizers.named`.
-        """
-        return self._tokenizers.named(name)
-
-    async def by_semantic_id(self, text: str, namespace: str, name: str | None) -> Answer:
-        """Answer `GET /item/{semantic_id}`.
-
-        Raises:
-            MalformedSemanticId: It is not one of this tokenizer.
-            NotAssigned: It was never issued.
-            Retired: Its item was retired.
-        """
-        tokenizer = self._tokenizers.named(name)
-        semantic_id = _parse(text, tokenizer)
-        record = await self._records.of(namespace, tokenizer.manifest)
-        (assignment,) = await self._timed("find", record.by_semantic_ids([semantic_id]))
-        if assignment is None:
-            msg = f"no item holds {semantic_id} in the namespace {namespace}"
-            raise NotAssigned(msg)
-        require_not_retired(assignment)
-        return await self._shown(tokenizer, record, {**holder(assignment), **tokenizer.origin(namespace)})
-
-    async def by_item_id(self, item_id: str, namespace: str, name: str | None) -> Answer:
-        """Answer `GET /assignment/{item_id}`.
-
-        Raises:
-            NotAssigned: The item has no Semantic ID.
-            Retired: It was retired.
-        """
-        tokenizer = self._tokenizers.named(name)
-        record = await self._records.of(namespace, tokenizer.manifest)
-        (assignment,) = await self._timed("find", record.by_item_ids([item_id]))
-        if assignment is None:
-            raise unknown_item(namespace)
-        require_not_retired(assignment)
-        return await self._shown(tokenizer, record, {**holder(assignment), **tokenizer.origin(namespace)})
-
-    async def retire(self, item_id: str, namespace: str, name: str | None) -> Answer:
-        """Answer `DELETE /assignment/{item_id}`: what it held, and since when it is retired.
-
-        Raises:
-            NotAssigned: The item has no Semantic ID.
-        """
-        tokenizer = self._tokenizers.named(name)
-        record = await self._records.of(namespace, tokenizer.manifest)
-        (assignment,) = await self._timed("find", record.by_item_ids([item_id]))
-        if assignment is not None and assignment.retired_at is None:
-            (assignment,) = await self._timed("retire", record.retire([item_id]))
-        if assignment is None:
-            raise unknown_item(namespace)
-        await record.displays.retire([item_id.encode()])
-        return {**holder(assignment), "retired_at": assignment.retired_at, **tokenizer.origin(namespace)}
-
-    async def lookup(self, request: LookupRequest) -> Answer:
-        """Answer `POST /lookup`: an entry per Semantic ID, in order; each fails alone."""
-        if len(request.semantic_ids) > self._limits.max_lookups:
-            msg = (
-                f"{len(request.semantic_ids)} Semantic IDs, at most {self._limits.max_lookups} are taken in one request"
-            )
-            raise TooManyItems(msg)
-        tokenizer = self._tokenizers.named(request.tokenizer)
-        record = await self._records.of(request.namespace, tokenizer.manifest)
-        answers: dict[int, Answer] = {}
-        parsed: dict[int, SemanticId] = {}
-        for i, text in enumerate(request.semantic_ids):
-            try:
-                parsed[i] = _parse(text, tokenizer)
-            except MalformedSemanticId as error:
-                answers[i] = unanswered(text, error)
-        found = await self._timed("find", record.by_semantic_ids(list(parsed.values())))
-        for (i, semantic_id), assignment in zip(parsed.items(), found, strict=True):
-            answers[i] = looked_up(request.semantic_ids[i], semantic_id, assignment)
-        await show(record, list(answers.values()))
-        if request.counterparts:
-            await self._show_counterparts(tokenizer, request.namespace, list(answers.values()))
-        return {**tokenizer.origin(request.namespace), "items": [answers[i] for i in range(len(answers))]}
-
-    async def _shown(self, tokenizer: LoadedTokenizer, record: Record, answer: Answer) -> Answer:
-        await show(record, [answer])
-        await self._show_counterparts(tokenizer, answer["namespace"], [answer])
-        return answer
-
-    async def _show_counterparts(self, tokenizer: LoadedTokenizer, namespace: str, answers: Sequence[Answer]) -> None:
-        if others := self._tokenizers.current.beside(tokenizer):
-            await self._timed("find", show_counterparts(others, self._records, namespace, answers))
 
     async def _keep_displays(
         self,
@@ -435,10 +334,3 @@ def _claim_of(item: Item, row: EncodedRow, *, reassign: bool) -> Claim:
 def _displays(items: Mapping[int, Item]) -> dict[bytes, str]:
     """The titles that were given with items; the last of an item that stands twice."""
     return {item.item_id.encode(): item.display for item in items.values() if item.display is not None}
-
-
-def _parse(text: object, tokenizer: LoadedTokenizer) -> SemanticId:
-    if not isinstance(text, str):
-        msg = "a Semantic ID is a string"
-        raise MalformedSemanticId(msg)
-    return SemanticId.parse(text, tokenizer.manifest.codebook_sizes)

@@ -81,7 +81,7 @@ async def tokenize(request: Request) -> Response:
     state = State.of(request)
     options = queried(request, TokenizeOptions)
     if (media_type := media_type_of(request)) in {arrow.MEDIA_TYPE, ndjson.MEDIA_TYPE}:
-        named = state.tokenization.tokenizer(options.tokenizer)
+        named = state.tokenizers.named(options.tokenizer)
         origin = named.origin(options.namespace)
         if media_type == ndjson.MEDIA_TYPE:
             lines = Ndjson(partial(state.entries.entries, named, options))
@@ -107,7 +107,7 @@ async def lookup(request: Request) -> Response:
     """Find the holders of many Semantic IDs at once, such as a beam search's output."""
     queried(request, Envelope)
     state = State.of(request)
-    return await answered(request, state.gate, LookupRequest, state.tokenization.lookup)
+    return await answered(request, state.gate, LookupRequest, state.assignments.of_semantic_ids)
 
 
 @router.get(
@@ -124,7 +124,7 @@ async def item(
 ) -> Response:
     """Find the item of a Semantic ID: the one that holds it, or held it before it was replaced."""
     options = queried(request, RecordOptions)
-    found = await State.of(request).tokenization.by_semantic_id(semantic_id, options.namespace, options.tokenizer)
+    found = await State.of(request).assignments.of_semantic_id(semantic_id, options)
     return as_json(found)
 
 
@@ -140,7 +140,7 @@ async def assignment(request: Request, item_id: ItemIdPath) -> Response:
     """Find the Semantic ID that an item holds."""
     options = queried(request, RecordOptions)
     item_id = _in_path(request, item_id)
-    return as_json(await State.of(request).tokenization.by_item_id(item_id, options.namespace, options.tokenizer))
+    return as_json(await State.of(request).assignments.of_item(item_id, options))
 
 
 @router.delete(
@@ -155,7 +155,7 @@ async def retire(request: Request, item_id: ItemIdPath) -> Response:
     """Take an item out of every listing. Its Semantic ID stays its own: the item gets it back when it comes again."""
     options = queried(request, RecordOptions)
     item_id = _in_path(request, item_id)
-    return as_json(await State.of(request).tokenization.retire(item_id, options.namespace, options.tokenizer))
+    return as_json(await State.of(request).assignments.retire_item(item_id, options))
 
 
 @router.get(
@@ -170,7 +170,7 @@ async def assignment_of(request: Request) -> Response:
     """Find the Semantic ID that an item holds, whose id no path can have: `.` and `..` are steps to most callers."""
     options = queried(request, ItemOptions)
     item_id = _in_query(request, options)
-    return as_json(await State.of(request).tokenization.by_item_id(item_id, options.namespace, options.tokenizer))
+    return as_json(await State.of(request).assignments.of_item(item_id, options))
 
 
 @router.delete(
@@ -185,7 +185,7 @@ async def retire_of(request: Request) -> Response:
     """Take an item out of every listing, whose id no path can have."""
     options = queried(request, ItemOptions)
     item_id = _in_query(request, options)
-    return as_json(await State.of(request).tokenization.retire(item_id, options.namespace, options.tokenizer))
+    return as_json(await State.of(request).assignments.retire_item(item_id, options))
 
 
 @router.post(
@@ -200,7 +200,7 @@ async def assignments(request: Request) -> Response:
     """Find the Semantic IDs that many items hold at once."""
     queried(request, Envelope)
     state = State.of(request)
-    return await answered(request, state.gate, AssignmentsRequest, state.assignments.look_up)
+    return await answered(request, state.gate, AssignmentsRequest, state.assignments.of_items)
 
 
 @router.post(
@@ -215,7 +215,7 @@ async def retire_many(request: Request) -> Response:
     """Take many items out of every listing at once; each fails alone."""
     queried(request, Envelope)
     state = State.of(request)
-    return await answered(request, state.gate, RetireRequest, state.assignments.retire)
+    return await answered(request, state.gate, RetireRequest, state.assignments.retire_items)
 
 
 @router.get(

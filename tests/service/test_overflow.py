@@ -108,20 +108,21 @@ def test_content_that_comes_back_gets_its_codes_also_where_another_caller_was_fa
     (held,) = shop.tokenize(mine, namespace=namespace)
     shop.http.delete("/assignment/hot", params={"namespace": namespace})
     tokenization = shop.state.tokenization
-    recall = tokenization._recall
+    place, places = tokenization._place, list[Any]()
 
     async def overtaken(*arguments: Any) -> Any:
-        found = await recall(*arguments)
-        monkeypatch.setattr(tokenization, "_recall", recall)
+        places.append(arguments)
+        monkeypatch.setattr(tokenization, "_place", place)
         request = TokenizeRequest(items=[others], namespace=namespace, on_change="reassign")
         (faster,) = (await tokenization.tokenize(request))["items"]
         assert faster["codes"] != held["codes"]
-        return found
+        return await place(*arguments)
 
-    monkeypatch.setattr(tokenization, "_recall", overtaken)
+    monkeypatch.setattr(tokenization, "_place", overtaken)
     # when
     (answer,) = shop.tokenize(mine, namespace=namespace, on_change="reassign")
     # then
+    assert places
     assert (answer["semantic_id"], answer["content_changed"]) == (held["semantic_id"], False)
 
 

@@ -7,11 +7,12 @@ import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from models import Tokenizer, read_manifest
+from service.assignments import Assignments
 from service.batching.batcher import Batcher
 from service.batching.capacity import Capacity
 from service.content import ItemReader
@@ -27,19 +28,26 @@ from service.metrics import Metrics
 from service.overflow import OverflowPolicy
 from service.records import Records
 from service.registry import Registry
-from service.schemas import LookupRequest, TokenizeRequest
+from service.schemas import LookupRequest, RecordOptions, TokenizeRequest
 from service.stats.drift import ErrorWindow
-from service.tokenization import Limits, Tokenization
+from service.tokenization import Tokenization
 from service.tokenizers import LoadedTokenizer, Tokenizers, TokenizerSet
 
 MakeEmbedding = Callable[[int], list[float]]
 Connect = Callable[..., Awaitable[Registry]]
-Compose = Callable[..., Awaitable[Tokenization]]
+
+
+class UseCases(NamedTuple):
+    tokenization: Tokenization
+    assignments: Assignments
+
+
+Compose = Callable[..., Awaitable[UseCases]]
 
 
 @pytest.fixture
 async def compose(tokenizer: Tokenizer, checkpoint: Path, connect: Connect) -> AsyncIterator[Compose]:
-    """The use case on a registry's URL: as many replicas as a test asks for, one model."""
+    """The use cases on a registry's URL: as many replicas as a test asks for, one model."""
     manifest = read_manifest(checkpoint)
     batcher = Batcher(
         tokenizer,
@@ -52,14 +60,16 @@ async def compose(tokenizer: Tokenizer, checkpoint: Path, connect: Connect) -> A
     reader = ItemReader(tokenizer, max_text_bytes=1000)
     loaded = LoadedTokenizer(manifest, reader, batcher, Explainer(tokenizer), ErrorWindow(None))
 
-    async def compose(url: str, **limits: int) -> Tokenization:
-        return Tokenization(
-            tokenizers=Tokenizers(TokenizerSet((loaded,))),
-            records=Records(await connect(url, timeout_ms=2000)),
-            limits=Limits(**{"max_items": 100, "max_lookups": 1000, **limits}),
-            overflow=OverflowPolicy({}),
-            metrics=Metrics(),
+    async def compose(url: str, *, max_items: int = 100, max_lookups: int = 1000) -> UseCases:
+        tokenizers, records, metrics = (
+            Tokenizers(TokenizerSet((loaded,))),
+            Records(await connect(url, timeout_ms=2000)),
+            Metrics(),
         )
+        tokenization = Tokenization(
+            tokenizers=tokenizers, records=records, max_items=max_items, overflow=OverflowPolicy({}), metrics=metrics
+        )
+        return UseCases(tokenization, Assignments(tokenizers, records, max_lookups, metrics))
 
     yield compose
     await batcher.stop()
@@ -72,7 +82,7 @@ def request(namespace: str, *items: Any, **members: Any) -> TokenizeRequest:
 async def test_replicas_agree_on_every_item(
     compose: Compose, shared_valkey: Any, namespace: str, make_embedding: MakeEmbedding
 ) -> None:
-    replicas = [await compose(shared_valkey.url) for _replica in range(3)]
+    replicas = [(await compose(shared_valkey.url)).tokenization for _replica in range(3)]
     chance = random.Random(5)
     items = [{"item_id": f"{i}", "embedding": make_embedding(i % 4)} for i in range(40)]
 
@@ -96,7 +106,7 @@ async def test_replicas_agree_on_every_item(
 async def test_a_caller_who_leaves_at_any_moment_leaves_nothing_half_assigned(
     compose: Compose, shared_valkey: Any, namespace: str, make_embedding: MakeEmbedding
 ) -> None:
-    tokenization = await compose(shared_valkey.url)
+    tokenization, assignments = await compose(shared_valkey.url)
     chance = random.Random(7)
     items = [{"item_id": f"{i}", "embedding": make_embedding(i % 3)} for i in range(60)]
     left = 0
@@ -113,11 +123,12 @@ async def test_a_caller_who_leaves_at_any_moment_leaves_nothing_half_assigned(
 
     everything = (await tokenization.tokenize(request(namespace, *items)))["items"]
 
+    options = RecordOptions(namespace=namespace)
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for entry in everything:
         groups[tuple(entry["codes"])].append(entry["suffix"])
-        forward = await tokenization.by_item_id(entry["item_id"], namespace, None)
-        reverse = await tokenization.by_semantic_id(entry["semantic_id"], namespace, None)
+        forward = await assignments.of_item(entry["item_id"], options)
+        reverse = await assignments.of_semantic_id(entry["semantic_id"], options)
         assert forward["semantic_id"] == entry["semantic_id"]
         assert reverse["item_id"] == entry["item_id"]
     assert left > 10
@@ -128,7 +139,7 @@ async def test_nothing_is_acknowledged_that_the_registry_did_not_confirm(
     compose: Compose, start_valkey: Callable[..., Any], namespace: str, make_embedding: MakeEmbedding
 ) -> None:
     valkey = start_valkey()
-    tokenization = await compose(valkey.url)
+    tokenization, assignments = await compose(valkey.url)
     known, new = ({"item_id": name, "embedding": make_embedding(1)} for name in ("known", "new"))
     await tokenization.tokenize(request(namespace, known))
     valkey.kill()
@@ -137,7 +148,7 @@ async def test_nothing_is_acknowledged_that_the_registry_did_not_confirm(
         with pytest.raises(RegistryUnavailable):
             await tokenization.tokenize(attempt)
     with pytest.raises(RegistryUnavailable):
-        await tokenization.lookup(LookupRequest(semantic_ids=["1-2-3-0"], namespace=namespace))
+        await assignments.of_semantic_ids(LookupRequest(semantic_ids=["1-2-3-0"], namespace=namespace))
 
     valkey.restart()
     (entry,) = (await tokenization.tokenize(request(namespace, known)))["items"]
@@ -145,16 +156,16 @@ async def test_nothing_is_acknowledged_that_the_registry_did_not_confirm(
 
 
 async def test_the_limits_of_a_request_are_kept(compose: Compose, shared_valkey: Any, namespace: str) -> None:
-    tokenization = await compose(shared_valkey.url, max_items=2, max_lookups=2)
+    tokenization, assignments = await compose(shared_valkey.url, max_items=2, max_lookups=2)
 
     with pytest.raises(TooManyItems, match="3 items, at most 2"):
         await tokenization.tokenize(request(namespace, 1, 2, 3))
     with pytest.raises(TooManyItems, match="3 Semantic IDs, at most 2"):
-        await tokenization.lookup(LookupRequest(semantic_ids=["1", "2", "3"], namespace=namespace))
+        await assignments.of_semantic_ids(LookupRequest(semantic_ids=["1", "2", "3"], namespace=namespace))
 
 
 async def test_only_the_loaded_tokenizer_answers(compose: Compose, shared_valkey: Any, namespace: str) -> None:
-    tokenization = await compose(shared_valkey.url)
+    tokenization, assignments = await compose(shared_valkey.url)
     manifest = tokenization._tokenizers.current.default.manifest
     item = {"item_id": "a", "text": "kettle"}
 
@@ -162,8 +173,8 @@ async def test_only_the_loaded_tokenizer_answers(compose: Compose, shared_valkey
         with pytest.raises(UnknownTokenizer, match=manifest.full_name):
             await tokenization.tokenize(request(namespace, item, tokenizer=other))
         with pytest.raises(UnknownTokenizer):
-            await tokenization.by_item_id("a", namespace, other)
+            await assignments.of_item("a", RecordOptions(namespace=namespace, tokenizer=other))
     with pytest.raises(NotAssigned):
-        await tokenization.by_item_id("a", namespace, manifest.full_name)
+        await assignments.of_item("a", RecordOptions(namespace=namespace, tokenizer=manifest.full_name))
     with pytest.raises(MalformedSemanticId):
-        await tokenization.by_semantic_id("1-2-3", namespace, manifest.name)
+        await assignments.of_semantic_id("1-2-3", RecordOptions(namespace=namespace, tokenizer=manifest.name))
