@@ -23,7 +23,7 @@ from benchmarks.serving import Sender, service
 from models.catalogue import read_embeddings
 
 ROWS_PER_FILE = 100_000
-BLOCKS = 32  # of a catalogue, so that two workers have equal shares
+BLOCKS = 8  # of a catalogue, so that two workers have equal shares
 PAUSE_S = 0.01
 
 

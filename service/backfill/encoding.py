@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from models import read_manifest
@@ -47,12 +46,9 @@ class EncodingTask(NamedTuple):
     columns: Columns
     directory: Path
 
-    def on_device(self, worker: int) -> EncodingTask:
-        """The same for one worker of several on a machine: each has a GPU of its own where there are any."""
-        if self.settings["device"] not in {"auto", "cuda"} or not torch.cuda.is_available():
-            return self
-        device = f"cuda:{worker % torch.cuda.device_count()}"
-        return self._replace(settings={**self.settings, "device": device})
+    def told(self, **settings: Any) -> EncodingTask:
+        """The same with some settings others."""
+        return self._replace(settings={**self.settings, **settings})
 
 
 class BlockEncoder:

@@ -11,6 +11,8 @@ from enum import StrEnum
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
+import torch
+
 from service.backfill.encoding import BlockEncoder, EncodingTask
 from service.backfill.plan import Block
 from service.errors import SemidError, WorkerFailed
@@ -22,8 +24,13 @@ class Engine(StrEnum):
     LOCAL = "local"
     RAY = "ray"
 
-    def map_blocks(self, task: EncodingTask, blocks: Sequence[Block], workers: int) -> Iterator[Block]:
+    def map_blocks(self, task: EncodingTask, blocks: Sequence[Block], workers: int | None) -> Iterator[Block]:
         """Each block, as it is done, in any order.
+
+        Args:
+            task: What every worker is told.
+            blocks: What is mapped.
+            workers: How many; where None one for each GPU, else for every two cores, of which a model makes the most.
 
         Raises:
             WorkerFailed: A worker could not go on.
@@ -35,12 +42,15 @@ class Engine(StrEnum):
         return encode_by_ray(task, blocks, workers)
 
 
-def encode_locally(task: EncodingTask, blocks: Sequence[Block], workers: int) -> Iterator[Block]:
+def encode_locally(task: EncodingTask, blocks: Sequence[Block], workers: int | None) -> Iterator[Block]:
     """Encodes blocks by processes of this machine; see `Engine.map_blocks`.
 
     Each gets its next block when it is done with one. They end when this process does, however it does. A single one
     is this process itself.
     """
+    gpus = torch.cuda.device_count() if task.settings["device"] in {"auto", "cuda"} else 0
+    workers = min(workers or gpus or max(1, len(os.sched_getaffinity(0)) // 2), len(blocks))
+    task = task.told(workers=workers)
     if workers == 1:
         with BlockEncoder(task) as encoder:
             for block in blocks:
@@ -52,11 +62,10 @@ def encode_locally(task: EncodingTask, blocks: Sequence[Block], workers: int) ->
     context = multiprocessing.get_context("spawn")
     at_work: dict[Connection, BaseProcess] = {}
     try:
-        for number in range(min(workers, len(blocks))):
+        for number in range(workers):
             ours, theirs = context.Pipe()
-            process: BaseProcess = context.Process(
-                target=_work, args=(task.on_device(number), theirs), name=f"blocks-{number}"
-            )
+            told = task.told(device=f"cuda:{number % gpus}") if gpus else task
+            process: BaseProcess = context.Process(target=_work, args=(told, theirs), name=f"blocks-{number}")
             process.start()
             theirs.close()
             at_work[ours] = process

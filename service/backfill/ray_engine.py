@@ -1,7 +1,7 @@
 """Blocks mapped by Ray Data: over the machines of a cluster, or processes of this one.
 
 What goes to an actor is the number of a block, and what comes back says that it is done: files are read, and codes
-written, where the model is. So all machines have to reach the same files, and the same output's directory.
+written, where the model is. So all machines have to reach the same files, and the same journal.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from service.backfill.encoding import BlockEncoder, EncodingTask
 from service.backfill.plan import Block
@@ -33,7 +33,49 @@ class BlockActor:
         return {**row, "failure": ""}
 
 
-def encode_by_ray(task: EncodingTask, blocks: Sequence[Block], workers: int) -> Iterator[Block]:
+class Node(NamedTuple):
+    """A machine of a cluster, by what Ray may give out of it."""
+
+    cpus: int
+    gpus: int
+
+
+class Actors(NamedTuple):
+    """What is asked of a cluster.
+
+    Attributes:
+        size: How many actors.
+        cpus: Cores of each, which are its threads unless the settings say.
+        gpus: GPUs of each, 1 or 0.
+    """
+
+    size: int
+    cpus: int
+    gpus: int
+
+
+def actors_on(nodes: Sequence[Node], device: str, workers: int | None) -> Actors:
+    """An actor for each GPU, else for every two cores, or so many; with the most cores with which all find their place.
+
+    Raises:
+        WorkerFailed: A GPU is asked for, and there is none.
+    """
+    there = sum(node.gpus for node in nodes)
+    if device.startswith("cuda") and not there:
+        raise WorkerFailed("SID_DEVICE asks for a GPU, and Ray's cluster has none.")
+    gpus = 1 if there and device != "cpu" else 0
+    cores = sum(node.cpus for node in nodes)
+    most = there if gpus else max(1, cores)
+    size = min(workers or (there if gpus else max(1, cores // 2)), most)
+
+    def places(cpus: int) -> int:
+        return sum(min(node.cpus // cpus, node.gpus if gpus else node.cpus) for node in nodes)
+
+    fitting = [cpus for cpus in range(1, cores // size + 1) if places(cpus) >= size]
+    return Actors(size, max(fitting, default=1), gpus)
+
+
+def encode_by_ray(task: EncodingTask, blocks: Sequence[Block], workers: int | None) -> Iterator[Block]:
     """Encodes blocks by actors of Ray Data; see `Engine.map_blocks`.
 
     The cluster is that of RAY_ADDRESS; where none is named, one on this machine, which ends with this process.
@@ -43,21 +85,24 @@ def encode_by_ray(task: EncodingTask, blocks: Sequence[Block], workers: int) -> 
         import ray.data
     except ImportError as error:
         raise WorkerFailed(f"Ray cannot be imported ({error}): install semid[bulk], or use --engine local") from error
-    workers = min(workers, len(blocks))
     with _cluster():
-        there = ray.cluster_resources()
-        cores = int(task.settings["threads"] or max(1, there.get("CPU", 1) // workers))
-        gpus = 1 if there.get("GPU") and task.settings["device"] != "cpu" else 0
-        task = task._replace(settings={**task.settings, "threads": cores})
+        each = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = [Node(int(resources.get("CPU", 0)), int(resources.get("GPU", 0))) for resources in each]
+        device = task.settings["device"]
+        actors = actors_on(nodes, device, len(blocks) if workers is None else min(workers, len(blocks)))
+        task = task.told(
+            device="cuda" if actors.gpus and device.startswith("cuda") else device,  # the one that the actor sees
+            threads=task.settings["threads"] or actors.cpus,
+        )
         numbers = ray.data.from_items(
             [{"block": number} for number in range(len(blocks))], override_num_blocks=len(blocks)
         )
         done = numbers.map(
             BlockActor,
             fn_constructor_args=(task, list(blocks)),
-            compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
-            num_cpus=min(cores, int(there.get("CPU", 1)) // workers or 1),
-            num_gpus=gpus,
+            compute=ray.data.ActorPoolStrategy(size=actors.size, max_tasks_in_flight_per_actor=2),
+            num_cpus=actors.cpus,
+            num_gpus=actors.gpus,
         )
         try:
             for row in done.iter_rows():

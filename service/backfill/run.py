@@ -54,7 +54,7 @@ class Request(NamedTuple):
         journal: Where the state of the backfill goes: a directory, which workers on other machines see too.
         namespace: The catalogue's.
         engine: Who maps blocks.
-        workers: Over how many.
+        workers: See `Engine.map_blocks`.
         force: Whether anything else that is there gives way.
     """
 
@@ -63,7 +63,7 @@ class Request(NamedTuple):
     journal: Path
     namespace: str = "default"
     engine: Engine = Engine.LOCAL
-    workers: int = 1
+    workers: int | None = None
     force: bool = False
 
 
@@ -210,7 +210,6 @@ class Backfill:
                 "text_encoder": settings.text_encoder,
                 "text_precision": settings.text_precision,
                 "threads": settings.threads,
-                "workers": request.workers,
                 "batch_tokens": settings.batch_tokens,
                 "max_text_bytes": settings.max_text_bytes,
             },

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,7 +81,6 @@ def backfill(
             state = journal or destination.directory
             if state is None:
                 raise ValueError(f"{out} is in an object store: name a directory for the state by --journal")
-            workers = workers or _workers(settings.device)
             request = Request(plan, destination, state, namespace, Engine(engine), workers, force=force)
             work = Backfill(settings, request, _stage)
             if dry_run:
@@ -98,15 +96,6 @@ def backfill(
     if counts.rejected:
         typer.echo(f"semid: {counts.rejected} rows were rejected; the reasons are in rejected.jsonl in {out}", err=True)
         raise typer.Exit(REJECTED)
-
-
-def _workers(device: str) -> int:
-    """One for each GPU; else one for every two cores, as one model's threads make little of more."""
-    import torch
-
-    if device != "cpu" and torch.cuda.is_available():
-        return torch.cuda.device_count()
-    return max(1, len(os.sched_getaffinity(0)) // 2)
 
 
 @contextmanager
