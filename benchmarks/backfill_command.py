@@ -126,13 +126,15 @@ class Times(NamedTuple):
         first: Items at its start.
         start_s: From nothing to their end.
         rest: The other items.
-        rest_s: From there to the end.
+        rest_s: From there to where all have what is compared once models are loaded.
+        end_s: From there to the end.
     """
 
     first: int
     start_s: float
     rest: int
     rest_s: float
+    end_s: float = 0.0
 
 
 def compared(
@@ -154,7 +156,8 @@ def compared(
             print(name, found[name][-1])
     ours = [name for name in paths if name not in peers]
     whole = {
-        name: [(one.first + one.rest) / (one.start_s + one.rest_s) for one in times] for name, times in found.items()
+        name: [(one.first + one.rest) / (one.start_s + one.rest_s + one.end_s) for one in times]
+        for name, times in found.items()
     }
     loaded = {name: [one.rest / one.rest_s for one in times] for name, times in found.items()}
     return [
@@ -163,21 +166,33 @@ def compared(
     ]
 
 
-def backfilled(items: Path, engine: str, workers: int, rows: int) -> Times:
-    """Times of `semid backfill` of a catalogue; its start ends when a block has its codes, each worker being at one."""
+def backfilled(items: Path, engine: str, workers: int, rows: int, *, codes_alone: bool = False) -> Times:
+    """Times of `semid backfill` of a catalogue; its start ends when a block has its codes, each worker being at one.
+
+    Args:
+        items: The catalogue's directory.
+        engine: Who maps.
+        workers: Over how many.
+        rows: Of the catalogue.
+        codes_alone: Whether the pace of the rest is that of their codes, without claims and table.
+    """
     with tempfile.TemporaryDirectory(prefix="semid-") as place:
         command = Command(items, Path(place) / "data", engine, workers, rows)
         started = time.perf_counter()
         running = command.started()
         command.wait_until(running, lambda journal: any(journal.glob("codes/*/*.arrow")))
         first_s = time.perf_counter() - started
+        if codes_alone:
+            command.wait_until(running, lambda journal: (journal / "cuts.npy").exists())
+        codes_s = time.perf_counter() - started
         command.wait(running)
         whole_s = time.perf_counter() - started
         found = sum(map(len, command.table()))
     if found != rows:
         raise RuntimeError(f"{found} items of {rows} have their IDs")
     first = min(rows - 1, workers * command.block_rows)
-    return Times(first, first_s, rows - first, whole_s - first_s)
+    rest_s = (codes_s if codes_alone else whole_s) - first_s
+    return Times(first, first_s, rows - first, rest_s, whole_s - first_s - rest_s)
 
 
 def looped(first: bytes, bodies: Sequence[bytes], few: int, rows: int) -> Times:

@@ -40,7 +40,13 @@ class Telling(ray_engine.BlockActor):
         return super().__call__(row)
 
 ray_engine.BlockActor = Telling
-app()
+try:
+    app()
+except SystemExit as ended:
+    status = ended.code
+ray.shutdown()
+cluster.shutdown()
+os._exit(status)  # Ray has an exit status of its own for a cluster that goes
 """
 
 
