@@ -4,8 +4,8 @@
 
 Every path begins with nothing running and loads its models: `semid backfill` by two workers, SentenceTransformer's own
 `start_multi_process_pool` and `encode` with as many processes, each on its share of the cores, and a loop that sends
-requests of 256 texts to a service, one after the other. The pool gives embeddings alone. The second table leaves out the
-start and the first few texts, and of a backfill the claims and the table behind the codes.
+requests of 256 texts to a service, one after the other. The pool gives embeddings alone. The second table leaves out
+the start and the first few texts, and of a backfill the claims and the table behind the codes.
 """
 
 from __future__ import annotations
