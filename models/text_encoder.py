@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from models.device.attention import ways
+from models.device.graphs import ReplayedBert, with_graphs
 from models.device.unpadded_bert import UnpaddedBert
 from models.errors import CheckpointError
 from models.native.forward import CompiledBert, compiled_bert
@@ -89,7 +90,7 @@ class TextEncoder:
         self._model = _load(self._directory, self.device)
         self._word_piece_tokenizer = self._model.tokenizer
         self._splitter = _splitter(self._model.tokenizer, self.max_tokens)
-        self._unpadded_passes: dict[torch.dtype, UnpaddedBert | None] = {}
+        self._unpadded_passes: dict[torch.dtype, UnpaddedBert | ReplayedBert | None] = {}
         self.prompt = self._model.prompts.get(self._model.default_prompt_name or "", "") or ""
 
     @property
@@ -196,14 +197,14 @@ class TextEncoder:
     def _packed_in_bfloat16(self) -> PackedBert:
         return PackedBert(self._model, torch.bfloat16)
 
-    def _unpadded(self, dtype: torch.dtype) -> UnpaddedBert | None:
+    def _unpadded(self, dtype: torch.dtype) -> UnpaddedBert | ReplayedBert | None:
         """The forward pass without padding in a precision: on a device, and what the packed ones do not have."""
         if dtype not in self._unpadded_passes:
             packs = self.device.type == "cpu" and dtype in {torch.float32, torch.bfloat16}
             self._unpadded_passes[dtype] = None if packs else self._unpadded_pass(dtype)
         return self._unpadded_passes[dtype]
 
-    def _unpadded_pass(self, dtype: torch.dtype) -> UnpaddedBert | None:
+    def _unpadded_pass(self, dtype: torch.dtype) -> UnpaddedBert | ReplayedBert | None:
         """The first that runs here and gives known texts the embeddings they have with padding; None: log says why."""
         if not is_plain_bert(self._model):
             return None
@@ -214,8 +215,8 @@ class TextEncoder:
             except Exception as fault:  # noqa: BLE001 - whatever a kernel lacks here, there is a slower one
                 log.warning("no forward pass with %s attention in %s on %s: %s", attention, dtype, self.device, fault)
                 continue
-            if error <= UNPADDED_TOLERANCE.get(dtype, PACKED_TOLERANCE):
-                return forward
+            if error <= (tolerance := UNPADDED_TOLERANCE.get(dtype, PACKED_TOLERANCE)):
+                return with_graphs(forward, pieces, tolerance)
             log.warning("%s attention in %s on %s errs by %.2g", attention, dtype, self.device, error)
         return None
 

@@ -25,7 +25,7 @@ def test_on_a_cpu_it_runs_as_it_would_on_a_gpu(tmp_path):
     gpu.main([*tiny, "--results", str(tmp_path)])
     # then
     result = json.loads((tmp_path / "gpu.json").read_text())
-    assert len(result["comparisons"]) == 3
+    assert len(result["comparisons"]) == 4
     for comparison in result["comparisons"]:
         assert {*comparison["ours"], comparison["against"]} == comparison["figures"].keys()
         assert all(figure > 0 for figures in comparison["figures"].values() for figure in figures)

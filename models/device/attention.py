@@ -3,6 +3,8 @@
 - by runs: one call for all texts of a length. Any device and precision; many calls where lengths are mixed.
 - jagged: one call over nested tensors. On a GPU in float32 that is the memory-efficient kernel (Rabe and Staats, 2021).
 - varlen: one call of the flash kernel (Dao, 2023), on a GPU, in float16 and bfloat16.
+
+And with padding, for batches of a fixed shape.
 """
 
 from __future__ import annotations
@@ -67,6 +69,22 @@ def attend_varlen(query_key_value: Tensor, layout: Layout) -> Tensor:
     attended = varlen_attn(query, key, value, offsets, offsets, longest, longest)
     assert isinstance(attended, Tensor)
     return attended.reshape(len(query_key_value), -1)
+
+
+def attend_padded(query_key_value: Tensor, own: Tensor, heads: int) -> Tensor:
+    """One call for texts that are filled up to one length.
+
+    Args:
+        query_key_value: (B * length, 3 D) of all word pieces.
+        own: (B, length) bool, which word pieces are the text's own; one at least of each.
+        heads: H, of the attention.
+
+    Returns:
+        The context of each, (B * length, D).
+    """
+    query, key, value = query_key_value.view(*own.shape, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    attended = functional.scaled_dot_product_attention(query, key, value, own.unsqueeze(1).unsqueeze(1))
+    return attended.transpose(1, 2).reshape(len(query_key_value), -1)
 
 
 def _heads(query_key_value: Tensor, layout: Layout) -> Tensor:

@@ -14,7 +14,7 @@ import triton.language as tl
 def scores_of(points, codewords, norms, places, columns, WIDTH: tl.constexpr):
     """Squared distances (ROWS, BLOCK) of points to the codewords at these places, less the term that all share."""
     block = tl.load(codewords + places[None, :] * WIDTH + columns[:, None])
-    return tl.load(norms + places)[None, :] - 2 * tl.dot(points, block, out_dtype=tl.float64)
+    return tl.load(norms + places)[None, :] - 2 * tl.dot(points, block, input_precision="ieee", out_dtype=tl.float64)
 
 
 # A launch of another number of rows is no other kernel.

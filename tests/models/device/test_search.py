@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.device.search import _check, fused_search
+from models.device.search import BLOCK, ROWS, STAGES, WARPS, _check, fused_search
 from models.native.search import Found
 from models.quantizer import Codes, search_table
 from models.residual import ResidualQuantizer
@@ -180,6 +180,31 @@ def test_the_kernel_in_tritons_interpreter_is_torch():
     assert run.returncode == 0, run.stdout[-2000:]
     assert "passed" in run.stdout
     assert "skipped" not in run.stdout
+
+
+@pytest.mark.skipif(not TRITON or INTERPRETED, reason="Triton is not installed, or its interpreter takes the kernel")
+@pytest.mark.parametrize("capability", [80, 90, 120])
+def test_the_kernel_compiles_without_a_gpu_and_fits_into_the_shared_memory_of_small_ones(capability):
+    # given the widest latents that it takes
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    from models.device.search_kernel import search_all_levels
+
+    sizes = {"LEVELS": 6, "SIZE": 256, "DIMENSION": 128, "WIDTH": 128, "ROWS": ROWS, "BLOCK": BLOCK}
+    constants = {**sizes, "SLACK": 1e-14, "LARGEST_REACH": 1e150}
+    types = {"codes": "*i64", "count": "i32", **dict.fromkeys(constants, "constexpr")}
+    signature = {name: types.get(name, "*fp64") for name in search_all_levels.arg_names}
+    # when
+    compiled = triton.compile(
+        triton.compiler.ASTSource(search_all_levels, signature, constants),
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": WARPS, "num_stages": STAGES},
+    )
+    # then
+    assert compiled.metadata.shared <= 99 * 1024
+    assert ".f64" in compiled.asm["ptx"]
+    assert "tf32" not in compiled.asm["ptx"]
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the kernel runs")
