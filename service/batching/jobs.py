@@ -143,6 +143,7 @@ class Job:
         kind: Whose batches they can be part of.
         contents: As the model takes them; of texts the shortest first, as rows of like length need little padding.
         future: Done once all is known, or failed; done before that where the caller has gone.
+        rows: How many contents there are.
         missing: How many rows are not known yet.
         encoded: What is known; None before the first row is.
         failures: The errors of rows that the model failed on, by their places.
@@ -156,6 +157,7 @@ class Job:
     kind: Kind
     contents: Prepared
     future: asyncio.Future[Encoded]
+    rows: int = field(init=False)
     missing: int = field(init=False)
     encoded: Encoded | None = None
     failures: dict[int, EncodingFailed] = field(default_factory=dict)
@@ -167,12 +169,7 @@ class Job:
 
     def __post_init__(self) -> None:
         """Nothing is known yet."""
-        self.missing = len(self.contents)
-
-    @property
-    def rows(self) -> int:
-        """How many contents there are."""
-        return len(self.contents)
+        self.rows = self.missing = len(self.contents)
 
     @property
     def left(self) -> bool:
