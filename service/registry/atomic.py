@@ -13,6 +13,7 @@ from service.registry.assignment import latest_time
 from service.registry.history import RecordFacts, says_older
 from service.registry.primary import Primary, Script
 from service.registry.request_queue import REQUESTS_PER_CALL, Reply, Request, RequestQueue
+from service.registry.run_length import RunLength
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +26,6 @@ def _script(name: str) -> Script:
 
 
 _CLAIM, _ISSUE, _RESTORE = map(_script, ("record.lua", "issue.lua", "restore.lua"))
-ITEMS_PER_RUN = 256  # how many new items of a bulk go into one call: it keeps the server for a few milliseconds
 # Short enough to be sent each time.
 _RECALL, _SIZES = (Path(__file__).with_name(name).read_bytes() for name in ("recall.lua", "sizes.lua"))
 
@@ -51,6 +51,7 @@ class AtomicRecord:
         self._revised = revised
         self._queue = RequestQueue(partial(self._send, _CLAIM))
         self._issuing = RequestQueue(self._issue)
+        self._run = RunLength()
         self._restoring = RequestQueue(partial(self._send, _RESTORE))
         self._recalling = RequestQueue(self._recall)
 
@@ -66,8 +67,8 @@ class AtomicRecord:
     async def issue(self, item_ids: Sequence[bytes], contents: Sequence[bytes]) -> list[int]:
         """The suffixes issued to those of these items that are new, see `issue.lua`, in order, durable.
 
-        One run follows the other, so that others are served in between, and so that items of equal codes get their
-        suffixes in order.
+        One run follows the other, so that others are served in between (see `RunLength`), and so that items of equal
+        codes get their suffixes in order.
 
         Args:
             item_ids: Their keys; items of near codes should follow each other.
@@ -78,8 +79,8 @@ class AtomicRecord:
             RegistryOlder: The registry has lost what was acknowledged; nothing was done.
         """
         suffixes: list[int] = []
-        for start in range(0, len(item_ids), ITEMS_PER_RUN):
-            run = slice(start, start + ITEMS_PER_RUN)
+        while len(suffixes) < len(item_ids):
+            run = slice(len(suffixes), len(suffixes) + self._run.items)
             (issued,) = await self._issuing.submit([self._keys.new_items(item_ids[run], contents[run])])
             suffixes += issued
         return suffixes
@@ -148,15 +149,20 @@ class AtomicRecord:
         return self._queue, self._issuing, self._restoring, self._recalling
 
     async def _send(self, script: Script, requests: Sequence[Request]) -> list[Reply]:
-        now, replies = await self._change(script, self._keys.requests(requests))
+        now, _, replies = await self._change(script, self._keys.requests(requests))
         at = datetime.fromtimestamp(now, UTC)
         return [Reply(reply, at) for reply in replies]
 
     async def _issue(self, runs: Sequence[bytes]) -> list[list[int]]:
-        return [(await self._change(_ISSUE, run))[1] for run in runs]
+        issued = []
+        for run in runs:
+            _, revision, suffixes = await self._change(_ISSUE, run)
+            self._run.ran(revision, sum([suffix >= 0 for suffix in suffixes]))
+            issued.append(suffixes)
+        return issued
 
-    async def _change(self, script: Script, requests: bytes) -> tuple[int, list[Any]]:
-        """The time by the server's clock, and its replies to these requests."""
+    async def _change(self, script: Script, requests: bytes) -> tuple[int, int, list[Any]]:
+        """The time by the server's clock, the revision after it, and its replies to these requests."""
         await self._history.begin()
         arguments = [*self._facts, b"%d" % self._history.revision, requests]
         reply = await self._primary.call(partial(self._evaluate, script, [self._keys.meta], arguments))
@@ -165,7 +171,7 @@ class AtomicRecord:
         now, revision, *replies = reply
         self._history.reached(revision)
         self._revised(revision)
-        return now, replies
+        return now, revision, replies
 
     async def _recall(self, item_ids: Sequence[bytes]) -> list[tuple[bytes | None, bytes | None]]:
         keys = map(self._keys.forward, item_ids)

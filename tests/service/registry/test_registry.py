@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from service.errors import RegistryRefused
-from service.registry import Assignment, Claim, Record, Registry
+from service.registry import Assignment, Claim, Record, Registry, run_length
 from service.semantic_id import SemanticId
 from tests.agreement import agreed
 from tests.claims import CODES, FINGERPRINT, OTHER_CODES, SIZES, claim, claim_one, digest
@@ -129,6 +129,28 @@ async def test_a_bulk_of_new_items_gets_what_claims_one_by_one_get(
     assert [found for found, known in zip(after, before, strict=True) if known] == [found for found in before if found]
     assert (await records[0].by_item_ids([claims[14].item_id]))[0].retired_at
     await agreed(records[0])
+
+
+async def test_a_bulk_goes_in_short_runs_while_others_change_the_record_a_little(
+    shared_valkey: Valkey, connect: Connect, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_length, "BESIDE_OTHERS_S", 3600)
+    bulk, other = [await (await connect(shared_valkey.url)).record(namespace, FINGERPRINT, SIZES) for _ in range(2)]
+
+    async def claimed(record: Record, name: str, items: int) -> None:
+        codes = np.tile(np.array(CODES, np.int32), (items, 1))
+        item_ids = [f"{name} {number}".encode() for number in range(items)]
+        await record.claim_columns(item_ids, np.zeros(items, np.uint64), codes)
+
+    await claimed(bulk, "alone", 512)
+    await claimed(other, "another bulk", 512)
+    await claimed(bulk, "beside another bulk", 512)
+    await other.claim([claim("listing")])
+    await claimed(bulk, "beside a listing", 512)
+
+    changes = shared_valkey.client().xrange(f"sid:{{{namespace}:{FINGERPRINT}}}:c")
+    lengths = [entry[b"c"].count(b",") for _, entry in changes]
+    assert lengths == [256] * 6 + [1] + [256] + [64] * 4
 
 
 async def test_an_item_twice_in_a_bulk_is_assigned_once(record: Record) -> None:
