@@ -333,6 +333,7 @@ class TokenizersResponse(BaseModel):
     """What is loaded: manifests with their measures."""
 
     default: str = Field(description="The tokenizer that answers where none is named.")
+    default_since: datetime | None = Field(description="When a call made it that; null where it is by the settings.")
     tokenizers: list[dict[str, Any]] = Field(description="The default first.")
 
 

@@ -57,10 +57,11 @@ class State:
         return cast("State", connection.app.state.semid)
 
     def manifests(self) -> dict[str, Any]:
-        """What is loaded: the default's name, and all manifests, its own first."""
+        """What is loaded: the default's name, since when it is that, and all manifests, its own first."""
         loaded = self.tokenizers.current
         return {
             "default": loaded.default.full_name,
+            "default_since": self.swap.default_since,
             "tokenizers": [{"tokenizer": each.full_name, **asdict(each.manifest)} for each in loaded.loaded],
         }
 

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -145,6 +146,11 @@ class HotSwap:
         """The full names of the tokenizers that the settings name."""
         return tuple(self._sources.of_settings)
 
+    @property
+    def default_since(self) -> datetime | None:
+        """When a call made the default tokenizer that; None where it is by the settings."""
+        return self._plans.look().default_since
+
     async def load(self, checkpoint: str, *, default: bool, force: bool) -> Swapped:
         """Load a checkpoint beside the others; returns when it is warm in every process of the service.
 
@@ -194,8 +200,10 @@ class HotSwap:
         chosen = before.named(name).tokenizer
         manifest = self.tokenizers.named(chosen).manifest
         self._require_same_content(manifest, force=force)
-        plan = await self._change(lambda found: found.with_default(chosen))
-        done = await self._settled(manifest, plan, undo=lambda found: found.with_default(before.default.tokenizer))
+        now = datetime.now(UTC)
+        plan = await self._change(lambda found: found.with_default(chosen, now))
+        was = before.default.tokenizer, before.default_since
+        done = await self._settled(manifest, plan, undo=lambda found: found.with_default(*was))
         log.info("%s is the default tokenizer, after %s", chosen, before.default.tokenizer)
         return done
 

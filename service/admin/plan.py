@@ -13,10 +13,11 @@ import fcntl
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from models.whole_files import stamp_of, write_whole
 from service.errors import (
@@ -70,6 +71,7 @@ class Plan(BaseModel):
         settings: The full names of the tokenizers that the settings name, on which it was made.
         revision: Grows with every change.
         tokenizers: The default first.
+        default_since: When a call made it the default; None where it is by the settings.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,6 +79,7 @@ class Plan(BaseModel):
     settings: tuple[FullName, ...]
     revision: Annotated[int, Field(ge=0)] = 0
     tokenizers: Annotated[tuple[Planned, ...], Field(min_length=1)]
+    default_since: AwareDatetime | None = None
 
     @classmethod
     def of_settings(cls, checkpoints: Mapping[str, Path]) -> Plan:
@@ -124,14 +127,16 @@ class Plan(BaseModel):
             raise TooManyTokenizers(f"{len(self.tokenizers)} are loaded, as many as SID_MAX_TOKENIZERS allows")
         return self._of(*self.tokenizers, planned)
 
-    def with_default(self, tokenizer: str) -> Plan:
-        """The same, with this one of them as the default.
+    def with_default(self, tokenizer: str, since: datetime | None) -> Plan:
+        """The same, with this one of them as the default from then on, unless it is already.
 
         Raises:
             UnknownTokenizer: It is not among them.
         """
         chosen = self.named(tokenizer)
-        return self._of(chosen, *(each for each in self.tokenizers if each is not chosen))
+        since = self.default_since if chosen is self.default else since
+        others = [each for each in self.tokenizers if each is not chosen]
+        return self._of(chosen, *others).model_copy(update={"default_since": since})
 
     def without(self, tokenizer: str) -> Plan:
         """All but this one.
@@ -146,7 +151,7 @@ class Plan(BaseModel):
         return self._of(*(each for each in self.tokenizers if each is not chosen))
 
     def _of(self, *tokenizers: Planned) -> Plan:
-        return Plan(settings=self.settings, revision=self.revision + 1, tokenizers=tokenizers)
+        return self.model_copy(update={"revision": self.revision + 1, "tokenizers": tokenizers})
 
 
 class PlanFile:

@@ -210,10 +210,17 @@ class TrieSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class LoadedTokenizers:
-    """The tokenizer that answers where none is named, and the manifests of all, the default first."""
+    """The tokenizer that answers where none is named, and the manifests of all, the default first.
+
+    Attributes:
+        default: Its full name.
+        manifests: Of all.
+        default_since: When a call made it that; None where it is by the service's settings.
+    """
 
     default: str
     manifests: tuple[Entry, ...]
+    default_since: datetime | None = None
 
     def named(self, name: str | None) -> str:
         """The full name of the tokenizer that a name means; the name itself where the service has to say so."""

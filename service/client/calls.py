@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -168,4 +169,7 @@ def _read_trie(reply: Reply) -> TrieSnapshot | None:
 
 def _read_tokenizers(reply: Reply) -> LoadedTokenizers:
     entry = reply.json()
-    return LoadedTokenizers(entry["default"], tuple(entry["tokenizers"]))
+    since = entry.get("default_since")
+    return LoadedTokenizers(
+        entry["default"], tuple(entry["tokenizers"]), None if since is None else datetime.fromisoformat(since)
+    )

@@ -1,12 +1,14 @@
 """The old record and the new one beside each other: what both hold, what only one does, and what was retired.
 
 Until the new tokenizer is the default the old record says which items are live: what it retired is retired in the new
-one too.
+one too. Where a call made the old one the default, only from then on: what it retired before, it may have retired after
+yet another record, in which the item has come back since.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 from typing import NamedTuple
 
 import numpy as np
@@ -67,8 +69,10 @@ class Clients:
         self.old = old
         self.new = new
         self.names = names
-        self.default: str | None = new.tokenizers().default
+        loaded = new.tokenizers()
+        self.default: str | None = loaded.default
         self.retired = 0
+        self._decides_since = loaded.default_since if loaded.default == names[0] else None
 
     @property
     def old_decides(self) -> bool:
@@ -97,12 +101,14 @@ class Clients:
         except ChangesGone:
             return self.sides()
 
-    def retired_in_old(self, item_ids: Iterable[str]) -> list[str]:
-        """Those of these items that the old record has retired; it may never have had the others."""
+    def retired_in_old(self, item_ids: Iterable[str], since: datetime | None = None) -> list[str]:
+        """Those of these items that the old record has retired, surely since then; it may never have had the others."""
         found = []
         for some in batches_of(item_ids, ITEMS_AT_ONCE):
-            answers = zip(some, self.old.assignments(some, counterparts=False), strict=True)
-            found += [item for item, answer in answers if _is_retired(answer)]
+            for item_id, answer in zip(some, self.old.assignments(some, counterparts=False), strict=True):
+                retired_at = _retired_at(answer)
+                if retired_at is not None and (since is None or retired_at > since):
+                    found.append(item_id)
         return found
 
     def _followed(self, sides: Sides) -> Sides:
@@ -113,9 +119,12 @@ class Clients:
     def _retire(self, item_ids: Iterable[str]) -> None:
         """Retire those of these items in the new record that are retired in the old one."""
         if self.old_decides:
-            answers = self.new.retire_all(self.retired_in_old(item_ids))
+            answers = self.new.retire_all(self.retired_in_old(item_ids, self._decides_since))
             self.retired += sum(isinstance(answer, Assignment) for answer in answers)
 
 
-def _is_retired(answer: Assignment | FailedItem) -> bool:
-    return isinstance(answer, FailedItem) and answer.error.slug in Retired.slugs
+def _retired_at(answer: Assignment | FailedItem) -> datetime | None:
+    """The second in which an item was retired; None where it was not."""
+    if isinstance(answer, Assignment) or answer.error.slug not in Retired.slugs:
+        return None
+    return datetime.fromisoformat(answer.error.members["retired_at"])

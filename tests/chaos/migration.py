@@ -8,6 +8,7 @@ caller of the new one.
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import signal
 import subprocess
@@ -19,11 +20,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from typer.testing import CliRunner
 
+from service.cli import app
 from tests.chaos.client import Caller, ask, checked
 from tests.chaos.history import History, Operation, read_history
 from tests.chaos.observation import Final, Observer, ids_to_look_up
-from tests.chaos.servers import ROOT, START_TIMEOUT_S
+from tests.chaos.servers import ROOT, SEMID, START_TIMEOUT_S
 from tests.chaos.workload import Plan, contents_of, workload
 
 CLIENTS = 3
@@ -162,22 +165,58 @@ def kill_once(command: Sequence[str], log: Path, begun: Callable[[], bool]) -> N
     assert ended == -signal.SIGKILL, log.read_text()
 
 
-def filled(traffic: Traffic, names: tuple[str, str], items: Sequence[str], out: Path, run: Callable[[], None]) -> None:
-    """Runs a migration of these items, and keeps what it asked of the new record and was answered.
+class Migration:
+    """`semid migrate` as one more caller, whose requests and answers are kept beside the others'.
 
-    It may retire there whatever the old record has retired, and nobody says when.
+    Args:
+        traffic: The other callers, who go on.
+        url: The service's.
+        embeddings: (D,) of each content.
+        directory: For its files.
     """
-    start = time.monotonic()
-    run()
-    end = time.monotonic()
-    answers = {row["item_id"]: checked(row) for row in pq.read_table(out / "ids.parquet").to_pylist()}
-    arguments = {"items": [[item, contents_of(item)[0]] for item in items], "on_change": "keep"}
-    body = [answers[item] for item in items]
-    operations = traffic.operations[names[1]]
-    operations.append(Operation("migrate", len(operations), "tokenize", arguments, start, end, 200, body))
-    for item in traffic.retired(names[0]):
-        unknown = Operation("migrate", len(operations), "retire", {"item": item}, start, end, why="not told")
-        operations.append(unknown)
+
+    def __init__(self, traffic: Traffic, url: str, embeddings: list[list[float]], directory: Path) -> None:
+        self._traffic = traffic
+        self._url = url
+        self._embeddings = embeddings
+        self._catalogue = directory / "items.parquet"
+        self._out = directory / "out"
+
+    def fill(self, names: tuple[str, str], further: set[str], killed_when: Callable[[], bool]) -> None:
+        """Migrates all items that callers have asked about, and further ones; killed once, and begun again."""
+        self._migrate(names, further, killed_when)
+
+    def go_over(self, names: tuple[str, str]) -> dict[str, Any]:
+        """The same, and the default changes; the report. Callers bring new items all the time, so some are missing."""
+        self._migrate(names, set(), None, "--switch", "--missing-at-most", "100000")
+        report: dict[str, Any] = json.loads((self._out / "report.json").read_text())
+        return report
+
+    def _migrate(
+        self, names: tuple[str, str], further: set[str], killed_when: Callable[[], bool] | None, *more: str
+    ) -> None:
+        """Runs it, and keeps what it asked of the new record and was answered.
+
+        It may retire there whatever the old record has retired, and nobody says when.
+        """
+        items = sorted(self._traffic.items() | further)
+        write_catalogue(self._catalogue, items, self._embeddings)
+        words = ["migrate", *names, "--url", self._url, "--items", str(self._catalogue), "--out", str(self._out), *more]
+        start = time.monotonic()
+        if killed_when is not None:
+            slowly = [*SEMID, *words, "--batch-items", "1", "--in-flight", "1"]
+            kill_once(slowly, self._catalogue.with_name("killed.log"), killed_when)
+        done = CliRunner().invoke(app, words)
+        end = time.monotonic()
+        assert done.exit_code in {0, 3}, done.output
+        answers = {row["item_id"]: checked(row) for row in pq.read_table(self._out / "ids.parquet").to_pylist()}
+        arguments = {"items": [[item, contents_of(item)[0]] for item in items], "on_change": "keep"}
+        body = [answers[item] for item in items]
+        operations = self._traffic.operations[names[1]]
+        operations.append(Operation("migrate", len(operations), "tokenize", arguments, start, end, 200, body))
+        for item in self._traffic.retired(names[0]):
+            unknown = Operation("migrate", len(operations), "retire", {"item": item}, start, end, why="not told")
+            operations.append(unknown)
 
 
 def observe(

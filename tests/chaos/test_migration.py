@@ -5,11 +5,11 @@ Some seconds of it; `SID_MIGRATION_REQUESTS` says how many requests each stretch
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
-import sys
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from models import read_manifest
 from service.cli import app
 from tests.chaos.checker import check
-from tests.chaos.migration import Traffic, filled, kill_once, observe, write_catalogue
+from tests.chaos.migration import Migration, Traffic, observe
 from tests.chaos.servers import Service
 from tests.chaos.tokenizer import embeddings, write_checkpoint
 from tests.valkey_cluster import ValkeyCluster
@@ -72,48 +72,45 @@ def test_a_migration_under_load_fails_no_request_and_keeps_every_promise_in_both
     assert port is not None
     seed = secrets.randbits(32)
     traffic = Traffic(port, (old, new), contents, seed)
-    catalogue, out = tmp_path / "items.parquet", tmp_path / "out"
-    words = ["migrate", old, new, "--url", str(http.base_url), "--items", f"{catalogue}", "--out", f"{out}"]
+    migration = Migration(traffic, str(http.base_url), contents, tmp_path)
 
-    def migrate(*more: str) -> None:
-        done = CliRunner().invoke(app, [*words, *more])
-        assert done.exit_code in {0, 3}, done.output
+    def answered_by(default: str) -> None:
+        before = traffic.defaults[default]
+        traffic.go_on(REQUESTS // 3)
+        assert traffic.defaults[default] > before
 
-    def killed_and_begun_again() -> None:
-        command = [sys.executable, "-c", "from service.cli import app; app()", *words]
-        command += ["--batch-items", "1", "--in-flight", "1"]
-        asked: dict[str, Any] = {"url": f"/assignment/{FIRST_NEW}-0", "params": {"tokenizer": new}}
-        kill_once(command, tmp_path / "killed.log", lambda: http.get(**asked).is_success)
-        migrate()
-
+    start = time.monotonic()
     traffic.start()
     try:
         traffic.go_on(REQUESTS)
-        items = sorted(traffic.items() | {f"{FIRST_NEW + number}-0" for number in range(NEW_ITEMS)})
-        write_catalogue(catalogue, items, contents)
-        filled(traffic, (old, new), items, out, killed_and_begun_again)
+        first = f"{FIRST_NEW}-0"
+        further = {f"{FIRST_NEW + number}-0" for number in range(NEW_ITEMS)}
+        begun = partial(http.get, f"/assignment/{first}", params={"tokenizer": new})
+        migration.fill((old, new), further, killed_when=lambda: begun().is_success)
         traffic.go_on(REQUESTS // 2)
-        items = sorted(traffic.items())
-        write_catalogue(catalogue, items, contents)
-        late = ("--switch", "--missing-at-most", "100000")  # callers bring new items all the time
-        filled(traffic, (old, new), items, out, lambda: migrate(*late))
-        at_the_switch = json.loads((out / "report.json").read_text())
-        for default in (new, old, new):
-            before = traffic.defaults[default]
-            assert CliRunner().invoke(app, ["tokenizers", "default", default, *words[3:5]]).exit_code == 0
-            traffic.go_on(REQUESTS // 3)
-            assert traffic.defaults[default] > before
+        at_the_switch = migration.go_over((old, new))
+        answered_by(new)
+        back = migration.go_over((new, old))
+        answered_by(old)
+        assert CliRunner().invoke(app, ["tokenizers", "default", new, "--url", str(http.base_url)]).exit_code == 0
+        answered_by(new)
     finally:
         traffic.stop()
+    took_s = time.monotonic() - start
 
     assert traffic.failures == [], seed
-    assert at_the_switch["default"] == new
-    assert at_the_switch["switch"]["pending_workers"] == 0
+    assert [report["default"] for report in (at_the_switch, back)] == [new, old]
+    assert at_the_switch["switch"]["pending_workers"] == back["switch"]["pending_workers"] == 0
     assert at_the_switch["items"]["both"] > REQUESTS / 2
     for name in (old, new):
         operations, final, codes = observe(traffic, name, port, tmp_path / "histories" / name, contents)
         violations = check(operations, final, codes, atomic=topology == "one_process")
         assert violations == [], (seed, name, list(map(str, violations))[:5])
+    asked, by_default = sum(map(len, traffic.operations.values())), sum(traffic.defaults.values())
+    figures = [f"{report['items']['both']} in both" for report in (at_the_switch, back)]
+    print(
+        f"{topology}: {asked} requests in {took_s:.0f} s, {by_default} of them of the default; {figures}; seed {seed}"
+    )
     by_callers = [operation for operation in operations if operation.client != "migrate"]
     assert any(found.promise == "unexplained" for found in check(by_callers, final, codes))  # it does look
     held = http.get("/prefix/", params={"tokenizer": old, "limit": 200}).json()["items"]
