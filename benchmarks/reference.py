@@ -17,8 +17,8 @@ from models.tokenizer import TokenizerParts
 
 @cache
 def tokenizer() -> Tokenizer:
-    """The default tokenizer."""
-    return load(DEFAULT_CHECKPOINT)
+    """The default tokenizer, with the paths that the service takes."""
+    return load(DEFAULT_CHECKPOINT, text_precision="auto", tests_itself=True)
 
 
 @cache

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from models.errors import CheckpointError
-from models.exactness import FLOAT16_PAYING_SHARE, PAYING_SHARE, self_test
+from models.exactness import FLOAT16_PAYING_SHARE, INT16_PAYING_SHARE, PAYING_SHARE, self_test
 from models.ladder import ErrorBounds
 from models.network import DecoderNetwork, EncoderNetwork, NetworkConfig
 from models.template import TextTemplate
@@ -32,7 +32,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
 CHECKPOINT_FILES = (MANIFEST, WEIGHTS)
-TextPrecision = Literal["auto", "float32", "bfloat16", "float16"]
+TextPrecision = Literal["auto", "float32", "bfloat16", "float16", "int16"]
 DEFAULT_CHECKPOINT = Path(__file__).parent / "checkpoints" / "broad-6x256"
 
 
@@ -187,7 +187,8 @@ def load(
         device: Where the fast paths run.
         text_encoder: Where the text encoder's files lie, if not where the manifest says.
         text_precision: The first path that texts take. `auto`: on a GPU float16 where few enough rows of a test would
-            be computed again; on a CPU bfloat16 where the manifest says so, and the processor multiplies it fast.
+            be computed again; on a CPU int16 where the forward pass has it and few enough would; where it has not,
+            bfloat16 if the manifest says so and the processor multiplies it fast.
         tests_itself: Measure the fast paths on this machine, and take the larger of each bound found and frozen; half
             a second more, in which the process's number of threads changes. Half precision is always tested.
 
@@ -199,14 +200,34 @@ def load(
     _verify(directory, manifest, _components(parts))
     tokenizer = Tokenizer(manifest.full_name, parts, _bounds(directory, manifest), device)
     _check_canary(directory, manifest, tokenizer)
-    bfloat16 = tokenizer.takes_text and _takes_bfloat16(manifest, tokenizer.device, text_precision)
+    int16_share = _int16_share(tokenizer, text_precision)
+    takes_bfloat16 = int16_share is None and _takes_bfloat16(manifest, tokenizer.device, text_precision)
+    bfloat16 = tokenizer.takes_text and takes_bfloat16
     float16_share = _float16_share(tokenizer.device, text_precision) if tokenizer.takes_text else None
-    if tests_itself or bfloat16 or float16_share is not None:
-        on_device = tokenizer.device.type != "cpu"
-        tokenizer.bounds = self_test(tokenizer, bfloat16=bfloat16, float16_share=float16_share, float64=on_device)
+    if tests_itself or bfloat16 or float16_share is not None or int16_share is not None:
+        tokenizer.bounds = self_test(
+            tokenizer,
+            bfloat16=bfloat16,
+            float16_share=float16_share,
+            int16_share=int16_share,
+            float64=tokenizer.device.type != "cpu",
+        )
     else:
-        tokenizer.bounds = replace(tokenizer.bounds, text_bfloat16=None, text_float16=None, text_float64=None)
+        tokenizer.bounds = replace(
+            tokenizer.bounds, text_bfloat16=None, text_float16=None, text_int16=None, text_float64=None
+        )
     return tokenizer
+
+
+def _int16_share(tokenizer: Tokenizer, text_precision: TextPrecision) -> float | None:
+    """Up to which share of rows computed again texts are tried in int16 first; None: they are not."""
+    if (
+        text_precision not in {"auto", "int16"}
+        or tokenizer.text_encoder is None
+        or not tokenizer.text_encoder.has_int16
+    ):
+        return None
+    return INT16_PAYING_SHARE if text_precision == "auto" else 1.0
 
 
 def _float16_share(device: torch.device, text_precision: TextPrecision) -> float | None:

@@ -5,12 +5,12 @@ A row whose margin is within a path's bound goes on to a more exact one (P4). Tw
 - float32 and float64 err so little that a bound far on the safe side costs nothing: the largest norm of an error that
   was seen, times a safety factor that leaves room for other processors, batch shapes and texts. A latent error cannot
   change a code while its norm is below the margin, whatever its direction.
-- bfloat16 errs ten thousand times as much, and a bound by the norm would leave most rows in doubt. But an error moves a
-  margin only by its part along the one direction to the plane, about the norm over the root of d. That part is what is
-  measured: by how much each level's margin differs between the paths. The bound is eight times its root mean square,
-  or twice the largest seen, whichever is more. What was seen is many thousand roundings added up, but not quite normal:
-  some texts (long ones, soups of words, scripts the encoder hardly knows) err half as much again as most, so that of
-  ten thousand texts one is seven times the root mean square off.
+- bfloat16 errs ten thousand times as much, int16 a thousand times, and a bound by the norm would leave most rows in
+  doubt. But an error moves a margin only by its part along the one direction to the plane, about the norm over the root
+  of d. That part is what is measured: by how much each level's margin differs between the paths. The bound is eight
+  times its root mean square, or twice the largest seen, whichever is more. What was seen is many thousand roundings
+  added up, but not quite normal: some texts (long ones, soups of words, scripts the encoder hardly knows) err half as
+  much again as most, so that of ten thousand texts one is seven times the root mean square off.
 
 Manifests hold the bounds of the machine that froze; `self_test` measures on the machine that serves.
 """
@@ -54,6 +54,11 @@ PAYING_SHARE = 0.15
 
 # float16 on a GPU is expected to cost an eighth of float32 without TF32; not measured yet.
 FLOAT16_PAYING_SHARE = 0.5
+
+# int16 costs six tenths of the compiled float32. It is the first path wherever it can be, and errs so little that its
+# bound may be half as much again.
+INT16_PAYING_SHARE = 0.25
+INT16_ROOM = 1.5
 
 # Of the self-test: lengths of its texts in words (float64 alone is slow), and how many it has where bfloat16 is tested.
 TEST_LENGTHS = (1, 3, 6, 10, 16, 25, 40, 80)
@@ -152,7 +157,12 @@ def calibrate(parts: TokenizerParts, embeddings: Tensor, texts: Sequence[str]) -
 
 
 def self_test(
-    tokenizer: Tokenizer, *, bfloat16: bool = False, float16_share: float | None = None, float64: bool = False
+    tokenizer: Tokenizer,
+    *,
+    bfloat16: bool = False,
+    float16_share: float | None = None,
+    int16_share: float | None = None,
+    float64: bool = False,
 ) -> ErrorBounds:
     """The bounds that the fast paths need on this machine, with these libraries and this number of threads.
 
@@ -163,6 +173,7 @@ def self_test(
         bfloat16: Whether that path is tested too.
         float16_share: Whether the path of texts in float16 is: it is taken where at most this share of the test's texts
             would be computed again.
+        int16_share: The same of texts with products in int16, where the text encoder has them.
         float64: Whether the path of texts in a float64 batch is, where the text encoder has it.
 
     Returns:
@@ -184,6 +195,7 @@ def self_test(
         embedding_float32=max(bounds.embedding_float32 or floor, SAFETY_FACTOR * single_error),
         text_bfloat16=None,
         text_float16=None,
+        text_int16=None,
         text_float64=None,
     )
     if not tokenizer.takes_text:
@@ -199,7 +211,9 @@ def self_test(
         double = _text_errors(tokenizer, pieces, canonical, TEST_PASSES, torch.float64)
         floor = EMBEDDING_FLOOR * tokenizer.scale
         widened = replace(widened, text_float64=max(floor, SAFETY_FACTOR * max(double.values())))
-    if not bfloat16 and float16_share is None:
+    if tokenizer.text_encoder is None or not tokenizer.text_encoder.has_int16:
+        int16_share = None
+    if not bfloat16 and float16_share is None and int16_share is None:
         return widened
     texts = tokenizer.split(_test_texts(TEST_LENGTHS * (BFLOAT16_TEST_TEXTS // 8)) + _strange_texts(TEST_LENGTHS[::2]))
     if bfloat16:
@@ -208,11 +222,25 @@ def self_test(
     if float16_share is not None:
         # On a GPU small batches take a way of their own.
         sizes = (32,) if tokenizer.device.type == "cpu" else (32, 4)
-        halves = [_moved_margins(tokenizer, texts, torch.float16, size) for size in sizes]
-        bound = max(moved.bound for moved in halves)
-        if _share(halves[0].margins, bound) <= float16_share:
-            widened = replace(widened, text_float16=bound)
+        widened = replace(widened, text_float16=_paying_bound(tokenizer, texts, torch.float16, float16_share, sizes))
+    if int16_share is not None:
+        bound = _paying_bound(tokenizer, texts, torch.int16, int16_share, room=INT16_ROOM)
+        widened = replace(widened, text_int16=bound)
     return widened
+
+
+def _paying_bound(
+    tokenizer: Tokenizer,
+    texts: Sequence[WordPieces],
+    dtype: torch.dtype,
+    share: float,
+    sizes: Sequence[int] = (32,),
+    room: float = 1.0,
+) -> float | None:
+    """The bound of a path, with room; None where it leaves more than this share of the texts to be computed again."""
+    batches = [_moved_margins(tokenizer, texts, dtype, size) for size in sizes]
+    bound = max(tokenizer.bounds.text, *(room * moved.bound for moved in batches))
+    return bound if _share(batches[0].margins, bound) <= share else None
 
 
 def _check_search(tokenizer: Tokenizer, latents: Tensor) -> None:

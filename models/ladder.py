@@ -23,11 +23,13 @@ class Precision(IntEnum):
     """Texts, in a batch; products in bfloat16."""
     FLOAT16 = 1
     """Texts, in a batch; products and attention in float16."""
-    FLOAT32 = 2
+    INT16 = 2
+    """Texts, in a batch; products of whole numbers in int16, all else in float32."""
+    FLOAT32 = 3
     """Texts and embeddings, in a batch."""
-    FLOAT64 = 3
+    FLOAT64 = 4
     """Embeddings, and on a device texts, in a batch."""
-    CANONICAL = 4
+    CANONICAL = 5
     """Alone, in float64, on the CPU, distances by differences."""
 
 
@@ -42,6 +44,7 @@ class ErrorBounds:
         embedding_float32: The same in float32.
         text_bfloat16: Of texts embedded in bfloat16.
         text_float16: The same in float16.
+        text_int16: The same with products in int16.
         text_float64: The same in a float64 batch, on the device.
     """
 
@@ -50,6 +53,7 @@ class ErrorBounds:
     embedding_float32: float | None = None
     text_bfloat16: float | None = None
     text_float16: float | None = None
+    text_int16: float | None = None
     text_float64: float | None = None
 
 

@@ -217,6 +217,8 @@ class Tokenizer:
             return Rung(precision, encode, torch.full((len(distinct),), bound, dtype=torch.float64))
 
         rungs = [rung(Precision.FLOAT32, torch.float32, self.bounds.text)]
+        if self.bounds.text_int16 is not None:
+            rungs.insert(0, rung(Precision.INT16, torch.int16, self.bounds.text_int16))
         if self.bounds.text_float16 is not None:
             rungs.insert(0, rung(Precision.FLOAT16, torch.float16, self.bounds.text_float16))
         if self.bounds.text_bfloat16 is not None:

@@ -84,7 +84,7 @@ class Settings(BaseSettings):
     )
     text_precision: TextPrecision = Field(
         default="auto",
-        description="The first path of texts: `float32`, `bfloat16`, `float16`, or `auto`: the one that is "
+        description="The first path of texts: `float32`, `bfloat16`, `float16`, `int16`, or `auto`: the one that is "
         "expected to be faster. Codes are the same.",
     )
     batch_tokens: int = Field(default=4096, ge=1, description="Padded word pieces of one forward pass, at most.")

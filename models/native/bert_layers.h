@@ -135,6 +135,63 @@ static __attribute__((noinline)) void NAME(gather)(int rows, int64_t depth, cons
 #undef GATHER_CALL
 }
 
+/* The same from int16: c (rows, 32) of rows and columns cut to int16, two numbers of the depth at a time. The sums are exact;
+ * times the scale of the row and that of the column they are what they stand for. */
+INLINE void NAME(cut_tile)(const int rows, const int32_t *a, const int16_t *b, float *c, const float *of_rows,
+                           const float *of_columns, const float *bias, const int ends, const char *ahead)
+{
+    __m512i sums[TILE][2];
+#pragma GCC unroll 14
+    for (int i = 0; i < rows; i++)
+        sums[i][0] = sums[i][1] = _mm512_setzero_si512();
+    for (int64_t k = 0; k < WIDTH / 2; k++) {
+        const __m512i left = _mm512_loadu_si512(b), right = _mm512_loadu_si512(b + 2 * LANES);
+        _mm_prefetch(ahead, _MM_HINT_T1);
+        ahead += 64;
+#pragma GCC unroll 14
+        for (int i = 0; i < rows; i++) {
+            const __m512i each = _mm512_set1_epi32(a[i * (WIDTH / 2)]);
+            /* Of the intrinsic GCC 12 keeps half of the sums in memory. */
+            __asm__("vpdpwssd %2, %1, %0" : "+v"(sums[i][0]) : "v"(each), "v"(left));
+            __asm__("vpdpwssd %2, %1, %0" : "+v"(sums[i][1]) : "v"(each), "v"(right));
+        }
+        a++;
+        b += 2 * PANEL;
+    }
+#pragma GCC unroll 14
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; half++) {
+            float *to = c + i * WIDTH + half * LANES;
+            const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(of_rows[i]), _mm512_loadu_ps(of_columns + half * LANES));
+            __m512 sum = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[i][half]), scale);
+            if (bias)
+                sum = _mm512_add_ps(sum, _mm512_loadu_ps(bias + half * LANES));
+            if (ends & ADDS)
+                sum = _mm512_add_ps(sum, _mm512_loadu_ps(to));
+            if (ends & GELU)
+                sum = gelu(sum);
+            _mm512_storeu_ps(to, sum);
+        }
+}
+
+#define CUT_TILE(PURPOSE, ENDS)                                                                                       \
+    static __attribute__((noinline)) void NAME(cut_##PURPOSE)(int rows, const int32_t *a, const int16_t *b, float *c,  \
+                                                              const float *of_rows, const float *of_columns,          \
+                                                              const float *bias, const char *ahead)                   \
+    {                                                                                                                 \
+        TILES(cut_##PURPOSE##_CALL)                                                                                   \
+    }
+#define cut_plain_CALL(R) NAME(cut_tile)(R, a, b, c, of_rows, of_columns, bias, AS_IT_IS, ahead)
+CUT_TILE(plain, AS_IT_IS)
+#define cut_adding_CALL(R) NAME(cut_tile)(R, a, b, c, of_rows, of_columns, bias, ADDS, ahead)
+CUT_TILE(adding, ADDS)
+#define cut_gelu_CALL(R) NAME(cut_tile)(R, a, b, c, of_rows, of_columns, bias, GELU, ahead)
+CUT_TILE(gelu, GELU)
+
+typedef void (*NAME(cut_square_tile))(int, const int32_t *, const int16_t *, float *, const float *, const float *,
+                                      const float *, const char *);
+
 typedef void (*NAME(square_tile))(int, const float *, const float *, float *, const float *, const char *);
 
 /* One panel's columns of c (rows, WIDTH) from a (rows, WIDTH). */
@@ -161,6 +218,44 @@ INLINE void NAME(products)(NAME(square_tile) tile, const float *weights, int64_t
         NAME(multiply)(tile, rows, a, of_panel, c + square * rows * WIDTH + column, bias + square * WIDTH + column,
                        of_panel + WIDTH * PANEL);
     }
+}
+
+/* Panels from `from` to `to` of some squares, cut to int16: c from rows that are cut too, (rows, WIDTH) of each square. */
+INLINE void NAME(cut_products)(NAME(cut_square_tile) tile, const int16_t *weights, const float *scales, int64_t from,
+                               int64_t to, int64_t rows, const int16_t *a, const float *of_rows, float *c,
+                               const float *bias)
+{
+    const int64_t blocks = (rows + TILE - 1) / TILE;
+    for (int64_t panel = from; panel < to; panel++) {
+        const int64_t square = panel / (WIDTH / PANEL), column = panel % (WIDTH / PANEL) * PANEL;
+        const int16_t *of_panel = weights + panel * WIDTH * PANEL;
+        const char *ahead = (const char *)(of_panel + WIDTH * PANEL);
+        for (int64_t block = 0; block < blocks; block++) {
+            const int64_t first = rows * block / blocks, last = rows * (block + 1) / blocks;
+            tile((int)(last - first), (const int32_t *)(a + first * WIDTH), of_panel,
+                 c + square * rows * WIDTH + first * WIDTH + column, of_rows + first, scales + panel * PANEL,
+                 bias ? bias + panel * PANEL : NULL, ahead + (block == 1 ? WIDTH * 32 : 0));
+        }
+    }
+}
+
+/* Cuts a row to int16; what its numbers are to be multiplied by, no number where one of the row's is none. */
+INLINE float NAME(cut)(const float *row, int16_t *to)
+{
+    __m512 squares = _mm512_setzero_ps(), largest = squares;
+    for (int i = 0; i < WIDTH; i += LANES) {
+        const __m512 number = _mm512_loadu_ps(row + i);
+        squares = _mm512_fmadd_ps(number, number, squares);
+        largest = _mm512_max_ps(largest, _mm512_abs_ps(number));
+    }
+    const float norm = sqrtf(_mm512_reduce_add_ps(squares));
+    const float step = fmaxf(norm / CUT_NORM, _mm512_reduce_max_ps(largest) / INT16_MAX);
+    const __m512 inverse = _mm512_set1_ps(step > FLT_MIN ? 1 / step : 0);
+    for (int i = 0; i < WIDTH; i += LANES) {
+        const __m512i number = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(row + i), inverse));
+        _mm256_storeu_si256((__m256i *)(to + i), _mm512_cvtsepi32_epi16(number));
+    }
+    return step + 0 * norm;
 }
 
 /* Layer norm of a row in place; norm is its weight and bias (2, WIDTH). */
@@ -241,6 +336,16 @@ static void NAME(attend)(int64_t length, int64_t size, float *queries, const flo
     }
 }
 
+/* A stage: cuts rows, or does nothing where there is no place for them. */
+INLINE void NAME(cut_rows)(stage *own, int16_t *cut, int64_t rows, const float *numbers, float *scale)
+{
+    if (!cut)
+        return;
+    EACH_RANGE(own, rows, 16)
+        for (int64_t row = from; row < to; row++)
+            scale[row] = NAME(cut)(numbers + row * WIDTH, cut + row * WIDTH);
+}
+
 /* One share, texts from `first` to `last` that begin at `start`; stages are none for a thread that is alone. */
 static void NAME(embed_share)(const request *asked, int64_t first, int64_t last, int64_t start, int64_t rows, float *room,
                               stage *own, bool leads)
@@ -249,17 +354,28 @@ static void NAME(embed_share)(const request *asked, int64_t first, int64_t last,
     const int64_t panels = WIDTH / PANEL, square = WIDTH * WIDTH, head = WIDTH / bert->heads;
     float *x = room, *query = x + rows * WIDTH, *key = query + rows * WIDTH, *value = key + rows * WIDTH;
     float *inner = value + rows * WIDTH;
+    /* Cut rows, and of each row its scale: of one square's width, or of the four between up and down. */
+    int16_t *cut = asked->cuts ? (int16_t *)(inner + 4 * rows * WIDTH) : NULL;
+    float *scale = inner + 6 * rows * WIDTH;
     _Alignas(64) float turned[MOST_TOKENS * MOST_HEAD];
     EACH_RANGE(own, rows, 16)
         for (int64_t text = first, row = 0; text < last; row += asked->lengths[text++])
             for (int64_t place = 0; place < asked->lengths[text]; place++)
-                if (row + place >= from && row + place < to)
+                if (row + place >= from && row + place < to) {
                     NAME(look_up)(bert, asked->pieces[start + row + place], place, x + (row + place) * WIDTH);
+                    if (cut)
+                        scale[row + place] = NAME(cut)(x + (row + place) * WIDTH, cut + (row + place) * WIDTH);
+                }
     for (int64_t layer = 0; layer < bert->layers; layer++) {
         const float *weights = bert->weights + layer * SQUARES * square, *vectors = bert->vectors + layer * VECTORS * WIDTH;
+        const int16_t *cut_weights = bert->cut_weights + layer * SQUARES * square;
+        const float *scales = bert->scales + layer * SQUARES * WIDTH;
         own = after(own);
         EACH_RANGE(own, 3 * panels, 3)
-            NAME(products)(NAME(plain), weights, from, to, rows, x, query, vectors);
+            if (cut)
+                NAME(cut_products)(NAME(cut_plain), cut_weights, scales, from, to, rows, cut, scale, query, vectors);
+            else
+                NAME(products)(NAME(plain), weights, from, to, rows, x, query, vectors);
         own = after(own);
         EACH_RANGE(own, bert->heads, 1)
             for (int64_t h = from; h < to; h++)
@@ -267,20 +383,39 @@ static void NAME(embed_share)(const request *asked, int64_t first, int64_t last,
                     const int64_t begin = at * WIDTH + h * head;
                     NAME(attend)(asked->lengths[text], head, query + begin, key + begin, value + begin, turned);
                 }
+        NAME(cut_rows)(own = after(own), cut, rows, query, scale);
         own = after(own);
         EACH_RANGE(own, panels, 2)
-            NAME(products)(NAME(adding), weights + 3 * square, from, to, rows, query, x, vectors + BIAS_ATTENDED * WIDTH);
+            if (cut)
+                NAME(cut_products)(NAME(cut_adding), cut_weights + 3 * square, scales + 3 * WIDTH, from, to, rows, cut,
+                                   scale, x, vectors + BIAS_ATTENDED * WIDTH);
+            else
+                NAME(products)(NAME(adding), weights + 3 * square, from, to, rows, query, x,
+                               vectors + BIAS_ATTENDED * WIDTH);
         own = after(own);
         EACH_RANGE(own, rows, 16)
-            for (int64_t row = from; row < to; row++)
+            for (int64_t row = from; row < to; row++) {
                 NAME(normalize)(x + row * WIDTH, vectors + NORM_ATTENDED * WIDTH, bert->epsilon);
+                if (cut)
+                    scale[row] = NAME(cut)(x + row * WIDTH, cut + row * WIDTH);
+            }
         own = after(own);
         EACH_RANGE(own, 4 * panels, 4)
-            NAME(products)(NAME(gelu), weights + 4 * square, from, to, rows, x, inner, vectors + BIAS_UP * WIDTH);
+            if (cut)
+                NAME(cut_products)(NAME(cut_gelu), cut_weights + 4 * square, scales + 4 * WIDTH, from, to, rows, cut, scale,
+                                   inner, vectors + BIAS_UP * WIDTH);
+            else
+                NAME(products)(NAME(gelu), weights + 4 * square, from, to, rows, x, inner, vectors + BIAS_UP * WIDTH);
+        NAME(cut_rows)(own = after(own), cut, 4 * rows, inner, scale);
         own = after(own);
         EACH_RANGE(own, panels, 2)
             for (int64_t s = 0; s < 4; s++) {
                 const float *down = weights + (8 + s) * square, *bias = s == 0 ? vectors + BIAS_DOWN * WIDTH : NULL;
+                if (cut) {
+                    NAME(cut_products)(NAME(cut_adding), cut_weights + (8 + s) * square, scales + (8 + s) * WIDTH, from, to,
+                                       rows, cut + s * rows * WIDTH, scale + s * rows, x, bias);
+                    continue;
+                }
                 for (int64_t panel = from; panel < to; panel++)
                     NAME(multiply)(NAME(adding), rows, inner + s * rows * WIDTH, down + panel * WIDTH * PANEL,
                                    x + panel * PANEL, bias ? bias + panel * PANEL : NULL,
@@ -288,8 +423,11 @@ static void NAME(embed_share)(const request *asked, int64_t first, int64_t last,
             }
         own = after(own);
         EACH_RANGE(own, rows, 16)
-            for (int64_t row = from; row < to; row++)
+            for (int64_t row = from; row < to; row++) {
                 NAME(normalize)(x + row * WIDTH, vectors + NORM * WIDTH, bert->epsilon);
+                if (cut)
+                    scale[row] = NAME(cut)(x + row * WIDTH, cut + row * WIDTH);
+            }
     }
     if (!leads)
         return;
@@ -341,3 +479,7 @@ static void NAME(embed)(request *asked, int thread)
 #undef plain_CALL
 #undef adding_CALL
 #undef gelu_CALL
+#undef CUT_TILE
+#undef cut_plain_CALL
+#undef cut_adding_CALL
+#undef cut_gelu_CALL

@@ -82,28 +82,33 @@ def test_rows_go_on_together_and_each_is_final_on_the_first_path_without_doubt()
     # then
     assert seen == [[0, 1, 2, 3, 4, 5], [1, 2, 4, 5]]
     assert alone == [2]
-    assert encoding.codes.flatten().tolist() == [0, 21, 102, 3, 24, 102]
+    assert encoding.codes.flatten().tolist() == [0, 31, 102, 3, 34, 102]
     final = [Precision.BFLOAT16, Precision.FLOAT32, Precision.CANONICAL]
     assert encoding.precision.tolist() == final * 2
     assert encoding.recomputed.tolist() == [False, False, True, False, False, True]
     assert encoding.margin.tolist() == [0, 2, 3, 0, 2, 3]
 
 
-def test_texts_tried_in_bfloat16_have_the_codes_of_float32(shipped, pieces, in_float32, monkeypatch):
+@pytest.mark.parametrize("precision", [Precision.BFLOAT16, Precision.INT16])
+def test_texts_tried_in_less_than_float32_have_its_codes(precision, shipped, pieces, in_float32, monkeypatch):
     # given the bound of this machine, or one of half of it, which is still beyond what flips
-    bound = self_test(shipped, bfloat16=True).text_bfloat16
-    wrong = shipped.quantize(shipped.text_latents(pieces, torch.bfloat16)).codes
-    monkeypatch.setattr(shipped, "bounds", replace(shipped.bounds, text_bfloat16=bound / 2))
+    name = precision.name.lower()
+    if precision == Precision.INT16 and not shipped.text_encoder.has_int16:
+        pytest.skip("the forward pass has no products of int16 here")
+    bound = getattr(self_test(shipped, bfloat16=True, int16_share=1.0), f"text_{name}")
+    wrong = shipped.quantize(shipped.text_latents(pieces, getattr(torch, name))).codes
+    monkeypatch.setattr(shipped, "bounds", replace(shipped.bounds, **{f"text_{name}": bound / 2}))
     # when
     encoding = shipped.encode_texts(pieces)
-    # then bfloat16 alone would have changed codes, and was final on some rows
+    # then alone it would have changed codes, and it was final on some rows
     assert (wrong != in_float32).any()
     assert torch.equal(encoding.codes, in_float32)
-    assert {Precision.BFLOAT16, Precision.FLOAT32} <= set(encoding.precision.tolist())
+    assert {precision, Precision.FLOAT32} <= set(encoding.precision.tolist())
 
 
 @pytest.mark.parametrize(
-    ("size", "threads", "precision"), [(1, 1, "float32"), (7, 1, "float32"), (100, 2, "float32"), (32, 1, "bfloat16")]
+    ("size", "threads", "precision"),
+    [(1, 1, "float32"), (7, 1, "float32"), (100, 2, "float32"), (32, 1, "bfloat16"), (1, 2, "int16")],
 )
 def test_a_hundred_texts_have_their_canonical_codes_in_any_batch(
     size, threads, precision, shipped, pieces, canonical, monkeypatch
@@ -111,7 +116,8 @@ def test_a_hundred_texts_have_their_canonical_codes_in_any_batch(
     # given an order, and on every batch's end a text that is much longer
     rows = random.Random(size).sample(range(100), 100)
     (long,) = shipped.split(["padding " * 60])
-    bounds = self_test(shipped, bfloat16=precision == "bfloat16")
+    share = 1.0 if precision == "int16" else None
+    bounds = self_test(shipped, bfloat16=precision == "bfloat16", int16_share=share)
     monkeypatch.setattr(shipped, "bounds", bounds)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -240,6 +246,15 @@ def test_the_bound_of_bfloat16_covers_what_it_does_to_scripts_that_the_encoder_h
     assert 0 < moved.largest < 0.8 * bound
 
 
+def test_texts_are_tried_in_int16_where_few_of_them_go_on(shipped):
+    # given
+    none, all_of_them = (self_test(shipped, int16_share=share).text_int16 for share in (0.0, 1.0))
+    # then
+    assert none is None
+    assert (all_of_them is not None) is shipped.text_encoder.has_int16
+    assert all_of_them is None or shipped.bounds.text < all_of_them < 2e-3
+
+
 def test_where_there_is_nothing_to_choose_bfloat16_moves_no_margin(make_parts, text_encoder):
     tokenizer = Tokenizer("t", make_parts((384, 8), text_encoder, sizes=(1,)), ErrorBounds())
     assert self_test(tokenizer, bfloat16=True).text_bfloat16 == 0
@@ -300,6 +315,7 @@ def test_bfloat16_is_taken_where_it_is_asked_for_or_pays(
 ):
     # given
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(TextEncoder, "has_int16", False)
     parts = make_parts((384, 8), text_encoder)
     notes = {} if share is None else {"recomputed_share": {"text_bfloat16": share}}
     save(tmp_path / "t", parts, freeze("t", parts, ErrorBounds(text_bfloat16=bound), calibration=notes))

@@ -112,6 +112,36 @@ def test_a_text_comes_to_the_same_bits_alone_in_any_batch_and_on_any_threads(lib
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("width", [384, 768])
+def test_products_of_int16_err_little_and_come_to_the_same_bits_in_any_batch(library, width, pieces):
+    # given
+    forward = CompiledBert(library, bert(width, 12))
+    if not forward.has_int16:
+        pytest.skip("this processor has no VNNI")
+    exact = forward(pieces)
+    # when
+    whole = forward(pieces, in_int16=True)
+    # then
+    assert 1e-6 < float((whole - exact).norm(dim=1).max() / exact.norm(dim=1).max()) < 1e-3
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            assert torch.equal(torch.cat([forward([row], in_int16=True) for row in pieces]), whole)
+            assert torch.equal(forward(pieces[::-1], in_int16=True).flip(0), whole)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_numbers_that_int16_cannot_stand_for_end_as_no_numbers(library, pieces):
+    # given weights that are no numbers, so that the ladder goes on
+    model = bert(384, 12)
+    model[0].auto_model.embeddings.LayerNorm.weight[5] = torch.nan
+    forward = CompiledBert(library, model)
+    # then
+    assert not forward.has_int16 or forward(pieces, in_int16=True).isnan().all()
+
+
 @pytest.mark.parametrize("wrong", [[], [101, 30522], [-1], [7] * 513])
 def test_word_pieces_that_there_is_nothing_for_are_refused(library, text_encoder, wrong):
     forward = CompiledBert(library, text_encoder._model)
