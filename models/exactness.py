@@ -222,7 +222,9 @@ def self_test(
     if float16_share is not None:
         # On a GPU small batches take a way of their own.
         sizes = (32,) if tokenizer.device.type == "cpu" else (32, 4)
-        widened = replace(widened, text_float16=_paying_bound(tokenizer, texts, torch.float16, float16_share, sizes))
+        widened = replace(
+            widened, text_float16=_paying_bound(tokenizer, texts, torch.float16, float16_share, sizes=sizes)
+        )
     if int16_share is not None:
         bound = _paying_bound(tokenizer, texts, torch.int16, int16_share, room=INT16_ROOM)
         widened = replace(widened, text_int16=bound)
@@ -234,6 +236,7 @@ def _paying_bound(
     texts: Sequence[WordPieces],
     dtype: torch.dtype,
     share: float,
+    *,
     sizes: Sequence[int] = (32,),
     room: float = 1.0,
 ) -> float | None:
