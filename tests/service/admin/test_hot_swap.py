@@ -140,19 +140,29 @@ def test_a_stream_under_way_ends_with_the_tokenizer_that_was_unloaded_and_then_i
 def test_what_was_loaded_and_the_default_outlive_a_restart_until_the_settings_name_other_checkpoints(
     start: Callable[..., Any], first: Path, second: Path
 ) -> None:
+    def since(service: Any) -> str | None:
+        """When a call made the default tokenizer that."""
+        found: str | None = service.http.get("/tokenizers").json()["default_since"]
+        return found
+
     service = start()
+    by_settings = since(service)
     assert load(service, second.name, default=True).json()["default"] == full(second)
+    by_call = since(service)
+    assert make_default(service, second).is_success  # which it is already
     assert unload(service, first).json()["loaded"] == [full(second)]
     service.stop()
 
     again = start()
-    kept = loaded(again)
+    kept, kept_since = loaded(again), since(again)
     again.stop()
     with_both = start(further_checkpoints=(second,))
     anew = loaded(with_both)
 
     assert kept == [full(second)]
+    assert kept_since == by_call is not None
     assert anew == [full(first), full(second)]
+    assert since(with_both) is by_settings is None
 
 
 def test_every_process_of_a_service_follows_and_one_that_cannot_undoes_it_for_all(
