@@ -71,7 +71,7 @@ def assert_done(two: Two, namespace: str, directory: Path) -> None:
     ("call", "when"),
     [("retire_all", "answered"), ("make_default", "unsent"), ("make_default", "answered")],
 )
-def test_a_migration_that_is_ended_at_any_call_is_finished_by_the_same_command(
+def test_a_migration_that_is_ended_as_it_changes_something_is_finished_by_the_same_command(
     two: Two, namespace: str, tmp_path: Path, begun: Callable[..., Any], call: str, when: str
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
