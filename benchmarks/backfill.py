@@ -32,7 +32,7 @@ def run(arguments: Namespace) -> Result:
     """Measure."""
     result = Result("backfill")
     base = base_of(arguments.base)
-    bodies = json_bodies(as_base64("loop", Recombined(base, seed=1).take(arguments.looped)), BATCH)
+    bodies = json_bodies(as_base64("loop", Recombined(base, seed=1).take(arguments.items)), BATCH)
     with tempfile.TemporaryDirectory(prefix="semid-") as scratch:
         items = write_catalogue(Path(scratch) / "items", base, arguments.items)
         paths = {}
@@ -43,7 +43,7 @@ def run(arguments: Namespace) -> Result:
                 continue
             paths[name] = partial(backfilled, items, engine, arguments.workers, arguments.items)
         first = json_bodies(as_base64("first", Recombined(base, seed=2).take(FEW)), FEW)
-        paths[LOOP] = partial(looped, first[0], bodies, FEW, arguments.looped)
+        paths[LOOP] = partial(looped, first[0], bodies, FEW, arguments.items)
         result.comparisons += compared("A catalogue of embeddings", paths, {LOOP}, LOOP, arguments.rounds)
     return result
 
@@ -52,7 +52,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
     parser = parser_of(__doc__, rounds=2)
     parser.add_argument("--items", type=int, default=131_072, help="of the catalogue (default %(default)s)")
-    parser.add_argument("--looped", type=int, default=32_768, help="of the loop (default %(default)s)")
     parser.add_argument("--base", type=Path, nargs="*", default=[], help="arrays of embeddings; made up if not given")
     parser.add_argument("--workers", type=int, default=2, help="(default %(default)s)")
     arguments = parser.parse_args(argv)
