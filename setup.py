@@ -7,7 +7,7 @@ Where there is no C compiler the installation goes on without them. Nothing is c
 from setuptools import Extension, setup
 
 LIBRARIES = {
-    "_residual_argmin": ("residual_argmin.c", "residual_search.h", "threads.h"),
+    "_residual_argmin": ("residual_argmin.c", "residual_kinds.h", "residual_search.h", "threads.h"),
     "_packed_bert": ("packed_bert.c", "bert_layers.h", "threads.h"),
 }
 
