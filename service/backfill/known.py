@@ -48,16 +48,15 @@ class KnownCodes:
     def of(self, first: int, digests: NDArray[np.uint64]) -> tuple[NDArray[np.bool_], NDArray[np.int32]]:
         """Which of these contents (n,), from a row of the block on, are known, and their codes (n, L)."""
         if self._rows is None:
-            return np.zeros(len(digests), np.bool_), np.zeros(
-                (len(digests), len(self._layout.codebook_sizes)), np.int32
-            )
+            shape = len(digests), len(self._layout.codebook_sizes)
+            return np.zeros(shape[0], np.bool_), np.zeros(shape, np.int32)
         rows = self._rows.slice(first, len(digests))
         same = rows["known"].to_numpy() & (rows["digest"].to_numpy() == digests)
         return same, unpacked(rows["codes"], self._layout)
 
 
-async def recall(record: Record, reader: RowReader, block: Block, path: Path, patience_s: float) -> int:
-    """Writes what the record knows of a block's items, if it knows any; how many.
+async def recall(record: Record, reader: RowReader, block: Block, path: Path, patience_s: float) -> None:
+    """Writes what the record knows of a block's items, if it knows any.
 
     Args:
         record: Is asked.
@@ -79,6 +78,5 @@ async def recall(record: Record, reader: RowReader, block: Block, path: Path, pa
         columns = [pa.array(known), pa.array(held.digests), packed_column(pack(codes, record.layout))]
         parts.append(pa.table(columns, names=_COLUMNS))
     table = pa.concat_tables(parts).combine_chunks()
-    if count := int(table["known"].to_numpy().sum()):
+    if table["known"].to_numpy().any():
         write_arrow(path, table)
-    return count
