@@ -19,7 +19,7 @@ needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="
 
 # Two machines with a core and a GPU each, as far as Ray knows; who encodes writes down where it runs.
 ON_TWO_NODES = """
-import os, sys
+import os, sys, time
 import ray
 from pathlib import Path
 from ray.cluster_utils import Cluster
@@ -37,6 +37,9 @@ class Telling(ray_engine.BlockActor):
     def __call__(self, row):
         context = ray.get_runtime_context()
         (nodes / context.get_node_id()).write_text(f"{context.get_accelerator_ids()['GPU']}")
+        deadline = time.monotonic() + 60
+        while len(list(nodes.iterdir())) < 2 and time.monotonic() < deadline:  # else the first could do all
+            time.sleep(0.05)
         return super().__call__(row)
 
 ray_engine.BlockActor = Telling
