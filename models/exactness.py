@@ -17,6 +17,7 @@ Manifests hold the bounds of the machine that froze; `self_test` measures on the
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -221,7 +222,7 @@ def self_test(
         widened = replace(widened, text_bfloat16=max(bounds.text_bfloat16 or 0.0, moved.bound))
     if float16_share is not None:
         # On a GPU small batches take a way of their own.
-        sizes = (32,) if tokenizer.device.type == "cpu" else (32, 4)
+        sizes = (32,) if tokenizer.device.type == "cpu" else (32, 4, 1)
         widened = replace(
             widened, text_float16=_paying_bound(tokenizer, texts, torch.float16, float16_share, sizes=sizes)
         )
@@ -240,8 +241,13 @@ def _paying_bound(
     sizes: Sequence[int] = (32,),
     room: float = 1.0,
 ) -> float | None:
-    """The bound of a path, with room; None where it leaves more than this share of the texts to be computed again."""
+    """The bound of a path, with room; None where it leaves more than this share of the texts to be computed again.
+
+    What overflows has no bound: the path is not taken.
+    """
     batches = [_moved_margins(tokenizer, texts, dtype, size) for size in sizes]
+    if not all(math.isfinite(moved.bound) for moved in batches):
+        return None
     bound = max(tokenizer.bounds.text, *(room * moved.bound for moved in batches))
     return bound if _share(batches[0].margins, bound) <= share else None
 

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from models.device.transfer import together, uploaded
+from models.device.transfer import overlaps, together, uploaded
 from models.ladder import Encoding, ErrorBounds, Precision, Rung, climb
 from models.network import DecoderNetwork, EncoderNetwork
 from models.packed_linear import FastNetwork
@@ -107,6 +107,8 @@ class Tokenizer:
         self._fast_network = FastNetwork(parts.network, self.device)
         on_cpu = self.device.type == "cpu"
         self._at_once = EMBEDDINGS_AT_ONCE if on_cpu else EMBEDDINGS_AT_ONCE_ON_DEVICE
+        if self.device.type == "cuda":
+            overlaps(self.device)  # tried at the start, not at the first bulk
         self._exact_network = self._network if on_cpu else _frozen(parts.network, torch.device("cpu"))
         self._exact_quantizer = self._quantizer if on_cpu else _frozen(parts.quantizer, torch.device("cpu"))
         # By the processor's arithmetic on every device: bounds are multiples of it.

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
-from typing import NamedTuple
+from contextlib import suppress
+from itertools import chain, cycle, islice
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from models.device.streams import give_back, own_stream
 from models.device.unpadded_bert import UnpaddedBert
 
 log = logging.getLogger(__name__)
@@ -46,7 +49,7 @@ class ReplayedBert:
 
     Args:
         forward: The forward pass.
-        record: `recorder` of its device.
+        record: `Recorder` of its device.
         buckets: What to record.
     """
 
@@ -85,14 +88,21 @@ class ReplayedBert:
         return replay()[: len(pieces)].clone()
 
     def check(self, known: Sequence[Sequence[int]], tolerance: float) -> None:
-        """Raise ValueError where known texts have other embeddings by replay, in turn, than without it."""
-        for texts, length in self._recorded:
+        """Raise ValueError where a replay of any size gives known texts other embeddings than the forward pass."""
+        for bucket in self._recorded:
             for first in range(len(known)):
-                batch = [row[:length] for row in (*known[first:], *known[:first])][:texts]
+                batch = filling(bucket, known, first)
                 error = float((self(batch) - self.forward(batch)).norm(dim=1).max())
                 if not error <= tolerance:
-                    msg = f"a replay of {texts} x {length} word pieces errs by {error:.2g}"
+                    msg = f"a replay of {bucket.texts} x {bucket.length} word pieces errs by {error:.2g}"
                     raise ValueError(msg)
+
+
+def filling(bucket: Bucket, known: Sequence[Sequence[int]], first: int) -> list[list[int]]:
+    """As many texts as a bucket takes, of known word pieces over and over; the longest as it takes, less `first`."""
+    texts = islice(cycle(known), first, first + bucket.texts)
+    lengths = (bucket.length - first - number * bucket.length // bucket.texts for number in range(bucket.texts))
+    return [[*islice(cycle(text), max(1, length))] for text, length in zip(texts, lengths, strict=True)]
 
 
 def filled(pieces: Sequence[Sequence[int]], bucket: Bucket) -> list[int]:
@@ -112,7 +122,7 @@ def with_graphs(forward: UnpaddedBert, known: Sequence[Sequence[int]], tolerance
     if forward.device.type != "cuda" or forward.dtype == torch.float64:
         return forward
     try:
-        replayed = ReplayedBert(forward, recorder(forward.device))
+        replayed = ReplayedBert(forward, Recorder(forward.device))
         replayed.check(known, tolerance)
     except Exception as fault:  # noqa: BLE001 - whatever a device lacks here, there is the pass as it is
         log.warning("no CUDA graphs in %s on %s: %s", forward.dtype, forward.device, fault)
@@ -120,25 +130,55 @@ def with_graphs(forward: UnpaddedBert, known: Sequence[Sequence[int]], tolerance
     return replayed
 
 
-def recorder(device: torch.device) -> Record:
-    """Records work on a GPU; all that one recorder records shares memory, so one replay at a time, in one stream."""
-    stream, pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+class Recorder:
+    """Records work on a GPU; all that one recorder records shares memory, so one replay at a time, in one stream.
 
-    def record(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
-        with _RECORDING, torch.cuda.device(device), torch.cuda.stream(stream):
-            stream.wait_stream(before)
+    Args:
+        device: The GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream, self._pool = own_stream(device), torch.cuda.graph_pool_handle()
+        self._graphs: list[torch.cuda.CUDAGraph] = []
+        # With the last replay, each of which holds on to this.
+        weakref.finalize(self, _drop, self._graphs, self._stream).atexit = False
+
+    def __call__(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """See `Record`."""
+        graph, before, number = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device), len(self._graphs)
+        with _RECORDING, torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            self._stream.wait_stream(before)
             for _ in range(WARM_UPS):
                 work()
-            # Another tokenizer may be at work in another thread, whose allocations would be errors otherwise.
-            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                result = work()
-        before.wait_stream(stream)
+            try:
+                # Another tokenizer may be at work in another thread, whose allocations would be errors otherwise.
+                with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+                    result = work()
+            except Exception:
+                self._end()
+                raise
+        before.wait_stream(self._stream)
+        self._graphs.append(graph)
 
         def replay() -> Tensor:
-            graph.replay()
+            self._graphs[number].replay()
             return result
 
         return replay
 
-    return record
+    def _end(self) -> None:
+        """Tell torch's allocator that a recording that failed is over.
+
+        Torch does not: the allocator would take it for under way from then on, and give back no memory that two streams
+        have worked on, for as long as the process lives.
+        """
+        with suppress(RuntimeError):  # where torch has done so
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)  # noqa: SLF001
+            torch._C._cuda_releasePool(torch.cuda.current_device(), self._pool)  # noqa: SLF001
+
+
+def _drop(graphs: list[torch.cuda.CUDAGraph], stream: Any) -> None:
+    """The graphs first: see `models.device.streams`."""
+    graphs.clear()
+    give_back(stream)

@@ -6,26 +6,35 @@ On a processor both are what they are without a device: rows in parts, and parts
 from __future__ import annotations
 
 import functools
+import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from models.device.streams import own_stream
+
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
+
+# Of the trial of uploads: parts, numbers of each (4 MiB of them), and steps of the work on each, which together take
+# longer than the copy of the next one.
+PARTS, NUMBERS, STEPS = 8, 2**20, 64
 
 
 def uploaded(rows: Tensor, device: torch.device, at_once: int) -> Iterable[Tensor]:
     """Rows (B, D) on a device, in parts of so many at most, in order; an empty part where there are none.
 
     From a processor to a GPU each part goes by pinned memory and a stream of its own, while the one before it is worked
-    on in the current stream.
+    on in the current stream; where that fails, one part after the other.
     """
     if len(rows) <= at_once:
         return [rows if rows.device == device else rows.to(device)]
     parts = rows.split(at_once)
-    if rows.device.type != "cpu" or device.type != "cuda":
+    if rows.device.type != "cpu" or device.type != "cuda" or not overlaps(device):
         return (part.to(device) for part in parts)
     return _overlapped(parts, device)
 
@@ -65,6 +74,31 @@ def unpacked(whole: Tensor, like: Sequence[Tensor]) -> Sequence[Tensor]:
     ]
 
 
+@functools.cache
+def overlaps(device: torch.device) -> bool:
+    """Whether rows go up to a GPU while others are worked on; tried once, and the log says why they do not."""
+    return arrives(_overlapped, device)
+
+
+def arrives(way: Callable[[Iterable[Tensor], torch.device], Iterable[Tensor]], device: torch.device) -> bool:
+    """Whether parts that go up to a device in some way are there, and stay, while they are worked on."""
+    sent = torch.arange(PARTS * NUMBERS, dtype=torch.float32)
+    try:
+        found = torch.cat([_worked_on(part) for part in way(sent.split(NUMBERS), device)]).cpu()
+        fault = None if torch.equal(found, sent + STEPS) else "numbers arrive other than they were sent"
+    except Exception as error:  # noqa: BLE001 - whatever a device lacks here, there is the plain copy
+        fault = str(error)
+    if fault is not None:
+        log.warning("embeddings go up to %s one part after the other: %s", device, fault)
+    return fault is None
+
+
+def _worked_on(part: Tensor) -> Tensor:
+    for _ in range(STEPS):
+        part = part + 1
+    return part
+
+
 def _overlapped(parts: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
     """Parts on a GPU; few at a time, however slow the work on them is."""
     worked: deque[torch.cuda.Event] = deque()
@@ -89,6 +123,6 @@ def _sent(part: Tensor, device: torch.device) -> tuple[Tensor, torch.cuda.Event]
 
 
 @functools.cache
-def _copying(device: torch.device) -> torch.cuda.Stream:
+def _copying(device: torch.device) -> Any:
     """The stream of a device's copies: one, as torch keeps memory by the stream that it was allocated in."""
-    return torch.cuda.Stream(device)
+    return own_stream(device)

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models import DEFAULT_CHECKPOINT, load
-from models.device.graphs import BUCKETS, Bucket, ReplayedBert, filled, recorder, with_graphs
+from models.device.graphs import BUCKETS, Bucket, Recorder, ReplayedBert, filled, filling, with_graphs
+from models.device.streams import STREAMS
 from models.device.unpadded_bert import UnpaddedBert
 
 CPU = torch.device("cpu")
@@ -100,6 +101,31 @@ def test_a_replay_that_ignores_its_buffers_is_found(forward, pieces):
         replayed.check(pieces, 1e-2)
 
 
+def test_known_texts_fill_a_bucket_with_texts_of_several_lengths():
+    assert filling(Bucket(1, 5), [[1, 2], [3]], 0) == [[1, 2, 1, 2, 1]]
+    assert filling(Bucket(4, 8), [[1, 2], [3]], 1) == [[3] * 7, [1, 2, 1, 2, 1], [3] * 3, [1]]
+    for bucket in BUCKETS:
+        for first in (0, 1):
+            batch = filling(bucket, [[1, 2, 3], [4]], first)
+            assert (len(batch), max(map(len, batch))) == (bucket.texts, bucket.length - first)
+            assert min(map(len, batch)) >= 1
+
+
+@pytest.mark.parametrize("wrong", range(4))
+def test_a_replay_that_errs_is_found_whatever_its_size(wrong, forward, pieces):
+    # given four recordings, of which one has taken a mask or a shape of another
+    buckets = [Bucket(1, 8), Bucket(1, 16), Bucket(4, 8), Bucket(16, 16)]
+    numbers = iter(range(4))
+
+    def record(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        return work if next(numbers) != wrong else lambda: work().flip(1)
+
+    # when, then
+    replayed = ReplayedBert(forward, record, buckets)
+    with pytest.raises(ValueError, match="a replay of {} x {} word pieces".format(*buckets[wrong])):
+        replayed.check(pieces[:2], 1e-2)
+
+
 def test_where_nothing_can_be_recorded_the_forward_pass_stays_as_it_is_and_the_log_says_so(
     forward, pieces, monkeypatch, caplog
 ):
@@ -134,7 +160,7 @@ def test_on_a_gpu_all_that_is_recorded_is_on_the_gpu(dtype, text_encoder):
 def test_on_a_gpu_a_replay_has_the_embeddings_of_the_forward_pass(dtype, text_encoder, pieces):
     # given
     forward = UnpaddedBert(text_encoder._model, torch.device("cuda"), dtype)
-    replayed = ReplayedBert(forward, recorder(forward.device))
+    replayed = ReplayedBert(forward, Recorder(forward.device))
     batches = [pieces, pieces[:1], pieces[::-1][:3], pieces[1:2], [[101, *[2000] * 100, 102]]]
     # when
     with torch.inference_mode():
@@ -154,3 +180,32 @@ def test_on_a_gpu_texts_alone_have_the_codes_of_the_cpu_and_the_log_names_the_gr
         assert torch.equal(
             tokenizer.encode_texts(tokenizer.split([text])).codes, twin.encode_texts(twin.split([text])).codes
         )
+
+
+@gpu
+def test_on_a_gpu_what_was_recorded_stays_when_others_are_recorded_and_dropped(text_encoder, pieces):
+    # given more recordings than torch has streams
+    forward = UnpaddedBert(text_encoder._model, torch.device("cuda"), torch.float16)
+    kept = ReplayedBert(forward, Recorder(forward.device))
+    expected = kept(pieces[:1])
+    # when
+    for _ in range(STREAMS):
+        assert torch.equal(ReplayedBert(forward, Recorder(forward.device), [Bucket(1, 16)])(pieces[:1]), expected)
+    torch.cuda.empty_cache()
+    # then
+    assert torch.equal(kept(pieces[:1]), expected)
+
+
+@gpu
+def test_on_a_gpu_a_recording_that_fails_leaves_torch_as_it_was():
+    # given work that waits for the device, which no recording can
+    device = torch.device("cuda")
+    number = torch.ones(1, device=device)
+    recorder = Recorder(device)
+    # when
+    with pytest.raises(RuntimeError):
+        recorder(lambda: number * number.item())
+    # then
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    assert torch.equal(Recorder(device)(lambda: number + 1)(), number + 1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 
 from models import DEFAULT_CHECKPOINT, load
-from models.device.transfer import one_ahead, packed, together, unpacked, uploaded
+from models.device.transfer import arrives, one_ahead, overlaps, packed, together, unpacked, uploaded
 
 CPU = torch.device("cpu")
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -81,6 +83,35 @@ def test_a_number_that_is_not_finite_is_found_in_any_part(monkeypatch):
         embeddings[row, 3] = torch.inf
         with pytest.raises(ValueError, match="not finite"):
             tokenizer.encode(embeddings)
+
+
+def test_a_way_up_is_taken_where_all_numbers_arrive_and_the_log_says_why_not(caplog):
+    def raises(parts, device):
+        raise RuntimeError("no such stream")
+
+    ways = {
+        "other than they were sent": lambda parts, _: (part.roll(1) for part in parts),
+        "other than they": lambda parts, _: parts[:-1],
+        "no such stream": raises,
+    }
+    assert arrives(lambda parts, _: iter(parts), CPU)
+    assert not caplog.records
+    for why, way in ways.items():
+        with caplog.at_level(logging.WARNING):
+            assert not arrives(way, CPU)
+        assert f"cpu one part after the other: {why}" in caplog.text.replace("numbers arrive ", "")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_where_there_is_no_second_stream_parts_go_up_one_after_the_other(caplog):
+    with caplog.at_level(logging.WARNING):
+        assert not overlaps(torch.device("cuda", 0))
+    assert "embeddings go up to cuda:0 one part after the other" in caplog.text
+
+
+@gpu
+def test_on_a_gpu_uploads_pass_their_trial():
+    assert overlaps(torch.device("cuda"))
 
 
 @gpu

@@ -88,6 +88,32 @@ def test_an_attention_that_fails_here_is_left_for_the_next_one_and_the_log_says_
         assert text_encoder._unpadded_pass(torch.float32) is None
 
 
+def test_texts_of_one_length_are_tried_too(text_encoder, monkeypatch, caplog):
+    # given a way of theirs that computes something else
+    forward = UnpaddedBert.__call__
+
+    def wrong_alone(self, pieces):
+        return forward(self, pieces).roll(int(len(pieces) == 1), 1)
+
+    monkeypatch.setattr(UnpaddedBert, "__call__", wrong_alone)
+    with caplog.at_level(logging.WARNING):
+        assert text_encoder._unpadded_pass(torch.float32) is None
+    assert "by runs attention in torch.float32 on cpu errs by" in caplog.text
+
+
+def test_where_float16_overflows_texts_do_not_take_it(monkeypatch):
+    # given
+    tokenizer = load(DEFAULT_CHECKPOINT)
+    text_latents = tokenizer.text_latents
+
+    def overflowing(pieces, dtype=torch.float32):
+        return text_latents(pieces[:1]).expand(len(pieces), -1) * (torch.inf if dtype == torch.float16 else 1)
+
+    monkeypatch.setattr(tokenizer, "text_latents", overflowing)
+    # then, not even where it is asked for
+    assert self_test(tokenizer, float16_share=1.0).text_float16 is None
+
+
 def give(found):
     if isinstance(found, Exception):
         raise found
@@ -118,6 +144,7 @@ def canonical(tokenizer: Tokenizer, pieces: list[list[int]]) -> torch.Tensor:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_on_a_gpu_the_codes_are_the_canonical_ones():
     tokenizer = load(DEFAULT_CHECKPOINT, "cuda", text_precision="float16", tests_itself=True)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
     texts = tokenizer.split(TEXTS)
     assert torch.equal(tokenizer.encode_texts(texts).codes, canonical(tokenizer, texts))
     embeddings = tokenizer.embed(texts)
