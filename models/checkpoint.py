@@ -190,7 +190,8 @@ def load(
             be computed again; on a CPU int16 where the forward pass has it and few enough would; where it has not,
             bfloat16 if the manifest says so and the processor multiplies it fast.
         tests_itself: Measure the fast paths on this machine, and take the larger of each bound found and frozen; half
-            a second more, in which the process's number of threads changes. Half precision is always tested.
+            a second more, in which the process's number of threads changes. Half precision is always tested, and so is
+            every path on a GPU: manifests hold what was seen on a CPU.
 
     Raises:
         CheckpointError: Anything is missing, malformed, or differs from what the fingerprint covers.
@@ -204,13 +205,10 @@ def load(
     takes_bfloat16 = int16_share is None and _takes_bfloat16(manifest, tokenizer.device, text_precision)
     bfloat16 = tokenizer.takes_text and takes_bfloat16
     float16_share = _float16_share(tokenizer.device, text_precision) if tokenizer.takes_text else None
-    if tests_itself or bfloat16 or float16_share is not None or int16_share is not None:
+    on_device = tokenizer.device.type != "cpu"
+    if tests_itself or on_device or bfloat16 or float16_share is not None or int16_share is not None:
         tokenizer.bounds = self_test(
-            tokenizer,
-            bfloat16=bfloat16,
-            float16_share=float16_share,
-            int16_share=int16_share,
-            float64=tokenizer.device.type != "cpu",
+            tokenizer, bfloat16=bfloat16, float16_share=float16_share, int16_share=int16_share, float64=on_device
         )
     else:
         tokenizer.bounds = replace(

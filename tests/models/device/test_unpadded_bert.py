@@ -152,6 +152,11 @@ def test_on_a_gpu_the_codes_are_the_canonical_ones():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_on_a_gpu_bounds_are_measured_whether_asked_for_or_not():
+    assert load(DEFAULT_CHECKPOINT, "cuda").bounds.text_float64 is not None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize("attention", WAYS)
 def test_on_a_gpu_every_attention_gives_the_padded_embeddings(attention, text_encoder, pieces, padded):
     dtype = torch.float16 if attention == "varlen" else torch.float32
