@@ -107,7 +107,8 @@ def _draft(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
         draft.replace(path)
         sync(path.parent)
     except BaseException as error:
-        if isinstance(error, OSError) and error.filename is None:  # a full disk names nothing
+        # A full disk names nothing; an error without a number would lose its words to a name.
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
             error.filename = str(path)
         _remove(draft)
         raise
