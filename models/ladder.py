@@ -31,6 +31,8 @@ class Precision(IntEnum):
     """Embeddings, and on a device texts, in a batch."""
     CANONICAL = 5
     """Alone, in float64, on the CPU, distances by differences."""
+    UNDECIDED = 6
+    """None yet: left to the canonical path by who asked for it."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,11 @@ class Encoding(NamedTuple):
     alternatives: Tensor
 
     @property
+    def undecided(self) -> Tensor:
+        """(n,) int64, rows that are left to the canonical path."""
+        return (self.precision == Precision.UNDECIDED).nonzero().flatten()
+
+    @property
     def recomputed(self) -> Tensor:
         """(B,) bool, rows that were near a tie and went to the canonical path."""
         return self.precision == Precision.CANONICAL
@@ -99,7 +106,7 @@ class Rung(NamedTuple):
 def climb(
     rungs: Sequence[Rung],
     rows: int,
-    canonical: Callable[[int], Encoding],
+    canonical: Callable[[int], Encoding] | None,
     key: Callable[[int], Hashable] = lambda row: row,
 ) -> Encoding:
     """The encoding of rows (B), each final on the first path that leaves no doubt.
@@ -107,7 +114,7 @@ def climb(
     Args:
         rungs: From fast to exact; one at least.
         rows: B.
-        canonical: The encoding of one row alone.
+        canonical: The encoding of one row alone; None where rows that come so far are left undecided.
         key: Rows of equal keys are computed once on the canonical path.
     """
     undecided = torch.arange(rows)
@@ -125,6 +132,9 @@ def climb(
             return encoding
         undecided = undecided[~final]
     assert encoding is not None
+    if canonical is None:
+        encoding.precision[undecided] = Precision.UNDECIDED
+        return encoding
     known: dict[Hashable, Encoding] = {}
     for row in undecided.tolist():
         exact = known.get(key(row))

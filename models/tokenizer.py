@@ -78,7 +78,7 @@ class Explanation(NamedTuple):
 class Tokenizer:
     """A frozen tokenizer.
 
-    Not thread-safe: one thread owns it. `split` and `explain` alone may be called from others.
+    Not thread-safe: one thread owns it. `split`, `explain` and `encode_text_alone` may be called from others.
 
     Args:
         full_name: `name@fingerprint`, the manifest's.
@@ -192,12 +192,15 @@ class Tokenizer:
             )
 
     @torch.inference_mode()
-    def encode_texts(self, pieces: Sequence[WordPieces], *, alternatives: int = 0) -> Encoding:
+    def encode_texts(
+        self, pieces: Sequence[WordPieces], *, alternatives: int = 0, leave_undecided: bool = False
+    ) -> Encoding:
         """Codes of B texts, given as word pieces; of similar length, or the padding costs. Equal texts cost one.
 
         Args:
             pieces: Of `split`.
             alternatives: As in `encode`.
+            leave_undecided: Whether rows that no fast path decides are left to `encode_text_alone`.
 
         Raises:
             ValueError: This tokenizer takes embeddings only, or an embedding came out not finite.
@@ -231,9 +234,26 @@ class Tokenizer:
             encoding = climb(
                 rungs,
                 len(distinct),
-                lambda row: self._canonical(text_encoder.embed_exactly(distinct[row]), alternatives),
+                None
+                if leave_undecided
+                else lambda row: self._canonical(text_encoder.embed_exactly(distinct[row]), alternatives),
             )
         return Encoding(*(tensor[place] for tensor in encoding))
+
+    @torch.inference_mode()
+    def encode_text_alone(self, pieces: WordPieces, *, alternatives: int = 0) -> Encoding:
+        """Codes of one text on the canonical path; safe to call from any thread.
+
+        Args:
+            pieces: Of `split`.
+            alternatives: As in `encode`.
+
+        Raises:
+            ValueError: As in `encode_texts`.
+            CheckpointError: As in `encode`.
+        """
+        with full_precision(self.device):
+            return self._canonical(self._require_text_encoder().embed_exactly(pieces), alternatives)
 
     @torch.inference_mode()
     def explain(self, content: WordPieces | Tensor) -> Explanation:

@@ -143,7 +143,9 @@ class Metrics:
             batch_tokens=self._batch_tokens.labels(tokenizer),
             model_seconds=self._model_seconds.labels(tokenizer),
             recomputed=self._recomputed.labels(tokenizer),
-            final=[self._final.labels(tokenizer, path.name.lower()) for path in Precision],
+            final=[
+                self._final.labels(tokenizer, path.name.lower()) for path in Precision if path != Precision.UNDECIDED
+            ],
         )
 
     def ranks_of_model(self, tokenizer: str) -> Ranks:
@@ -306,12 +308,16 @@ class ModelMetrics:
             rows: How many.
             tokens: Of all rows.
             seconds: How long the model took.
-            precision: (rows,) int64, of the path that each row was final on.
+            precision: (rows,) int64, of the path that each row was final on; rows that are undecided are not counted.
         """
         self.batch_rows.observe(rows)
         self.batch_tokens.observe(tokens)
         self.model_seconds.observe(seconds)
+        self.rows_final(precision)
+
+    def rows_final(self, precision: Tensor) -> None:
+        """Count rows by the path (rows,) int64 that each was final on."""
         counts = precision.bincount(minlength=len(Precision)).tolist()
-        for counter, count in zip(self.final, counts, strict=True):
+        for counter, count in zip(self.final, counts[: len(self.final)], strict=True):
             counter.inc(count)
         self.recomputed.inc(counts[Precision.CANONICAL])

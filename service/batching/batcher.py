@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -26,6 +27,7 @@ from models import Encoding
 from service.batching.capacity import Capacity
 from service.batching.jobs import Batch, Content, Contents, Encoded, Job, Kind, Outcome, Prepared, settle
 from service.batching.lanes import SMALL_ROWS, SMALL_TOKENS, Lane, LaneQueue, lane_of
+from service.batching.undecided import Undecided
 from service.errors import EncoderStopped, EncodingFailed
 from service.metrics import ModelMetrics
 from service.telemetry.serving import SERVING
@@ -57,8 +59,13 @@ class Encoder(Protocol):
     def encode(self, embeddings: torch.Tensor, *, alternatives: int = 0) -> Encoding:
         """Codes of embeddings (B, D)."""
 
-    def encode_texts(self, pieces: Sequence[Sequence[int]], *, alternatives: int = 0) -> Encoding:
-        """Codes of texts, given as word pieces."""
+    def encode_texts(
+        self, pieces: Sequence[Sequence[int]], *, alternatives: int = 0, leave_undecided: bool = False
+    ) -> Encoding:
+        """Codes of texts, given as word pieces; those that no fast path decides may be left to `encode_text_alone`."""
+
+    def encode_text_alone(self, pieces: Sequence[int], *, alternatives: int = 0) -> Encoding:
+        """Codes of one text, given as word pieces; called from another thread than the model's."""
 
 
 class Pace:
@@ -108,6 +115,7 @@ class Batcher:
         self._texts_in_model = False
         self._left = False  # whether a caller left since the queue was last searched for such
         self._splitters = {lane: ThreadPoolExecutor(1, thread_name_prefix=f"word-pieces-{lane}") for lane in Lane}
+        self._undecided = Undecided(encoder, metrics)
         self._worker = threading.Thread(target=self._run, name="model", daemon=True)
 
     def start(self) -> None:
@@ -194,6 +202,7 @@ class Batcher:
             self._changed.notify()
         if self.alive:
             await asyncio.to_thread(self._worker.join)
+        await asyncio.to_thread(self._undecided.close)
         self._capacity.leave(self)
         for splitter in self._splitters.values():
             splitter.shutdown()
@@ -276,7 +285,7 @@ class Batcher:
                 with self._capacity.turn(self) as lane:
                     batch = self._take(lane)  # only now: what gathered while the others had their turns comes along
                     if batch is not None:
-                        self._encode(batch)
+                        self._encode(batch, leave_undecided=batch.kind.is_text and lane is Lane.BULK)
                 if batch is not None:
                     self._texts_in_model = False
                     settle(batch.ended(time.perf_counter()))
@@ -313,8 +322,12 @@ class Batcher:
         within_time = int(batch_s * self._paces[kind.is_text].tokens_per_s)
         return min(self._batch_tokens, max(within_time, MIN_BATCH_TOKENS))
 
-    def _encode(self, batch: Batch) -> None:
+    def _encode(self, batch: Batch, *, leave_undecided: bool) -> None:
         """Encode a batch. One that fails is tried again in halves, down to the row at fault.
+
+        Args:
+            batch: Of rows of one kind.
+            leave_undecided: Whether texts that no fast path decides are decided beside the model.
 
         Raises:
             Exception: The model fails on what it could do before as well: the device is lost, and the thread ends.
@@ -322,13 +335,13 @@ class Batcher:
         started = time.perf_counter()
         try:
             contents = batch.contents()
-            encoding = self._forward(batch.kind, contents)
+            encoding = self._forward(batch.kind, contents, leave_undecided=leave_undecided)
             encoded = Encoded.of(encoding, batch.rows)
         except Exception as error:
             if batch.rows > 1:
                 log.warning("a batch of %d rows failed, trying it in halves: %r", batch.rows, error)
                 for half in batch.halves():
-                    self._encode(half)
+                    self._encode(half, leave_undecided=leave_undecided)
                 return
             log.exception("the model failed on one row", extra={"request_id": batch.spans[0].job.request_id})
             if self._proven is None:
@@ -336,9 +349,10 @@ class Batcher:
             self._forward(*self._proven)
             batch.fail(EncodingFailed(type(error).__name__))
             return
-        batch.put(encoded)
+        undecided = batch.put(encoded, encoding.undecided.tolist() if leave_undecided else ())
         self._proven = batch.kind, contents[:1].copy()
         self._measure(batch, encoding, time.perf_counter() - started)
+        self._undecided.decide(undecided)
 
     def _measure(self, batch: Batch, encoding: Encoding, elapsed_s: float) -> None:
         tokens = batch.tokens
@@ -346,10 +360,11 @@ class Batcher:
         batch.took(elapsed_s)
         self._metrics.batch(rows=batch.rows, tokens=tokens, seconds=elapsed_s, precision=encoding.precision)
 
-    def _forward(self, kind: Kind, contents: Prepared) -> Encoding:
+    def _forward(self, kind: Kind, contents: Prepared, *, leave_undecided: bool = False) -> Encoding:
         if isinstance(contents, np.ndarray):
             return self._encoder.encode(torch.from_numpy(contents), alternatives=kind.alternatives)
-        return self._encoder.encode_texts(contents, alternatives=kind.alternatives)
+        encode = partial(self._encoder.encode_texts, alternatives=kind.alternatives)
+        return encode(contents, leave_undecided=True) if leave_undecided else encode(contents)
 
 
 def _stacked(embeddings: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -166,6 +167,7 @@ class Job:
     encoded_at: float = 0.0
     model_s: float = 0.0
     request_id: str | None = field(default_factory=request_id)
+    _counting: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         """Nothing is known yet."""
@@ -185,20 +187,31 @@ class Job:
         some = self.contents[start:stop]
         return sum(map(len, some)) if self.kind.is_text else len(some)
 
-    def put(self, start: int, part: Encoded) -> None:
-        """What became of the rows from here on."""
-        self.missing -= len(part)
+    def put(self, start: int, part: Encoded, undecided: int = 0) -> None:
+        """What became of the rows from here on, of which so many are still to be decided."""
         if len(part) == self.rows:
             self.encoded = part
-            return
-        if self.encoded is None:
-            self.encoded = Encoded.like(part, self.rows)
-        self.encoded.put(slice(start, start + len(part)), part)
+        else:
+            if self.encoded is None:
+                self.encoded = Encoded.like(part, self.rows)
+            self.encoded.put(slice(start, start + len(part)), part)
+        self._known(len(part) - undecided)
+
+    def decide(self, place: int, row: Encoded, model_s: float) -> None:
+        """What became of a row that was undecided, after so long."""
+        assert self.encoded is not None
+        self.encoded.put(slice(place, place + 1), row)
+        self.model_s += model_s
+        self._known(1)
 
     def fail(self, place: int, failure: EncodingFailed) -> None:
         """The model failed on this row."""
-        self.missing -= 1
         self.failures[place] = failure
+        self._known(1)
+
+    def _known(self, rows: int) -> None:
+        with self._counting:  # the model's thread does, and that of undecided rows
+            self.missing -= rows
 
     def tell(self, serving: Serving) -> None:
         """Tell the request that it is part of where its time went."""
@@ -284,12 +297,16 @@ class Batch:
             job.encoded_at = at
         return done
 
-    def put(self, encoded: Encoded) -> None:
-        """Hand each job its rows."""
+    def put(self, encoded: Encoded, undecided: Sequence[int] = ()) -> list[tuple[Job, int]]:
+        """Hand each job its rows; returns the job and the place of each row that is undecided."""
+        places: list[tuple[Job, int]] = []
         at = 0
         for span in self.spans:
-            span.job.put(span.start, encoded.part(slice(at, at + span.rows)))
+            later = [row - at + span.start for row in undecided if at <= row < at + span.rows]
+            span.job.put(span.start, encoded.part(slice(at, at + span.rows)), len(later))
+            places += [(span.job, place) for place in later]
             at += span.rows
+        return places
 
     def fail(self, failure: EncodingFailed) -> None:
         """The model failed on its only row."""

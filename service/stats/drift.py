@@ -122,9 +122,16 @@ class WatchedEncoder:
         """See `Encoder.encode`."""
         return self._counted(self._encoder.encode(embeddings, alternatives=alternatives), alternatives)
 
-    def encode_texts(self, pieces: Sequence[Sequence[int]], *, alternatives: int = 0) -> Encoding:
+    def encode_texts(
+        self, pieces: Sequence[Sequence[int]], *, alternatives: int = 0, leave_undecided: bool = False
+    ) -> Encoding:
         """See `Encoder.encode_texts`."""
-        return self._counted(self._encoder.encode_texts(pieces, alternatives=alternatives), alternatives)
+        encode = partial(self._encoder.encode_texts, alternatives=alternatives, leave_undecided=leave_undecided)
+        return self._counted(encode(pieces), alternatives)
+
+    def encode_text_alone(self, pieces: Sequence[int], *, alternatives: int = 0) -> Encoding:
+        """See `Encoder.encode_text_alone`; counted when it was encoded in a batch."""
+        return self._encoder.encode_text_alone(pieces, alternatives=alternatives)
 
     def _counted(self, encoding: Encoding, alternatives: int) -> Encoding:
         if not alternatives:  # whoever asks for them has encoded the same contents just before

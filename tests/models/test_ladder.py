@@ -132,6 +132,20 @@ def test_a_hundred_texts_have_their_canonical_codes_in_any_batch(
         torch.set_num_threads(before)
 
 
+def test_rows_that_are_left_undecided_are_decided_alone_as_they_would_have_been_together(
+    shipped, pieces, in_float32, monkeypatch
+):
+    monkeypatch.setattr(shipped, "bounds", ErrorBounds(INFINITE, INFINITE, INFINITE, INFINITE))
+
+    left = shipped.encode_texts(pieces[:5], leave_undecided=True)
+    alone = [shipped.encode_text_alone(row) for row in pieces[:5]]
+
+    assert left.undecided.tolist() == [0, 1, 2, 3, 4]
+    assert torch.equal(torch.cat([row.codes for row in alone]), in_float32[:5])
+    assert {int(row.precision) for row in alone} == {Precision.CANONICAL}
+    assert len(shipped.encode_texts(pieces[:5]).undecided) == 0
+
+
 def test_where_every_row_is_in_doubt_all_climb_to_the_canonical_path(shipped, pieces, in_float32, monkeypatch):
     monkeypatch.setattr(shipped, "bounds", ErrorBounds(INFINITE, INFINITE, INFINITE, INFINITE))
     encoding = shipped.encode_texts(pieces[:5])

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from models import Encoding
+from models import Encoding, Precision
 from service.batching.batcher import Batcher
 from service.batching.capacity import Capacity
 from service.batching.jobs import Content, EncodedRow, Outcome
@@ -26,6 +26,9 @@ class LetterEncoder:
         free: The model runs while this is set.
         fault: Raised in place of an encoding.
         poison: A content whose batch fails.
+        doubtful: Texts that no fast path decides.
+        deciding: They are decided while this is set.
+        alone: The texts that were decided alone.
     """
 
     def __init__(self) -> None:
@@ -36,12 +39,33 @@ class LetterEncoder:
         self.fault: BaseException | None = None
         self.lost_rows = 0
         self.poison: list[object] = []
+        self.doubtful: set[str] = set()
+        self.deciding = threading.Event()
+        self.deciding.set()
+        self.alone: list[str] = []
 
     def split(self, texts: Sequence[str]) -> list[list[int]]:
         return [[ord(letter) for letter in text] for text in texts]
 
-    def encode_texts(self, pieces: Sequence[Sequence[int]], *, alternatives: int = 0) -> Encoding:
-        return self._encode([list(row) for row in pieces], [(len(row), sum(row)) for row in pieces], alternatives)
+    def encode_texts(
+        self, pieces: Sequence[Sequence[int]], *, alternatives: int = 0, leave_undecided: bool = False
+    ) -> Encoding:
+        encoding = self._encode([list(row) for row in pieces], [(len(row), sum(row)) for row in pieces], alternatives)
+        doubtful = [leave_undecided and "".join(map(chr, row)) in self.doubtful for row in pieces]
+        encoding.codes[doubtful] = -1
+        encoding.precision[doubtful] = Precision.UNDECIDED
+        return encoding
+
+    def encode_text_alone(self, pieces: Sequence[int], *, alternatives: int = 0) -> Encoding:
+        assert self.deciding.wait(30)
+        text = "".join(map(chr, pieces))
+        self.alone.append(text)
+        if text == "wrong":
+            raise RuntimeError("wrong")
+        codes = torch.tensor([[len(pieces), sum(pieces)]])
+        measure = codes[:, 1].to(torch.float64)
+        ranked = codes[:, 1:] + torch.arange(alternatives)
+        return Encoding(codes, measure, measure / 2, torch.tensor([int(Precision.CANONICAL)]), ranked)
 
     def encode(self, embeddings: torch.Tensor, *, alternatives: int = 0) -> Encoding:
         rows = embeddings.tolist()
