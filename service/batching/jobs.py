@@ -151,7 +151,7 @@ class Job:
         queued_at: When it came, as all times here by `time.perf_counter`.
         taken_at: When the first of its rows went to the model.
         encoded_at: When the last of them came back.
-        model_s: How long the batches took that its rows were in.
+        model_s: How long the batches took that its rows were in, and its undecided rows.
         request_id: Of the request that it is part of, where it is of one.
     """
 
@@ -201,7 +201,7 @@ class Job:
         """What became of a row that was undecided, after so long."""
         assert self.encoded is not None
         self.encoded.put(slice(place, place + 1), row)
-        self.model_s += model_s
+        self.took(model_s)
         self._known(1)
 
     def fail(self, place: int, failure: EncodingFailed) -> None:
@@ -209,14 +209,21 @@ class Job:
         self.failures[place] = failure
         self._known(1)
 
+    def took(self, seconds: float) -> None:
+        """The model's time for some of the rows."""
+        with self._counting:
+            self.model_s += seconds
+
     def _known(self, rows: int) -> None:
         with self._counting:  # the model's thread does, and that of undecided rows
             self.missing -= rows
 
     def tell(self, serving: Serving) -> None:
         """Tell the request that it is part of where its time went."""
-        serving.waited(Part.QUEUE, self.encoded_at - self.queued_at - self.model_s)
-        serving.waited(Part.MODEL, self.model_s)
+        whole_s = self.encoded_at - self.queued_at
+        model_s = min(self.model_s, whole_s)  # undecided rows take theirs while batches take theirs
+        serving.waited(Part.QUEUE, whole_s - model_s)
+        serving.waited(Part.MODEL, model_s)
         if serving.spans is not None:
             serving.spans.add("queue", self.queued_at, self.taken_at)
             serving.spans.add("encode", self.taken_at, self.encoded_at)
@@ -288,7 +295,7 @@ class Batch:
     def took(self, seconds: float) -> None:
         """The model's time, of which each of the jobs waited for all."""
         for span in self.spans:
-            span.job.model_s += seconds
+            span.job.took(seconds)
 
     def ended(self, at: float) -> list[Job]:
         """The jobs that are done with it, at this time."""

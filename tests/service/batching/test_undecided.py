@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from service.batching.jobs import EncodedRow
+from service.batching.jobs import EncodedRow, Job, Kind
 from service.batching.undecided import ROOM
 from service.errors import EncodingFailed
 from service.metrics import Metrics
+from service.telemetry.serving import Part, Serving
 from tests.service.letters import LetterEncoder, MakeBatcher, row_of
 
 BULK = [f"text {number}" for number in range(40)]
@@ -103,3 +104,15 @@ async def test_a_service_that_stops_decides_what_is_under_way(make_doubtful: Mak
     await stopping
 
     assert await bulk == [row_of(text) for text in BULK]
+
+
+async def test_no_request_is_told_that_it_waited_for_less_than_nothing() -> None:
+    job = Job(Kind(is_text=True, alternatives=0), [[1], [2]], asyncio.get_running_loop().create_future())
+    job.encoded_at = job.queued_at + 1.0
+    for side_by_side_s in (0.75, 0.5):
+        job.took(side_by_side_s)
+    serving = Serving("request")
+
+    job.tell(serving)
+
+    assert serving.seconds == {Part.QUEUE: 0.0, Part.MODEL: pytest.approx(1.0)}
