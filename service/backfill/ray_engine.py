@@ -54,8 +54,14 @@ class Actors(NamedTuple):
     gpus: int
 
 
-def actors_on(nodes: Sequence[Node], device: str, workers: int | None) -> Actors:
-    """An actor for each GPU, else for every two cores, or so many; with the most cores with which all find their place.
+def actors_on(nodes: Sequence[Node], device: str, workers: int | None, blocks: int) -> Actors:
+    """The actors for so many blocks, with the most cores with which all find their place.
+
+    Args:
+        nodes: Of the cluster.
+        device: The setting.
+        workers: How many; where None one for each GPU, else for every two cores.
+        blocks: More actors than these would have nothing to do.
 
     Raises:
         WorkerFailed: A GPU is asked for, and there is none.
@@ -66,7 +72,7 @@ def actors_on(nodes: Sequence[Node], device: str, workers: int | None) -> Actors
     gpus = 1 if there and device != "cpu" else 0
     cores = sum(node.cpus for node in nodes)
     most = there if gpus else max(1, cores)
-    size = min(workers or (there if gpus else max(1, cores // 2)), most)
+    size = min(workers or (there if gpus else max(1, cores // 2)), most, blocks)
 
     def places(cpus: int) -> int:
         return sum(min(node.cpus // cpus, node.gpus if gpus else node.cpus) for node in nodes)
@@ -89,7 +95,7 @@ def encode_by_ray(task: EncodingTask, blocks: Sequence[Block], workers: int | No
         each = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         nodes = [Node(int(resources.get("CPU", 0)), int(resources.get("GPU", 0))) for resources in each]
         device = task.settings["device"]
-        actors = actors_on(nodes, device, len(blocks) if workers is None else min(workers, len(blocks)))
+        actors = actors_on(nodes, device, workers, len(blocks))
         task = task.told(
             device="cuda" if actors.gpus and device.startswith("cuda") else device,  # the one that the actor sees
             threads=task.settings["threads"] or actors.cpus,

@@ -80,27 +80,28 @@ def test_two_actors_on_two_nodes_with_a_gpu_each_make_the_table_that_one_process
 
 
 @pytest.mark.parametrize(
-    ("nodes", "device", "workers", "asked"),
+    ("nodes", "device", "workers", "blocks", "asked"),
     [
-        ([Node(16, 4), Node(16, 4)], "auto", None, Actors(8, 4, 1)),
-        ([Node(16, 4), Node(16, 4)], "cuda:3", 2, Actors(2, 16, 1)),
-        ([Node(8, 1), Node(64, 1)], "auto", None, Actors(2, 8, 1)),
-        ([Node(16, 2)], "cuda", 20, Actors(2, 8, 1)),
-        ([Node(16, 4), Node(0, 0)], "cpu", None, Actors(8, 2, 0)),
-        ([Node(16, 0), Node(16, 0)], "auto", 1, Actors(1, 16, 0)),
-        ([Node(10, 0), Node(10, 0)], "auto", 3, Actors(3, 5, 0)),
-        ([Node(2, 0)], "auto", 8, Actors(2, 1, 0)),
+        ([Node(16, 4), Node(16, 4)], "auto", None, 1000, Actors(8, 4, 1)),
+        ([Node(16, 4), Node(16, 4)], "cuda:3", 2, 1000, Actors(2, 16, 1)),
+        ([Node(8, 1), Node(64, 1)], "auto", None, 1000, Actors(2, 8, 1)),
+        ([Node(16, 2)], "cuda", 20, 1000, Actors(2, 8, 1)),
+        ([Node(16, 4), Node(0, 0)], "cpu", None, 1000, Actors(8, 2, 0)),
+        ([Node(16, 0), Node(16, 0)], "auto", 1, 1000, Actors(1, 16, 0)),
+        ([Node(10, 0), Node(10, 0)], "auto", 3, 1000, Actors(3, 5, 0)),
+        ([Node(2, 0)], "auto", 8, 1000, Actors(2, 1, 0)),
+        ([Node(16, 0)], "auto", None, 3, Actors(3, 5, 0)),
     ],
 )
 def test_a_gpu_each_is_asked_for_where_there_are_any_and_as_many_cores_as_all_can_have(
-    nodes: list[Node], device: str, workers: int | None, asked: Actors
+    nodes: list[Node], device: str, workers: int | None, blocks: int, asked: Actors
 ) -> None:
-    assert actors_on(nodes, device, workers) == asked
+    assert actors_on(nodes, device, workers, blocks) == asked
 
 
 def test_a_gpu_that_no_machine_of_the_cluster_has_is_not_waited_for() -> None:
     with pytest.raises(WorkerFailed, match="Ray's cluster has none"):
-        actors_on([Node(16, 0)], "cuda", 2)
+        actors_on([Node(16, 0)], "cuda", 2, 1000)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
