@@ -12,12 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TypeVar, cast
 
-from service.answers import (
-    Answer,
-    assigned,
-    in_order,
-    preview,
-)
+from service.answers import Answer, assigned, in_order, preview
 from service.batching.jobs import EncodedRow
 from service.batching.lanes import SMALL_ROWS
 from service.content import Item, ItemReader

@@ -108,9 +108,8 @@ class Batcher:
         self._paces = {True: Pace(5_000.0), False: Pace(50_000.0)}  # of texts, and of embeddings
         self._changed = threading.Condition(threading.RLock())
         self._refusal: str | None = None  # why new work is refused, once it is
-        self._proven: tuple[Kind, Prepared] | None = (
-            None  # what the model could encode: where it no longer can, it is lost
-        )
+        # What the model could encode: where it no longer can, it is lost.
+        self._proven: tuple[Kind, Prepared] | None = None
         self._gathering: asyncio.AbstractEventLoop | None = None  # which is about to wake the worker
         self._texts_in_model = False
         self._left = False  # whether a caller left since the queue was last searched for such
