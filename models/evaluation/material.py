@@ -202,7 +202,7 @@ class Embedder:
             return self._spaces[key]
         if given is None:
             raise ValueError(
-                f"{tokenizer.full_name} takes embeddings only, and the catalogue has texts: give its embeddings besides"
+                f"{tokenizer.full_name} takes embeddings only, and the catalogue has texts: give the items' embeddings"
             )
         if given.shape[1] != tokenizer.dimension:
             raise ValueError(

@@ -74,10 +74,13 @@ class Journal:
         self._force = force
 
     def __enter__(self) -> Self:
-        if not self._head.exists() and not self._force and self.out.names() - {DIRECTORY}:
-            raise ValueError(
-                f"{self.out} is not empty, and no backfill is under way there; with --force it is written over"
+        if not self._head.exists() and not self._force and (names := self.out.names() - {DIRECTORY}):
+            why = (
+                "its table is another backfill's, or not whole"
+                if SUMMARY in names
+                else "no backfill is under way there"
             )
+            raise ValueError(f"{self.out} is not empty, and {why}; with --force it is written over")
         self.directory.mkdir(parents=True, exist_ok=True)
         self._lock = (self.directory / "lock").open("w")
         try:

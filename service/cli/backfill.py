@@ -118,5 +118,6 @@ def _tell(report: dict[str, Any], out: str) -> None:
         f"the highest suffix would be {report['highest_suffix']}"
     )
     for group in report["largest_groups"][:3]:
-        typer.echo(f"  {'-'.join(map(str, group['codes']))}: {group['items']} items")
+        if group["items"] > 1:
+            typer.echo(f"  {'-'.join(map(str, group['codes']))}: {group['items']} items")
     typer.echo(f"all of it in collisions.json in {out}")

@@ -124,6 +124,17 @@ def test_a_dry_run_counts_collisions_and_a_run_after_it_encodes_nothing_again(
 
 
 @pytest.mark.usefixtures("settings")
+def test_a_dry_run_without_collisions_shows_no_group(tmp_path: Path) -> None:
+    catalogue = write_embeddings(tmp_path / "items.parquet", matrix_of(1))
+
+    dry = run(catalogue, "--out", tmp_path / "out", "--workers", 1, "--dry-run")
+
+    assert dry.exit_code == 0, dry.output
+    assert "0 items share their codes" in dry.output
+    assert ": 1 items" not in dry.output
+
+
+@pytest.mark.usefixtures("settings")
 def test_known_items_keep_their_ids_and_one_that_stands_twice_has_one(tmp_path: Path) -> None:
     first, later = matrix_of(40), matrix_of(40, seed=6)
     write_embeddings(tmp_path / "first.parquet", first)
@@ -179,7 +190,7 @@ def test_a_directory_with_anything_else_is_left_alone_unless_forced(tmp_path: Pa
     assert run(catalogue, *words).exit_code == 0
     finished = run(other, *words)
     assert finished.exit_code == 1
-    assert "is not empty" in finished.output
+    assert "is not empty, and its table is another backfill's" in finished.output
     assert run(other, *words, "--force").exit_code == 0
     assert len(table_of(out)) == 10
 
