@@ -120,6 +120,7 @@ function laidOut() {
 function draw() {
   const root = known.get(focus);
   const place = byId("tree-figure");
+  if (!root) return; // it was forgotten since, to be read anew
   if (!root.count) {
     place.replaceChildren(el("p", { class: "empty" }, `The namespace ${scope.namespace} has no live items yet. Assign one above, or send it a catalogue.`));
     return;

@@ -69,6 +69,8 @@ class Move:
             return
         self._look(self._clients.later(self._sides))
         old, new = self._clients.names
+        if not len(self._sides.old.item_ids):
+            raise NotSwitched(f"nothing was switched: no item is live under {old} in this namespace")
         if len(self.missing) > missing_at_most:
             raise NotSwitched(
                 f"nothing was switched: {len(self.missing)} items would have no Semantic ID under {new}. "

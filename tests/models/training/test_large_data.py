@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -102,6 +103,13 @@ def test_five_million_rows_are_trained_on_in_a_fraction_of_their_size(family, fi
     assert list((tmp_path / "spool").iterdir()) == []
 
 
+def opened_by(pid):
+    """The files that a process has open."""
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since
+            yield str(descriptor.readlink())
+
+
 @pytest.mark.parametrize("way", [signal.SIGTERM, signal.SIGKILL])
 def test_a_training_that_is_ended_leaves_no_rows_behind(way, five_million, tmp_path):
     # given a training that has begun to spool
@@ -109,8 +117,7 @@ def test_a_training_that_is_ended_leaves_no_rows_behind(way, five_million, tmp_p
     with start(five_million, tmp_path / "out", spool, "rk-means") as child:
         child.stdin.write("\n")
         child.stdin.flush()
-        opened = Path(f"/proc/{child.pid}/fd")
-        while not any(str(spool) in str(fd.readlink()) for fd in opened.iterdir() if fd.is_symlink()):
+        while not any(str(spool) in name for name in opened_by(child.pid)):
             assert child.poll() is None
             time.sleep(0.01)
         # when

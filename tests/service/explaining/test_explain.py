@@ -70,7 +70,7 @@ def test_a_text_has_the_codes_that_it_is_tokenized_to(service: Any, tokenizer: T
     assert answer["latent_norm"] == pytest.approx(
         float(tokenizer.canonical_latents(tokenizer.split([text])).norm()), rel=1e-9
     )
-    assert answer["quantization_error"] == pytest.approx(entry["quantization_error"], abs=1e-6)
+    assert answer["quantization_error"] == pytest.approx(entry["quantization_error"], rel=1e-3)  # final in int16
 
 
 @pytest.mark.parametrize("second", ["second", "-"])

@@ -127,6 +127,19 @@ def test_the_default_changes_only_where_nothing_is_missing_or_so_much_may_be_and
     assert two.tokenize(range(1), None, namespace)[0]["semantic_id"] == old[0]["semantic_id"]
 
 
+def test_a_namespace_that_the_old_tokenizer_knows_nothing_of_switches_nothing(
+    two: Two, namespace: str, tmp_path: Path
+) -> None:
+    two.tokenize(range(3), None, namespace)
+    files = [catalogue(tmp_path / "a.parquet", range(3))]
+
+    mistyped = two.migrate(tmp_path, files, f"{namespace}x", "--switch")
+
+    assert mistyped.exit_code == 1
+    assert f"nothing was switched: no item is live under {two.old} in this namespace" in mistyped.stderr
+    assert two.default == two.old
+
+
 def test_going_back_by_the_same_command_loses_nobody_who_came_or_went_meanwhile(
     two: Two, namespace: str, tmp_path: Path
 ) -> None:
