@@ -141,7 +141,7 @@ def test_where_titles_are_not_kept_they_leave_no_trace(service: Any, namespace: 
         "display" not in service.http.get("/changes", params={"after": 0, "display": True, "namespace": namespace}).text
     )
     with redis.Redis.from_url(service.redis_url) as client:
-        assert not list(client.scan_iter("sid:{sid:*"))
+        assert not list(client.scan_iter(f"sid:{{sid:{namespace}:*"))
 
 
 @pytest.mark.parametrize("kind", ["texts", "embeddings"])
