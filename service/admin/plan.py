@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -155,7 +156,7 @@ class Plan(BaseModel):
 
 
 class PlanFile:
-    """The plan as the processes of a service share it.
+    """The plan as the processes of a service share it, and the threads of each.
 
     Args:
         directory: Where it lies.
@@ -168,6 +169,7 @@ class PlanFile:
         self._plan = of_settings
         self._of_settings = of_settings
         self._seen: tuple[int, ...] | None = None
+        self._looking = threading.Lock()  # a plan goes with its stamp: the follower looks while a call changes it
 
     def begin(self) -> None:
         """Called once, as a service starts: a plan that was made on other settings ends.
@@ -182,19 +184,12 @@ class PlanFile:
 
     def look(self) -> Plan:
         """The plan as it is now. One that was made on other settings, or cannot be read, changes nothing."""
-        seen = stamp_of(self.path)
-        if seen is not None and seen != self._seen:
-            self._seen = seen
-            try:
-                found = self._read()
-            except PlanUnreadable as error:
-                log.error("what is loaded stays: %s", error)  # noqa: TRY400 - in words
-                return self._plan
-            if found.settings == self._of_settings.settings:
-                self._plan = found
-            else:
-                log.warning("%s is of a service with other settings; what is loaded stays", self.path)
-        return self._plan
+        with self._looking:
+            seen = stamp_of(self.path)
+            if seen is not None and seen != self._seen:
+                self._seen = seen
+                self._take()
+            return self._plan
 
     def change(self, edit: Callable[[Plan], Plan]) -> Plan:
         """Change the plan; no other process changes it meanwhile.
@@ -209,6 +204,17 @@ class PlanFile:
             changed = edit(self.look())
             self._write(changed)
             return self.look()
+
+    def _take(self) -> None:
+        try:
+            found = self._read()
+        except PlanUnreadable as error:
+            log.error("what is loaded stays: %s", error)  # noqa: TRY400 - in words
+            return
+        if found.settings == self._of_settings.settings:
+            self._plan = found
+        else:
+            log.warning("%s is of a service with other settings; what is loaded stays", self.path)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -77,12 +77,13 @@ def test_no_request_is_lost_while_a_tokenizer_comes_becomes_the_default_and_goes
         caller.start()
 
     for _ in range(ROUNDS):
-        for response, default in (
-            (load(service, second), first),
-            (make_default(service, second), second),
-            (make_default(service, first), first),
-            (unload(service, second), first),
+        for call, of, default in (
+            (load, second, first),
+            (make_default, second, second),
+            (make_default, first, first),
+            (unload, second, first),
         ):
+            response = call(service, of)
             assert response.status_code == 200, response.text
             assert response.json()["default"] == full(default)
             for caller in callers:
