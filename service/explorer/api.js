@@ -33,7 +33,11 @@ export async function call(path, { body, query = {}, signal } = {}) {
     if (error.name === "AbortError") throw error;
     throw new Problem({ title: "The service did not answer.", detail: "Is it running, and can this browser reach it?" });
   }
-  const answer = await response.json().catch(() => ({ title: "The answer cannot be read.", detail: response.statusText }));
+  const answer = await response.json().catch((error) => {
+    if (error.name === "AbortError") throw error;
+    if (response.ok) throw new Problem({ title: "The answer cannot be read.", detail: "It may have ended early: try again." });
+    return { title: "The answer cannot be read", detail: response.statusText };
+  });
   if (response.ok) return answer;
   if (response.status === 401 || response.status === 403) scope.dispatchEvent(new Event("key-wanted"));
   if (response.status === 401) throw keyWanted(key, answer);

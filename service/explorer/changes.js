@@ -57,6 +57,7 @@ async function beginning(signal) {
 async function next({ after, epoch }, signal) {
   const answer = await changes(after, { epoch: epoch || null, wait: WAIT_S, signal });
   while (paused) await pause(PAUSE_MS, signal); // since it was asked
+  signal.throwIfAborted(); // answered as another namespace was chosen
   byId("changes-hint").textContent = `Every assignment, return, retirement and replacement, as a decoder follows them. The record is at revision ${count(answer.revision)}.`;
   recovered();
   if (answer.changes.length) add(answer.changes);

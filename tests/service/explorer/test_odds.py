@@ -93,6 +93,36 @@ def test_a_feed_that_is_there_again_does_not_say_that_it_is_away(page: Browser) 
     page.until(f"!document.querySelector('#changes-list .failed') && {FIRST} === 'kettle'")
 
 
+def test_a_feed_tells_nothing_of_the_namespace_that_it_has_left(service: Any, page: Browser, namespace: str) -> None:
+    # An answer may be there already when nobody wants it any more: here no request is called off.
+    page.evaluate(
+        "real = fetch, answered = [], window.fetch = async (url, { signal, ...rest }) =>"
+        " { const answer = await real(url, rest); answered.push(String(url)); return answer; }"
+    )
+    show(page, "changes")
+    page.until(f"{FIRST} === 'kettle'")
+    page.evaluate("document.querySelector('#namespace').value = 'another-one'")
+    page.evaluate("document.querySelector('#scope button').click()")
+    page.until("document.querySelector('#changes-list .empty')")
+
+    service.tokenize({"item_id": "lamp", "text": "lamp"}, namespace=namespace)
+
+    waits = f"answered.filter((url) => url.includes('wait_s=20') && url.includes({json.dumps(namespace)})).length"
+    page.until(f"{waits} === 2")
+    time.sleep(0.2)
+    assert page.evaluate(FIRST) is None
+
+
+def test_an_answer_that_ends_early_is_told_as_one(page: Browser) -> None:
+    page.evaluate("window.fetch = async () => new Response('{\"items\": [{')")
+
+    page.evaluate("document.querySelector('#lookup-key').value = '1-2-3-0'")
+    page.evaluate("document.querySelector('#lookup-form button').click()")
+
+    page.until("document.querySelector('#lookup-result .notice')")
+    assert text_of(page, "#lookup-result .notice strong") == "The answer cannot be read."
+
+
 def test_an_address_of_what_is_not_there_says_so(service: Any, tab: Browser) -> None:
     tab.open(f"{service.http.base_url}/?tokenizer=gone@00&namespace=two%20words")
 

@@ -53,7 +53,9 @@ def page(service: Any, tab: Browser, catalogue: str) -> Iterator[Browser]:
 
 
 def show(page: Browser, section: str) -> None:
+    """Scroll there, and stay until the section knows it is seen: one that is scrolled past between frames never does."""
     page.evaluate(f"document.getElementById('{section}').scrollIntoView({{behavior: 'instant'}})")
+    page.evaluate("new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
 
 
 def text_of(page: Browser, selector: str) -> str:
