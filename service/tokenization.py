@@ -24,6 +24,7 @@ from service.errors import (
     TooManyItems,
 )
 from service.metrics import Metrics
+from service.micro_batches import MicroBatches
 from service.overflow import OverflowPolicy
 from service.records import Records
 from service.registry import Assignment, Claim, ClaimResult, Record
@@ -34,6 +35,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 F = TypeVar("F", bound=ItemError)
 
+TOGETHER = 4  # items of one request, at most, that share a micro-batch with those of others
 ENTRIES_ON_THE_LOOP = 16  # a thread costs as much as reading these
 
 
@@ -62,6 +64,7 @@ class Tokenization:
         self._max_items = max_items
         self._overflow = overflow
         self._metrics = metrics
+        self._together = MicroBatches(self.items)
 
     async def tokenize(self, request: TokenizeRequest) -> Answer:
         """Answer `POST /tokenize`: an entry per item, in order.
@@ -95,7 +98,8 @@ class Tokenization:
         items, failures = await _off_the_loop(_read, entries, tokenizer.reader)
         if failures:
             self._metrics.items.labels(tokenizer.full_name, "failed").inc(len(failures))
-        answers, unplaced = await self.items(tokenizer, request, items)
+        answer = self._together.answer if _goes_along(tokenizer, request, items) else self.items
+        answers, unplaced = await answer(tokenizer, request, items)
         return in_order(entries, answers, failures | unplaced)
 
     async def items(
@@ -231,6 +235,12 @@ class Tokenization:
             self._metrics.collisions.labels(tokenizer).inc(collisions)
         if overflows := sum(["overflow" in answer for answer in answers.values()]):
             self._metrics.overflows.labels(tokenizer).inc(overflows)
+
+
+def _goes_along(tokenizer: LoadedTokenizer, request: TokenizeOptions, items: Mapping[int, Item]) -> bool:
+    """Whether these few go one way with those of other requests: where none of them has to wait for another's."""
+    few = 0 < len(items) <= TOGETHER and all(item.display is None for item in items.values())
+    return few and request.assign and _encodes_soon(tokenizer, items)
 
 
 def _encodes_soon(tokenizer: LoadedTokenizer, items: Mapping[int, Item]) -> bool:

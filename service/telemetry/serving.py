@@ -5,6 +5,7 @@ It lies in a context variable, so that tasks and threads started for a request f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextvars import ContextVar
 from enum import StrEnum
 from typing import Final, Protocol
@@ -51,6 +52,36 @@ class Serving:
     def server_timing(self) -> str:
         """The value of a `Server-Timing` header: milliseconds of each part; empty where it waited for none."""
         return ", ".join([f"{part};dur={1000 * seconds:.2f}" for part, seconds in self.seconds.items()])
+
+
+class ServingTogether(Serving):
+    """Requests that go one way together: what is waited for on it, each of them waits for.
+
+    Args:
+        requests: Those.
+    """
+
+    __slots__ = ("_requests",)
+
+    def __init__(self, requests: Sequence[Serving]) -> None:
+        self._requests = requests
+        spans = [request.spans for request in requests if request.spans is not None]
+        super().__init__(" ".join([request.request_id for request in requests]), _SpansOfAll(spans) if spans else None)
+
+    def waited(self, part: Part, seconds: float) -> None:
+        """Tell all that they waited for a part."""
+        super().waited(part, seconds)
+        for request in self._requests:
+            request.waited(part, seconds)
+
+
+class _SpansOfAll:
+    def __init__(self, each: Sequence[Spans]) -> None:
+        self._each = each
+
+    def add(self, name: str, started: float, ended: float) -> None:
+        for spans in self._each:
+            spans.add(name, started, ended)
 
 
 SERVING: ContextVar[Serving | None] = ContextVar("serving", default=None)
