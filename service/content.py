@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import base64
-import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Protocol
@@ -16,6 +15,11 @@ from models import TextTemplate
 from models.catalogue import CatalogueItem
 from service.errors import InvalidContent, InvalidEmbedding, InvalidItem, InvalidItemId, InvalidText, ItemError
 from service.quoting import listed
+
+try:
+    from pybase64 import b64decode
+except ImportError:  # the same at a tenth of the pace
+    from base64 import b64decode
 
 MAX_ITEM_ID_BYTES = 256
 DIGEST_BYTES = 8
@@ -193,14 +197,27 @@ def _utf8(text: str, error: type[InvalidText | InvalidItemId]) -> bytes:
 
 def _from_base64(value: str) -> NDArray[np.float32]:
     try:
-        raw = base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError) as fault:
+        raw = bytes_of_base64(value)
+    except ValueError as fault:
         msg = f"it is not base64: {fault}"
         raise InvalidEmbedding(msg) from fault
     if len(raw) % 4:
         msg = f"its base64 holds {len(raw)} bytes, not a multiple of 4"
         raise InvalidEmbedding(msg)
     return np.frombuffer(raw, dtype="<f4").astype(np.float32, copy=False)
+
+
+def bytes_of_base64(value: str) -> bytes:
+    """What base64 stands for.
+
+    Raises:
+        ValueError: It is none, or not all of it.
+    """
+    try:
+        raw: bytes = b64decode(value, None, True)
+    except ValueError:
+        return base64.b64decode(value, validate=True)  # which says what is wrong in the standard library's words
+    return raw
 
 
 def _from_list(value: object) -> NDArray[np.float32]:
@@ -229,6 +246,11 @@ def digest_of(kind: str, raw: bytes | memoryview) -> bytes:
     digest = _DIGESTS[kind].copy()
     digest.update(raw)
     return digest.digest()
+
+
+def digests_of(kind: str, raws: Iterable[bytes | memoryview]) -> NDArray[np.uint64]:
+    """The digests (B,) of contents of one kind, in the bytes' own order."""
+    return np.frombuffer(b"".join([digest_of(kind, raw) for raw in raws]), np.uint64)
 
 
 def _kind_of(value: object) -> str:

@@ -9,20 +9,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from models.catalogue import read_row
 from service.backfill.plan import Block, Columns, Kind
 from service.backfill.rows import RowReader
 from service.bulk.arrow import read_columns
-from service.bulk.columns import EmbeddingColumn, ItemColumns
+from service.bulk.columns import EmbeddingColumn, ItemColumns, TextColumn
 from service.content import Item, ItemReader, entry_of
 from service.errors import InvalidItem, ItemError
 
 TEXTS_TOGETHER = 1024
 EMBEDDINGS_TOGETHER = 4096
-
-_NOTHING = np.zeros(8, np.uint8).tobytes()
 
 
 class Portion(NamedTuple):
@@ -78,6 +75,7 @@ class BlockReader:
         rows, broken = _without_broken(rows)
         item_ids = rows["item_id"].cast(pa.string())
         columns = self._embeddings(item_ids, rows) if self._kind is Kind.EMBEDDINGS else self._texts(item_ids, rows)
+        _ = columns.digests  # here, while the model is at work
         if broken:
             columns = replace(columns, failures={**columns.failures, **broken})
         order, order_type, display = self._columns.order_by, self._columns.order_type, self._columns.display
@@ -106,7 +104,7 @@ class BlockReader:
             self._row({**row, "item_id": item_id})
             for item_id, row in zip(item_ids.to_pylist(), rows.to_pylist(), strict=True)
         ]
-        return _columns_of(read, _Texts([str(item.content) if isinstance(item, Item) else "" for item in read]))
+        return _columns_of(read, TextColumn.of(read))
 
     def _row(self, row: Mapping[str, Any]) -> Item | ItemError:
         if not row["item_id"]:
@@ -122,16 +120,6 @@ class BlockReader:
             return self._reader.read(dict(entry))
         except ItemError as error:
             return error
-
-
-class _Texts:
-    """Texts, as `service.bulk.columns.ContentColumn`."""
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        self._texts = texts
-
-    def at(self, places: NDArray[np.int64]) -> list[str]:
-        return [self._texts[place] for place in places.tolist()]
 
 
 def _without_broken(rows: pa.RecordBatch) -> tuple[pa.RecordBatch, dict[int, ItemError]]:
@@ -159,12 +147,9 @@ def _is_sound(column: pa.Array) -> bool:
     return True
 
 
-def _columns_of(read: Sequence[Item | ItemError], contents: _Texts | EmbeddingColumn) -> ItemColumns:
+def _columns_of(read: Sequence[Item | ItemError], contents: TextColumn | EmbeddingColumn) -> ItemColumns:
     return ItemColumns(
         item_ids=[item.item_id.encode() if isinstance(item, Item) else b"" for item in read],
-        digests=np.frombuffer(
-            b"".join([item.digest if isinstance(item, Item) else _NOTHING for item in read]), np.uint64
-        ),
         contents=contents,
         failures={place: item for place, item in enumerate(read) if isinstance(item, ItemError)},
     )

@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,15 +21,14 @@ from numpy.typing import NDArray
 
 from service.bodies import Allowance
 from service.bulk.arrow_messages import messages, read_batch, read_schema
-from service.bulk.columns import AnswerColumns, EmbeddingColumn, ItemColumns, Places
-from service.content import MAX_ITEM_ID_BYTES, ItemReader, digest_of
+from service.bulk.columns import ROWS_ON_THE_LOOP, AnswerColumns, EmbeddingColumn, ItemColumns, Places
+from service.content import MAX_ITEM_ID_BYTES, ItemReader, digests_of
 from service.errors import BrokenStream, InvalidItemId, ItemError, MalformedRequest, SemidError
 from service.quoting import bare, listed
 
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 TEXTS_PER_GROUP = 1024  # some seconds of a processor's time
 EMBEDDINGS_PER_GROUP = 4096  # the more, the more of them share a prefix, which costs the registry less
-ROWS_ON_THE_LOOP = 16  # a thread costs as much as reading these
 
 _DISPLAY = "display"
 _END = b"\xff\xff\xff\xff\0\0\0\0"
@@ -168,6 +168,10 @@ def _named(kind: pa.DataType) -> str:
 class _Texts:
     column: pa.Array
 
+    @cached_property
+    def digests(self) -> NDArray[np.uint64]:
+        return digests_of("text", _binary(self.column))
+
     def at(self, places: Places) -> list[str]:
         texts: list[str] = self.column.take(pa.array(places)).to_pylist()
         return texts
@@ -190,21 +194,17 @@ def read_columns(rows: pa.RecordBatch, reader: ItemReader) -> ItemColumns:
         lengths = np.fromiter(map(len, raw), np.int64, len(raw))
         first = np.frombuffer(b"".join([text[:1] or b" " for text in raw]), np.uint8)
         doubted |= (lengths > reader.max_text_bytes) | _BEGINS_SPACE[first] | _has_nul(raw)
-        digests = b"".join([digest_of("text", text) for text in raw])
     else:
         matrix, missing = _matrix(column, reader.shape.dimension)
         contents = EmbeddingColumn(matrix)
         doubted |= missing | contents.doubtful
-        data = np.ascontiguousarray(matrix, "<f4").data.cast("B")
-        width = 4 * reader.shape.dimension
-        digests = b"".join([digest_of("embedding", data[at : at + width]) for at in range(0, len(data), width)])
     failures: dict[int, ItemError] = {}
     for i in np.flatnonzero(doubted).tolist():
         try:
             reader.read({"item_id": ids[i].as_py(), kind: column[i].as_py()})
         except ItemError as error:
             failures[i] = error
-    return ItemColumns(item_ids, np.frombuffer(digests, np.uint64), contents, failures, _displays(rows, reader))
+    return ItemColumns(item_ids, contents, failures, _displays(rows, reader))
 
 
 def _displays(rows: pa.RecordBatch, reader: ItemReader) -> dict[int, str]:

@@ -9,17 +9,13 @@ with an entry says that reader alone. Texts beside embeddings, and few items, go
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 
 from service.answers import Answer, in_order
-from service.bulk.columns import AnswerColumns, ColumnTokenization, EmbeddingColumn, ItemColumns, Places
-from service.content import MAX_ITEM_ID_BYTES, Item, ItemReader, digest_of
+from service.bulk.columns import AnswerColumns, ColumnTokenization, EmbeddingColumn, ItemColumns, TextColumn
+from service.content import MAX_ITEM_ID_BYTES, Item, ItemReader, bytes_of_base64
 from service.errors import ItemError
 from service.schemas import TokenizeOptions, TokenizeRequest
 from service.semantic_id import SemanticId
@@ -27,7 +23,9 @@ from service.tokenization import Tokenization
 from service.tokenizers import LoadedTokenizer
 
 FEW = 16  # cost less one by one
-_NOTHING = b""
+
+_Parts = tuple[bytes, bytes, str | None]
+"""An item id, little-endian float32, a title."""
 
 
 class EntryTokenization:
@@ -66,86 +64,41 @@ class EntryTokenization:
 # Entries -> columns --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Texts:
-    by_place: Mapping[int, str]
-
-    def at(self, places: Places) -> list[str]:
-        return [self.by_place[place] for place in places.tolist()]
-
-
-class _Columns:
-    """Columns while they grow, an entry at a time."""
-
-    def __init__(self) -> None:
-        self.item_ids: list[bytes] = []
-        self.digests: list[bytes] = []
-        self.embeddings: dict[int, bytes] = {}
-        self.texts: dict[int, str] = {}
-        self.failures: dict[int, ItemError] = {}
-        self.displays: dict[int, str] = {}
-
-    def add(self, item: Item) -> None:
-        self._show(item.display)
-        if isinstance(item.content, str):
-            self.texts[len(self.item_ids)] = item.content
-        else:
-            self.embeddings[len(self.item_ids)] = item.content.astype("<f4", copy=False).tobytes()
-        self.item_ids.append(item.item_id.encode())
-        self.digests.append(item.digest)
-
-    def add_embedding(self, item_id: bytes, raw: bytes, display: str | None) -> None:
-        self._show(display)
-        self.embeddings[len(self.item_ids)] = raw
-        self.item_ids.append(item_id)
-        self.digests.append(digest_of("embedding", raw))
-
-    def _show(self, display: str | None) -> None:
-        if display is not None:
-            self.displays[len(self.item_ids)] = display
-
-    def fail(self, error: ItemError) -> None:
-        self.failures[len(self.item_ids)] = error
-        self.item_ids.append(_NOTHING)
-        self.digests.append(bytes(8))
-
-
 def read_entries(entries: Sequence[object], reader: ItemReader) -> ItemColumns | None:
     """The items of JSON entries; None where there are texts and embeddings."""
-    found, width = _Columns(), 4 * reader.shape.dimension
-    written = len(base64.b64encode(bytes(width)))
-    for entry in entries:
-        if raw := _embedding(entry, written, width):
-            found.add_embedding(raw.item_id, raw.raw, reader.display(raw.display))
-            continue
-        try:
-            found.add(reader.read(entry))
-        except ItemError as error:
-            found.fail(error)
-    if found.texts and found.embeddings:
+    width = 4 * reader.shape.dimension
+    written, nothing = 4 * -(-width // 3), bytes(width)
+    item_ids: list[bytes] = []
+    raws: list[bytes] = []
+    displays: dict[int, str] = {}
+    read: dict[int, Item | ItemError] = {}  # what is no plain embedding
+    for place, entry in enumerate(entries):
+        plain = _embedding(entry, written, width)
+        if plain is None:
+            read[place] = item = _read(entry, reader)
+            plain = _parts(item, nothing)
+        item_id, raw, display = plain
+        item_ids.append(item_id)
+        raws.append(raw)
+        if display is not None and reader.keeps_displays:
+            displays[place] = display
+    items = [item for item in read.values() if isinstance(item, Item)]
+    failures = {place: item for place, item in read.items() if isinstance(item, ItemError)}
+    texts = sum(isinstance(item.content, str) for item in items)
+    if texts and texts + len(failures) < len(entries):
         return None
-    digests = np.frombuffer(b"".join(found.digests), np.uint64)
-    if found.texts:
-        return ItemColumns(found.item_ids, digests, _Texts(found.texts), found.failures, found.displays)
-    data = b"".join([found.embeddings.get(place) or bytes(width) for place in range(len(entries))])
-    column = EmbeddingColumn(np.frombuffer(data, "<f4").reshape(len(entries), -1).astype(np.float32, copy=False))
+    if texts:
+        return ItemColumns(item_ids, TextColumn.of(list(read.values())), failures, displays)
+    matrix = np.frombuffer(b"".join(raws), "<f4").reshape(len(entries), -1)
+    column = EmbeddingColumn(matrix.astype(np.float32, copy=False))
     for place in np.flatnonzero(column.doubtful).tolist():
-        if place not in found.failures:
-            try:
-                reader.read(entries[place])
-            except ItemError as error:
-                found.failures[place] = error
-    return ItemColumns(found.item_ids, digests, column, found.failures, found.displays)
+        if isinstance(item := _read(entries[place], reader), ItemError):
+            failures[place] = item
+    return ItemColumns(item_ids, column, failures, displays)
 
 
-class _Embedding(NamedTuple):
-    item_id: bytes
-    raw: bytes
-    display: str | None
-
-
-def _embedding(entry: object, written: int, width: int) -> _Embedding | None:
-    """The item id and the little-endian float32 of an entry that has just these, and a title or none; else None.
+def _embedding(entry: object, written: int, width: int) -> _Parts | None:
+    """The parts of an entry that has an item id, base64 of an embedding, and a title or none; else None.
 
     Args:
         entry: As parsed.
@@ -160,12 +113,27 @@ def _embedding(entry: object, written: int, width: int) -> _Embedding | None:
     if not isinstance(content, str) or len(content) != written or not isinstance(item_id, str):
         return None
     try:
-        name, raw = item_id.encode(), binascii.a2b_base64(content, strict_mode=True)
+        name, raw = item_id.encode(), bytes_of_base64(content)
     except ValueError:  # lone surrogates, no base64
         return None
     if not 1 <= len(name) <= MAX_ITEM_ID_BYTES or b"\0" in name or len(raw) != width:
         return None
-    return _Embedding(name, raw, display)
+    return name, raw, display
+
+
+def _read(entry: object, reader: ItemReader) -> Item | ItemError:
+    try:
+        return reader.read(entry)
+    except ItemError as error:
+        return error
+
+
+def _parts(item: Item | ItemError, nothing: bytes) -> _Parts:
+    """The parts of any entry; nothing where it has no embedding."""
+    if isinstance(item, ItemError):
+        return b"", nothing, None
+    raw = nothing if isinstance(item.content, str) else item.content.astype("<f4", copy=False).tobytes()
+    return item.item_id.encode(), raw, item.display
 
 
 # Columns -> entries --------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models import TextTemplate
-from service.content import Item, ItemReader, read_item_id
+from service.content import Item, ItemReader, bytes_of_base64, read_item_id
 from service.errors import InvalidContent, InvalidEmbedding, InvalidItem, InvalidItemId, InvalidText, ItemError
 
 
@@ -51,6 +52,17 @@ def test_fields_and_the_text_they_make_have_one_digest() -> None:
     as_text = READER.read({"item_id": "a", "text": "Kettle. Acme"})
 
     assert as_fields.digest == as_text.digest
+
+
+@given(text=st.text("AQgw/+=-_ \né", max_size=12))
+def test_base64_is_read_or_refused_as_by_the_standard_library(text: str) -> None:
+    def told(read: Callable[[str], bytes]) -> bytes | str:
+        try:
+            return read(text)
+        except ValueError as fault:
+            return str(fault)
+
+    assert told(bytes_of_base64) == told(lambda value: base64.b64decode(value, validate=True))
 
 
 @pytest.mark.parametrize("form", [[0.5, -1, 2.25], base64_of([0.5, -1.0, 2.25])], ids=["list", "base64"])
