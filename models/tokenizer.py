@@ -78,7 +78,7 @@ class Explanation(NamedTuple):
 class Tokenizer:
     """A frozen tokenizer.
 
-    Not thread-safe: one thread owns it. `split`, `explain` and `encode_text_alone` may be called from others.
+    Any thread may call it, on processors. On a device `encode` and `encode_texts` are for one thread at a time.
 
     Args:
         full_name: `name@fingerprint`, the manifest's.

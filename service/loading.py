@@ -31,7 +31,7 @@ class Loader:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._capacity = Capacity(settings.queue_tokens)
+        self._capacity = Capacity(settings.queue_tokens, side_by_side=_device(settings) == "cpu")
         metrics.queue_tokens_limit.set(settings.queue_tokens)
         torch.set_num_threads(settings.threads or max(1, _cores() // settings.workers))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import threading
 import weakref
 from collections.abc import Sequence
 from itertools import chain
@@ -51,7 +52,7 @@ LINE = 64
 class CompiledBert:
     """The forward pass of a sentence-transformers model that `models.packed_bert.is_packable`.
 
-    Not thread-safe: a call works in the room of the one before it.
+    Threads may call it side by side: each has room of its own, where a call works in that of the one before it.
 
     Args:
         library: Of `models.native.libraries.open_library`.
@@ -79,7 +80,7 @@ class CompiledBert:
             _dense(torch.cat([norm.weight, norm.bias]), 2 * self._width),
         ]
         self._embed, self._room_of = library.packed_bert_embed, library.packed_bert_room
-        self._room = torch.empty(0, dtype=torch.float32)
+        self._rooms = threading.local()
         self._handle = library.packed_bert_new(
             self._width,
             config.num_hidden_layers,
@@ -123,10 +124,7 @@ class CompiledBert:
             raise IndexError("a text has no word pieces, too many, or one that is not in the vocabulary")
         lengths = torch.tensor(counts, dtype=torch.int64)
         embeddings = torch.empty(len(pieces), self._width, dtype=torch.float32)
-        needed = self._room_of(self._handle, longest, ROWS, threads)
-        if len(self._room) < needed + LINE:
-            self._room = torch.empty(needed + LINE, dtype=torch.float32)
-        room = -(-self._room.data_ptr() // LINE) * LINE
+        room = self._room(self._room_of(self._handle, longest, ROWS, threads))
         if not self._embed(
             self._handle,
             ids.data_ptr(),
@@ -141,6 +139,13 @@ class CompiledBert:
         ):
             raise MemoryError("no memory for a compiled forward pass")
         return embeddings
+
+    def _room(self, floats: int) -> int:
+        """Where the calling thread has room for so many, at the beginning of a line."""
+        room: Tensor | None = getattr(self._rooms, "room", None)
+        if room is None or len(room) < floats + LINE:
+            room = self._rooms.room = torch.empty(floats + LINE, dtype=torch.float32)
+        return -(-room.data_ptr() // LINE) * LINE
 
 
 def compiled_bert(model: SentenceTransformer) -> CompiledBert | None:

@@ -1,8 +1,9 @@
 /* Threads that stay and help a caller with a piece of work; each library that includes this has its own.
  *
  * A thread that the system wakes too late finds no seat left, and nobody waits for it: so work is cut into units that
- * threads take one by one. Two callers at a time are not both helped, the second one works alone. A process that was
- * forked starts threads of its own. */
+ * threads take one by one. Two callers at a time are not both helped, the second one works alone. The threads are as nice
+ * as the nicest caller they had, so that what he leaves to others they leave too. A process that was forked starts threads
+ * of its own. */
 
 #include <pthread.h>
 #include <sched.h>
@@ -10,6 +11,9 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
+#if defined(__linux__)
+#include <sys/resource.h> /* of a thread, there */
+#endif
 
 #define MOST_THREADS 64
 #define SPINS 4096          /* some microseconds */
@@ -22,7 +26,7 @@ static struct {
     pthread_mutex_t door;
     pthread_cond_t opened;
     atomic_uint calls; /* how often the door was opened */
-    atomic_int seats, left;
+    atomic_int seats, left, nice;
     int started; /* threads, beside the callers */
     work_of work;
     void *argument;
@@ -40,9 +44,23 @@ static inline void rest(int spins, int most)
     sched_yield(); /* the other one may wait for this core */
 }
 
+/* How nice the calling thread is, from 0 on; it becomes so nice first. */
+static int niceness(int least)
+{
+#if defined(__linux__)
+    int now = getpriority(PRIO_PROCESS, 0);
+    if (now < least && setpriority(PRIO_PROCESS, 0, least) == 0)
+        return least;
+    return now;
+#else
+    return least;
+#endif
+}
+
 static void *stay(void *argument)
 {
     unsigned seen = 0;
+    int nice = niceness(0);
     (void)argument;
     for (;;) {
         for (int spins = 0; spins < SPINS_FOR_WORK && atomic_load(&crew.calls) == seen; spins++)
@@ -56,6 +74,8 @@ static void *stay(void *argument)
         while (seats > 0 && !atomic_compare_exchange_weak(&crew.seats, &seats, seats - 1))
             ;
         if (seats > 0) {
+            if (nice < atomic_load(&crew.nice))
+                nice = niceness(atomic_load(&crew.nice));
             crew.work(crew.argument, seats);
             atomic_fetch_add(&crew.left, 1);
         }
@@ -105,6 +125,7 @@ static void work_together(work_of work, void *argument, int threads)
     crew.work = work;
     crew.argument = argument;
     atomic_store(&crew.left, 0);
+    atomic_store(&crew.nice, niceness(-20));
     atomic_store(&crew.seats, most);
     pthread_mutex_lock(&crew.door);
     atomic_fetch_add(&crew.calls, 1);

@@ -1,10 +1,10 @@
-"""Admission and micro-batching: one worker thread owns the model.
+"""Admission and micro-batching: worker threads that own the model.
 
-There is no wait timer. A batch forms from what is queued at the moment the worker frees; while it runs, the next one
+There is no wait timer. A batch forms from what is queued at the moment a worker frees; while it runs, the next one
 gathers. A worker that has nothing to do is woken once the event loop has read all that had arrived. Small requests and
-bulk have a lane each (`lanes`), and a batch is of one lane. A batch is as large as the model can do in a set time,
-because a small request that comes meanwhile waits for it. Admission is bounded by tokens, and the rows of a caller who
-left are dropped before they reach the model.
+bulk have a lane each (`lanes`), and a batch is of one lane; on processors each lane has a worker, on a device one has
+both (`turns`). A batch is as large as the model can do in a set time, because whoever comes meanwhile waits for it.
+Admission is bounded by tokens, and the rows of a caller who left are dropped before they reach the model.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from models import Encoding
 from service.batching.capacity import Capacity
 from service.batching.jobs import Batch, Content, Contents, Encoded, Job, Kind, Outcome, Prepared, settle
 from service.batching.lanes import SMALL_ROWS, SMALL_TOKENS, Lane, LaneQueue, lane_of
+from service.batching.turns import Turns, give_way
 from service.batching.undecided import Undecided
 from service.errors import EncoderStopped, EncodingFailed
 from service.metrics import ModelMetrics
@@ -86,7 +87,7 @@ class Batcher:
     """Turns concurrent callers' contents into batches for one encoder.
 
     Args:
-        encoder: The tokenizer; only the worker thread runs its model.
+        encoder: The tokenizer; only the workers run its model, side by side where the capacity's turns let them.
         batch_tokens: Padded tokens of one forward pass, at most (a longer single row runs alone).
         batch_s: Seconds that one forward pass should take, at most: batches are made smaller than `batch_tokens` for
             it, by the measured pace of the model, though not below `MIN_BATCH_TOKENS`. While no small request comes
@@ -111,26 +112,31 @@ class Batcher:
         # What the model could encode: where it no longer can, it is lost.
         self._proven: tuple[Kind, Prepared] | None = None
         self._gathering: asyncio.AbstractEventLoop | None = None  # which is about to wake the worker
-        self._texts_in_model = False
+        self._texts_in_model: set[Lane] = set()
         self._left = False  # whether a caller left since the queue was last searched for such
         self._splitters = {lane: ThreadPoolExecutor(1, thread_name_prefix=f"word-pieces-{lane}") for lane in Lane}
         self._undecided = Undecided(encoder, metrics)
-        self._worker = threading.Thread(target=self._run, name="model", daemon=True)
+        self._workers = [
+            threading.Thread(target=self._run, args=(turns,), name="-".join(["model", *turns.lanes]), daemon=True)
+            for turns in capacity.turns
+        ]
 
     def start(self) -> None:
-        """Start the worker thread."""
+        """Start the workers."""
         self._capacity.share(self)
-        self._worker.start()
+        for worker in self._workers:
+            worker.start()
 
     @property
     def alive(self) -> bool:
-        """Whether the worker thread runs."""
-        return self._worker.is_alive()
+        """Whether all workers run."""
+        return all(worker.is_alive() for worker in self._workers)
 
     @property
     def encodes_soon(self) -> bool:
         """Whether a few embeddings would have their codes in less time than a question to the registry takes."""
-        waits = self._texts_in_model or self._capacity.queued_tokens > SMALL_TOKENS
+        lanes = self._capacity.sharing(Lane.SMALL)
+        waits = not self._texts_in_model.isdisjoint(lanes) or self._capacity.queued_in(lanes) > SMALL_TOKENS
         return self._refusal is None and not waits
 
     @property
@@ -198,9 +204,10 @@ class Batcher:
         """Refuse new work, finish what is queued, end the worker."""
         with self._changed:
             self._refusal = self._refusal or "shutting down"
-            self._changed.notify()
-        if self.alive:
-            await asyncio.to_thread(self._worker.join)
+            self._changed.notify_all()
+        for worker in self._workers:
+            if worker.is_alive():
+                await asyncio.to_thread(worker.join)
         await asyncio.to_thread(self._undecided.close)
         self._capacity.leave(self)
         for splitter in self._splitters.values():
@@ -267,7 +274,7 @@ class Batcher:
             return
         self._gathering = None
         with self._changed:
-            self._changed.notify()
+            self._changed.notify_all()
 
     def _count(self, lane: Lane) -> None:
         """Tell the capacity and the metrics how much waits in a lane."""
@@ -276,17 +283,19 @@ class Batcher:
         self._counted[lane] = tokens
         self._metrics.queue_tokens[lane].set(tokens)
 
-    def _run(self) -> None:
-        """The worker thread: batch after batch until told to stop; however it ends, nobody is left waiting."""
+    def _run(self, turns: Turns) -> None:
+        """A worker: batch after batch until told to stop; however it ends, nobody is left waiting."""
+        if Lane.SMALL not in turns.lanes:
+            give_way()
         batch: Batch | None = None
         try:
-            while self._wait():
-                with self._capacity.turn(self) as lane:
+            while self._wait(turns.lanes):
+                with turns.turn(self) as lane:
                     batch = self._take(lane)  # only now: what gathered while the others had their turns comes along
                     if batch is not None:
                         self._encode(batch, leave_undecided=batch.kind.is_text and lane is Lane.BULK)
                 if batch is not None:
-                    self._texts_in_model = False
+                    self._texts_in_model.discard(lane)
                     settle(batch.ended(time.perf_counter()))
                     batch = None
         finally:
@@ -295,19 +304,21 @@ class Batcher:
                 orphans = (batch.jobs if batch else set()).union(*(queue.clear() for queue in self._queues.values()))
                 for lane in Lane:
                     self._count(lane)
+                self._changed.notify_all()
             settle(orphans, EncoderStopped(self._refusal))
 
-    def _wait(self) -> bool:
-        """Wait for rows; False when stopping with none left."""
+    def _wait(self, lanes: Sequence[Lane]) -> bool:
+        """Wait for rows in these lanes; False when stopping with none left."""
         with self._changed:
-            self._changed.wait_for(lambda: any(self._queues.values()) or self._refusal is not None)
-            return any(self._queues.values())
+            self._changed.wait_for(lambda: any(map(self.waits, lanes)) or self._refusal is not None)
+            return any(map(self.waits, lanes))
 
     def _take(self, lane: Lane) -> Batch | None:
         """A batch within the budget; None where all callers have left."""
         with self._changed:
             batch = self._queues[lane].take(self._budget)
-            self._texts_in_model = batch is not None and batch.kind.is_text
+            if batch is not None and batch.kind.is_text:
+                self._texts_in_model.add(lane)
             self._count(lane)
         now = time.perf_counter()
         for job in batch.jobs if batch else ():

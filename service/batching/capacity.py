@@ -1,24 +1,20 @@
-"""What the loaded tokenizers share: room in the queue, and turns of the machine."""
+"""What the loaded tokenizers share: room in the queue, and turns of the machine (`turns`)."""
 
 from __future__ import annotations
 
-import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from service.batching.lanes import Lane
+from service.batching import turns
+from service.batching.lanes import SHARES, Lane
+from service.batching.turns import Turns
 from service.errors import Overloaded
 
-# Of the queue's room: what bulk leaves to small requests. Of the model's time: what each lane has where both wait.
+# Of the queue's room: what bulk leaves to small requests.
 SMALL_ROOM = 1 / 8
-SHARES = {Lane.SMALL: 3 / 4, Lane.BULK: 1 / 4}
-
-# What small requests may have beyond their share before bulk goes on: so that some at once do not wait for it.
-LEAD_S = 0.25
 
 MAX_RETRY_AFTER_S = 60.0
 
@@ -26,11 +22,8 @@ MAX_RETRY_AFTER_S = 60.0
 ALONE_AFTER_S = 5.0
 
 
-class Queue(Protocol):
+class Queue(turns.Queue, Protocol):
     """What waits for one model."""
-
-    def waits(self, lane: Lane) -> bool:
-        """Whether anything does in that lane; called without a lock."""
 
     def backlog_s(self, lane: Lane) -> float:
         """Seconds of the model's time that what waits there will take."""
@@ -40,43 +33,47 @@ class Queue(Protocol):
 
 
 class Capacity:
-    """Bounds over everything queued for any model, and one forward pass at a time.
-
-    On the same cores two forward passes side by side are no faster than one after the other, and together they would
-    run twice as many threads as there are cores. In turns each has them all, and a tokenizer that has nothing to do
-    costs the others nothing.
-
-    Whose turn is next: where small requests and bulk wait, the lane that has had less of its share of the time, for
-    any model (weighted fair queueing with the measured time as the cost; a lane in which nobody waited saves up
-    nothing; small requests may be some way ahead). Within it, the model that waits longest. So a small request goes
-    before all bulk, unless small requests alone take three quarters of the time; and bulk always goes on.
+    """Bounds over everything queued for any model, and the turns in which forward passes are made.
 
     Args:
         queue_tokens: Tokens queued, beyond which callers are refused. An eighth of it is for small requests alone.
-        clock: Tells the time in seconds, by which the lanes' shares are measured.
+        clock: Tells the time in seconds.
+        side_by_side: Whether a forward pass of small requests may go beside one of bulk: on processors, which the
+            system can take from the latter for the former. Else all take turns.
+
+    Attributes:
+        turns: Those of the lanes that share some; each model has a thread for each.
     """
 
-    def __init__(self, queue_tokens: int, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, queue_tokens: int, clock: Callable[[], float] = time.perf_counter, *, side_by_side: bool = False
+    ) -> None:
         self._queue_tokens = queue_tokens
         self._clock = clock
         self._queued = dict.fromkeys(Lane, 0)
         self._small_at = -math.inf  # when a small request came last
         self._queues: list[Queue] = []
-        self._changed = threading.Condition()
-        self._tickets = itertools.count()
-        self._waiting: dict[int, Queue] = {}  # by ticket, so in the order of their coming
-        self._turn: tuple[int, Lane] | None = None
-        self._had_s = dict.fromkeys(Lane, 0.0)  # the model's time over the lane's share of it
+        self._counting = threading.Lock()
+        groups = [[lane] for lane in Lane] if side_by_side else [list(Lane)]
+        self.turns = [Turns(lanes, self._queues, clock) for lanes in groups]
 
     @property
     def queued_tokens(self) -> int:
         """Tokens queued for all models."""
-        return sum(self._queued.values())
+        return self.queued_in(Lane)
+
+    def queued_in(self, lanes: Iterable[Lane]) -> int:
+        """The same in some lanes."""
+        return sum(self._queued[lane] for lane in lanes)
+
+    def sharing(self, lane: Lane) -> Sequence[Lane]:
+        """The lanes that share their turns with one; it is one of them."""
+        return next(turns.lanes for turns in self.turns if lane in turns.lanes)
 
     @property
     def bulk_is_alone(self) -> bool:
-        """Whether no small request has come lately, for any model."""
-        return self._clock() - self._small_at >= ALONE_AFTER_S
+        """Whether no small request waits for bulk: it has turns of its own, or none has come lately, for any model."""
+        return len(self.turns) > 1 or self._clock() - self._small_at >= ALONE_AFTER_S
 
     def share(self, queue: Queue) -> None:
         """Take part."""
@@ -103,40 +100,10 @@ class Capacity:
 
     def queue(self, lane: Lane, tokens: int) -> None:
         """Count tokens that were queued, or, below 0, that no longer are."""
-        with self._changed:
+        with self._counting:
             self._queued[lane] += tokens
             if lane is Lane.SMALL and tokens > 0:
                 self._small_at = self._clock()
-
-    @contextmanager
-    def turn(self, queue: Queue) -> Iterator[Lane]:
-        """Waits for this queue's turn, yields the lane that it is for, and ends it."""
-        with self._changed:
-            ticket = next(self._tickets)
-            self._waiting[ticket] = queue
-            if self._turn is None:
-                self._turn = self._next()
-            self._changed.wait_for(lambda: self._turn is not None and self._turn[0] == ticket)
-            _, lane = self._turn
-            del self._waiting[ticket]
-        started = self._clock()
-        try:
-            yield lane
-        finally:
-            with self._changed:
-                self._had_s[lane] += (self._clock() - started) / SHARES[lane]
-                self._turn = self._next() if self._waiting else None
-                self._changed.notify_all()
-
-    def _next(self) -> tuple[int, Lane]:
-        """The ticket of those waiting whose turn is next, and the lane that it is for."""
-        waits = {lane: [ticket for ticket, queue in self._waiting.items() if queue.waits(lane)] for lane in Lane}
-        for lane in Lane:
-            if not any(queue.waits(lane) for queue in self._queues):
-                self._had_s[lane] = max(self._had_s.values())
-        small_first = self._had_s[Lane.SMALL] <= self._had_s[Lane.BULK] + LEAD_S
-        lane = Lane.SMALL if waits[Lane.SMALL] and (small_first or not waits[Lane.BULK]) else Lane.BULK
-        return next(iter(waits[lane] or self._waiting)), lane  # where its callers have all left it finds nothing
 
     def _has_room(self, lane: Lane) -> bool:
         reserved = math.ceil(self._queue_tokens * SMALL_ROOM)

@@ -31,6 +31,10 @@ class Lane(StrEnum):
         return Lane.BULK if self is Lane.SMALL else Lane.SMALL
 
 
+# Of the model's time: what each lane has where both wait.
+SHARES = {Lane.SMALL: 3 / 4, Lane.BULK: 1 / 4}
+
+
 def lane_of(job: Job) -> Lane:
     """The lane of a job: of few rows, short together, or of a single one whatever its length; else that of bulk."""
     small = job.rows == 1 or (job.rows <= SMALL_ROWS and job.tokens() <= SMALL_TOKENS)

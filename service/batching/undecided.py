@@ -15,6 +15,7 @@ from typing import Protocol, TypeAlias
 
 from models import Encoding
 from service.batching.jobs import Encoded, Job, settle
+from service.batching.turns import give_way
 from service.errors import EncodingFailed
 from service.metrics import ModelMetrics
 
@@ -40,7 +41,7 @@ class Undecided:
     def __init__(self, encoder: CanonicalEncoder, metrics: ModelMetrics) -> None:
         self._encoder = encoder
         self._metrics = metrics
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="canonical")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="canonical", initializer=give_way)
         self._room = threading.Semaphore(ROOM)
 
     def decide(self, rows: Iterable[Row]) -> None:

@@ -16,14 +16,14 @@ TYPE = "urn:semid:problem:"
 
 
 class HeldModel:
-    """The service's own tokenizer, which works only while it is let."""
+    """The service's own tokenizer, which works only while it is let, but for the texts with which it `goes_on`."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self.free = threading.Event()
         self.working = threading.Semaphore(0)
         self.split = tokenizer.split
-        self.batches: list[int] = []
+        self.goes_on: Callable[[Any], bool] = lambda _: False
 
     def encode(self, embeddings: Any, **options: Any) -> Any:
         self.working.release()
@@ -31,9 +31,9 @@ class HeldModel:
         return self._tokenizer.encode(embeddings, **options)
 
     def encode_texts(self, pieces: Any, **options: Any) -> Any:
-        self.batches.append(len(pieces))
-        self.working.release()
-        assert self.free.wait(60)
+        if not self.goes_on(pieces):
+            self.working.release()
+            assert self.free.wait(60)
         return self._tokenizer.encode_texts(pieces, **options)
 
 
@@ -73,27 +73,21 @@ def test_concurrent_callers_share_a_batch(
     assert service.metric("semid_batch_rows_sum") == rows + 9
 
 
-def test_a_single_listing_overtakes_the_requests_of_a_feed(
-    service: Any,
-    namespace: str,
-    held_model: HeldModel,
-    callers: ThreadPoolExecutor,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_single_listing_is_answered_while_a_feed_is_in_the_model(
+    service: Any, namespace: str, held_model: HeldModel, callers: ThreadPoolExecutor
 ) -> None:
-    monkeypatch.setattr(service.batcher._capacity, "_clock", lambda: 0.0)  # being held is no time of the small lane's
-    busy = callers.submit(service.tokenize, {"item_id": "busy", "text": "kettle"}, namespace=namespace)
-    assert held_model.working.acquire(timeout=30)
+    held_model.goes_on = lambda pieces: len(pieces) == 1
     feed = [[{"item_id": f"{part}-{i}", "text": f"kettle {i} " * 9} for i in range(64)] for part in range(3)]
     bulk = [callers.submit(service.tokenize, *items, namespace=namespace) for items in feed]
-    service.until(lambda: service.batcher.queued_rows == 3 * 64, "the feed does not queue")
-    single = callers.submit(service.tokenize, {"item_id": "new", "text": "kettle"}, namespace=namespace)
-    service.until(lambda: service.metric("semid_queue_tokens", lane="small") > 0, "the listing does not queue")
+    assert held_model.working.acquire(timeout=30)
 
+    single = service.tokenize({"item_id": "new", "text": "kettle"}, namespace=namespace)
+    meanwhile = [request.done() for request in bulk]
     held_model.free.set()
 
-    assert all(entry["created"] for request in [busy, single, *bulk] for entry in request.result())
-    assert held_model.batches[:2] == [1, 1]
-    assert sum(held_model.batches) == 2 + 3 * 64
+    assert single[0]["created"]
+    assert meanwhile == [False] * 3
+    assert all(entry["created"] for request in bulk for entry in request.result())
 
 
 def test_beyond_the_queue_callers_are_refused_and_may_come_again(

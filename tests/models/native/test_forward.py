@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import subprocess
+import threading
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -110,6 +111,30 @@ def test_a_text_comes_to_the_same_bits_alone_in_any_batch_and_on_any_threads(lib
             assert torch.equal(alone, whole)
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_text_comes_to_the_same_bits_while_other_threads_embed_theirs(library, text_encoder, pieces):
+    # given
+    forward = CompiledBert(library, text_encoder._model)
+    expected = forward(pieces)
+    wrong = []
+
+    def embed(order):
+        for _ in range(4):
+            found = forward([pieces[place] for place in order])
+            wrong.extend(
+                place for place, row in zip(order, found, strict=True) if not torch.equal(row, expected[place])
+            )
+
+    # when
+    orders = [list(range(len(pieces))), list(reversed(range(len(pieces)))), [3]]
+    threads = [threading.Thread(target=embed, args=(order,)) for order in orders]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # then
+    assert wrong == []
 
 
 @pytest.mark.parametrize("width", [384, 768])

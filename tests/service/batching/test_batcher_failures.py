@@ -47,7 +47,7 @@ async def test_a_model_that_fails_on_what_it_could_do_before_is_lost(make_batche
     with pytest.raises(EncoderStopped, match="thread has ended"):
         await asyncio.wait_for(batcher.encode(["a", "b"]), 5)
 
-    await asyncio.to_thread(batcher._worker.join, 10)
+    await asyncio.to_thread(batcher._workers[0].join, 10)
     assert not batcher.alive
 
 
@@ -70,7 +70,7 @@ async def test_a_dead_thread_answers_everyone_and_is_seen(make_batcher: MakeBatc
 
     encoder.free.set()
     outcomes = await asyncio.wait_for(asyncio.gather(busy, *waiting, return_exceptions=True), 10)
-    await asyncio.to_thread(batcher._worker.join, 10)
+    await asyncio.to_thread(batcher._workers[0].join, 10)
 
     assert [type(outcome) for outcome in outcomes] == [EncoderStopped] * 9
     assert not batcher.alive
