@@ -12,12 +12,27 @@ from service.errors import RegistryUnavailable, ShuttingDown
 from tests.service.bulk.exchanges import Exchange, until
 
 
-async def test_work_is_dropped_when_the_caller_leaves() -> None:
+async def answered() -> tuple[Exchange, asyncio.Task[None]]:
+    """A stream whose first word is answered."""
+    exchange = Exchange()
+    exchange.connection.arrives(b"a")
+    stream = exchange.start()
+    await until(lambda: exchange.connection.answer == b":a;")
+    return exchange, stream
+
+
+async def asked() -> tuple[Exchange, asyncio.Task[None]]:
+    """A stream whose first two words are at work, and not to be done before they are freed."""
     exchange = Exchange()
     exchange.words.free.clear()
     exchange.connection.arrives(b"a", b"b")
     stream = exchange.start()
     await until(lambda: len(exchange.words.begun) == 2)
+    return exchange, stream
+
+
+async def test_work_is_dropped_when_the_caller_leaves() -> None:
+    exchange, stream = await asked()
 
     exchange.connection.leaves()
 
@@ -28,10 +43,7 @@ async def test_work_is_dropped_when_the_caller_leaves() -> None:
 
 
 async def test_work_is_dropped_when_the_caller_leaves_after_the_body() -> None:
-    exchange = Exchange()
-    exchange.connection.arrives(b"a")
-    stream = exchange.start()
-    await until(lambda: exchange.connection.answer == b":a;")
+    exchange, stream = await answered()
     exchange.words.free.clear()
     exchange.connection.arrives(b"b", end=True)
     await until(lambda: len(exchange.words.begun) == 2)
@@ -116,14 +128,9 @@ async def test_what_was_read_before_the_body_broke_is_answered() -> None:
 
 
 async def test_a_service_that_ends_answers_what_it_read_and_says_why_the_stream_ends() -> None:
-    exchange = Exchange()
-    exchange.words.free.clear()
-    exchange.connection.arrives(b"a", b"b")
-    stream = exchange.start()
-    await until(lambda: len(exchange.words.begun) == 2)
+    exchange, stream = await asked()
 
-    exchange.terms.drain.begin(0.2)
-    await asyncio.sleep(0.12)
+    exchange.terms.drain.reading_ends.set_result(None)
     exchange.connection.arrives(b"c")
     exchange.words.free.set()
 
@@ -134,10 +141,7 @@ async def test_a_service_that_ends_answers_what_it_read_and_says_why_the_stream_
 
 
 async def test_a_body_that_ends_soon_is_answered_by_a_service_that_ends() -> None:
-    exchange = Exchange()
-    exchange.connection.arrives(b"a")
-    stream = exchange.start()
-    await until(lambda: exchange.connection.answer == b":a;")
+    exchange, stream = await answered()
 
     exchange.terms.drain.begin(10.0)
     exchange.connection.arrives(b"b", end=True)
@@ -147,10 +151,7 @@ async def test_a_body_that_ends_soon_is_answered_by_a_service_that_ends() -> Non
 
 
 async def test_answers_that_take_too_long_are_not_waited_for_by_a_service_that_ends() -> None:
-    exchange = Exchange()
-    exchange.connection.arrives(b"a")
-    stream = exchange.start()
-    await until(lambda: exchange.connection.answer == b":a;")
+    exchange, stream = await answered()
     exchange.words.free.clear()
     exchange.connection.arrives(b"b")
     await until(lambda: len(exchange.words.begun) == 2)

@@ -53,7 +53,7 @@ def page(service: Any, tab: Browser, catalogue: str) -> Iterator[Browser]:
 
 
 def show(page: Browser, section: str) -> None:
-    """Scroll there, and stay until the section knows it is seen: one that is scrolled past between frames never does."""
+    """Scroll there and stay for two frames: a section scrolled past between frames never knows that it was seen."""
     page.evaluate(f"document.getElementById('{section}').scrollIntoView({{behavior: 'instant'}})")
     page.evaluate("new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
 
