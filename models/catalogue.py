@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from models.template import FieldValue, TextTemplate
+
+T = TypeVar("T")
 
 ITEM_SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".csv")
 ARRAY_SUFFIXES = (".npy", ".safetensors")
@@ -64,6 +66,18 @@ class CatalogueItem:
         return self.text.strip() if self.text else template.render(self.fields)
 
 
+class RowError(ValueError):
+    """One row cannot be read; those behind it can.
+
+    Attributes:
+        item_id: The row's own, where it has one.
+    """
+
+    def __init__(self, words: str, item_id: str | None = None) -> None:
+        super().__init__(words)
+        self.item_id = item_id
+
+
 def read_items(
     path: Path, batch_rows: int = BATCH_ROWS, keep: Sequence[str] = (), columns: Mapping[str, str] | None = None
 ) -> Iterator[list[CatalogueItem]]:
@@ -79,16 +93,32 @@ def read_items(
     Raises:
         ValueError: The file's kind is unknown, it cannot be read, or columns are missing.
     """
-    rows = _rows(path, batch_rows)
-    names = _Names(columns or {}, tuple(keep))
-    number = 0
+    rows = map(_sound, read_each(path, batch_rows, keep, columns))
     while batch := list(islice(rows, batch_rows)):
-        items = []
-        for row in batch:
-            number += 1
-            # A line of JSON has columns of its own: a later one without any content fails alone, as an empty cell does.
-            items.append(names.item(row, f"{path}, row {number}", may_be_empty=number > 1))
-        yield items
+        yield batch
+
+
+def read_each(
+    path: Path, batch_rows: int = BATCH_ROWS, keep: Sequence[str] = (), columns: Mapping[str, str] | None = None
+) -> Iterator[CatalogueItem | RowError]:
+    """The same, row by row; in the place of a row that cannot be read there is its error.
+
+    Args:
+        path: As `read_items`, like the others.
+        batch_rows: Rows that are read together.
+        keep: Other columns to hand on.
+        columns: This catalogue's names.
+
+    Raises:
+        ValueError: The file cannot be read, or columns are missing.
+    """
+    names = _Names(columns or {}, tuple(keep))
+    for number, row in enumerate(_rows(path, batch_rows), 1):
+        try:
+            # A line of JSON has columns of its own: a later one that lacks some fails alone, as an empty cell does.
+            yield names.item(_sound(row), f"{path}, row {number}", is_first=number == 1)
+        except RowError as error:
+            yield error
 
 
 def read_row(row: Mapping[str, Any], place: str) -> CatalogueItem:
@@ -101,7 +131,7 @@ def read_row(row: Mapping[str, Any], place: str) -> CatalogueItem:
     Raises:
         ValueError: A column is missing, or a value is of another kind.
     """
-    return _Names({}, ()).item(row, place)
+    return _Names({}, ()).item(row, place, is_first=True)
 
 
 def has_embeddings(path: Path) -> bool:
@@ -126,7 +156,7 @@ def columns_of(path: Path) -> frozenset[str] | None:
             return frozenset(file.schema_arrow.names)
     if path.suffix == ".csv" and path.is_file():
         first = next(_rows(path, 1), None)
-        return None if first is None else frozenset(first)
+        return None if first is None else frozenset(_sound(first))
     return None
 
 
@@ -214,19 +244,32 @@ class _Names:
         self._fields = {renamed.get(column, column): name for column, name in FIELDS.items()}
         self._keep = keep
 
-    def item(self, row: Mapping[str, Any], place: str, *, may_be_empty: bool = False) -> CatalogueItem:
+    def item(self, row: Mapping[str, Any], place: str, *, is_first: bool) -> CatalogueItem:
+        """The item of a row; where it is the first one, columns that it lacks are lacking in the file."""
+        if is_first:
+            self._require_columns(row, place)
         item_id = row.get(self._item_id)
         if item_id is None or item_id == "" or isinstance(item_id, (float, bool, list, dict)):
+            raise RowError(f"{place} has no {self._item_id!r}; its columns are {sorted(row)}")
+        if not isinstance(item_id, (str, int)):
+            raise RowError(f"{place}, {self._item_id}: expected a string or an integer, got {item_id!r}")
+        _require_unicode([str(item_id)], place)
+        try:
+            return self._item(str(item_id), row, place)
+        except ValueError as error:
+            raise RowError(str(error), str(item_id)) from error
+
+    def _require_columns(self, row: Mapping[str, Any], place: str) -> None:
+        if self._item_id not in row:
             msg = f"{place} has no {self._item_id!r}; its columns are {sorted(row)}"
             raise ValueError(msg)
-        if not isinstance(item_id, (str, int)):
-            msg = f"{place}, {self._item_id}: expected a string or an integer, got {item_id!r}"
-            raise ValueError(msg)  # noqa: TRY004 - one kind of error for what a file holds
-        if not may_be_empty and self._text not in row and not self._fields.keys() & row.keys():
+        if self._text not in row and not self._fields.keys() & row.keys():
             msg = (
                 f"{place} has none of the columns {sorted({*self._fields, self._text})}; its columns are {sorted(row)}"
             )
             raise ValueError(msg)
+
+    def _item(self, item_id: str, row: Mapping[str, Any], place: str) -> CatalogueItem:
         fields = {
             name: _field(row[column], f"{place}, {column}")
             for column, name in self._fields.items()
@@ -237,20 +280,25 @@ class _Names:
             msg = f"{place}, {self._text}: expected a string, got {type(text).__name__}"
             raise ValueError(msg)
         kept = {column: "" if row.get(column) is None else str(row[column]) for column in self._keep}
-        item = CatalogueItem(str(item_id), fields, text or None, kept)
-        _require_unicode(item, place)
-        return item
+        lists = [[value] if isinstance(value, str) else value or () for value in fields.values()]
+        _require_unicode([text or "", *kept.values(), *(part for parts in lists for part in parts)], place)
+        return CatalogueItem(item_id, fields, text or None, kept)
 
 
-def _require_unicode(item: CatalogueItem, place: str) -> None:
-    """Raise ValueError where a string has half a surrogate pair, which no UTF-8 can write."""
-    lists = [[value] if isinstance(value, str) else value or () for value in item.fields.values()]
-    strings = [item.item_id, item.text or "", *item.kept.values(), *(part for parts in lists for part in parts)]
+def _sound(row: T | RowError) -> T:
+    """The row; what is wrong with it is raised."""
+    if isinstance(row, RowError):
+        raise row
+    return row
+
+
+def _require_unicode(strings: Iterable[str], place: str) -> None:
+    """Raise RowError where a string has half a surrogate pair, which no UTF-8 can write."""
     try:
         "".join(strings).encode()
     except UnicodeEncodeError as error:
-        msg = f"{place} has half a surrogate pair ({error.object[error.start]!r}), which is no character"
-        raise ValueError(msg) from error
+        words = f"{place} has half a surrogate pair ({error.object[error.start]!r}), which is no character"
+        raise RowError(words) from error
 
 
 def _field(value: Any, place: str) -> FieldValue:
@@ -265,7 +313,7 @@ def _field(value: Any, place: str) -> FieldValue:
     raise ValueError(msg)
 
 
-def _rows(path: Path, batch_rows: int) -> Iterator[dict[str, Any]]:
+def _rows(path: Path, batch_rows: int) -> Iterator[dict[str, Any] | RowError]:
     readers = {".parquet": _parquet_rows, ".jsonl": _json_rows, ".ndjson": _json_rows, ".csv": _csv_rows}
     reader = readers.get(path.suffix)
     if reader is None:
@@ -277,7 +325,7 @@ def _rows(path: Path, batch_rows: int) -> Iterator[dict[str, Any]]:
     return _readable(path, reader(path, batch_rows))
 
 
-def _readable(path: Path, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _readable(path: Path, rows: Iterator[T]) -> Iterator[T]:
     """The same rows; what cannot be read is a ValueError that names the file."""
     try:
         yield from rows
@@ -303,7 +351,7 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
         raise ValueError(msg) from error
 
 
-def _json_rows(path: Path, _: int) -> Iterator[dict[str, Any]]:
+def _json_rows(path: Path, _: int) -> Iterator[dict[str, Any] | RowError]:
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -311,25 +359,22 @@ def _json_rows(path: Path, _: int) -> Iterator[dict[str, Any]]:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                msg = f"{path}, line {number} is not JSON: {error}"
-                raise ValueError(msg) from error
-            if not isinstance(row, dict):
-                msg = f"{path}, line {number} is no JSON object"
-                raise ValueError(msg)  # noqa: TRY004 - one kind of error for what a file holds
-            yield row
+                yield RowError(f"{path}, line {number} is not JSON: {error}")
+                continue
+            yield row if isinstance(row, dict) else RowError(f"{path}, line {number} is no JSON object")
 
 
-def _csv_rows(path: Path, _: int) -> Iterator[dict[str, Any]]:
+def _csv_rows(path: Path, _: int) -> Iterator[dict[str, Any] | RowError]:
     # utf-8-sig: spreadsheets put a byte order mark in front of the first column's name.
     with path.open(encoding="utf-8-sig", newline="") as file:
         # strict: else all that follows a quote that is never closed would be one cell, and its items lost.
         rows, number = csv.DictReader(file, strict=True), 0
         try:
+            if rows.fieldnames is None:
+                msg = f"{path} has no header line"
+                raise ValueError(msg)
             for number, row in enumerate(rows, 1):
-                if None in row:
-                    msg = f"{path}, row {number} has more cells than the header"
-                    raise ValueError(msg)
-                yield row
+                yield RowError(f"{path}, row {number} has more cells than the header") if None in row else row
         except csv.Error as error:
             msg = f"{path}, row {number + 1} cannot be read: {error}"
             raise ValueError(msg) from error

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import csv
+from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from models.catalogue import CatalogueItem, columns_of, has_embeddings, read_items, rows_of
+from models.catalogue import CatalogueItem, RowError, columns_of, has_embeddings, read_each, rows_of
 from service.cli.tokenize_journal import ANSWERS
 from service.client import FailedItem, TokenizedItem, TokenizerClient
 from service.client.batches import batches_of
 from service.client.calls import OnChange
 from service.content import entry_of
+from service.errors import InvalidItem
 
 ROWS_TOGETHER = 1024
 
@@ -82,7 +85,7 @@ class Texts:
     """Titles, descriptions, texts: sent item by item, for the tokenizer's own template."""
 
     def __init__(self, path: Path, display: str | None = None) -> None:
-        next(read_items(path, 1), None)  # what is wrong with its columns is said before anything is asked for
+        next(read_each(path, 1), None)  # what is wrong with its columns is said before anything is asked for
         self.rows = _rows(path)
         self._path = path
         self._keep = () if display is None else (display,)
@@ -91,10 +94,19 @@ class Texts:
         self, client: TokenizerClient, skip: int, *, assign: bool, on_change: OnChange
     ) -> Iterator[pa.RecordBatch]:
         """As `Source`."""
-        items = (item for batch in read_items(self._path, keep=self._keep) for item in batch)
-        entries = map(_entry, islice(items, skip, None))
-        for answers in batches_of(client.tokenize(entries, assign=assign, on_change=on_change), ROWS_TOGETHER):
-            yield pa.RecordBatch.from_pylist([_row(answer) for answer in answers], schema=ANSWERS)
+        unread: deque[tuple[int, RowError]] = deque()  # rows without an answer: they have their own error
+        entries = self._entries(skip, unread)
+        rows = _in_order(skip, map(_row, client.tokenize(entries, assign=assign, on_change=on_change)), unread)
+        for some in batches_of(rows, ROWS_TOGETHER):
+            yield pa.RecordBatch.from_pylist(some, schema=ANSWERS)
+
+    def _entries(self, skip: int, unread: deque[tuple[int, RowError]]) -> Iterator[dict[str, Any]]:
+        """What is sent; what cannot be is put into `unread`, each with its place in the file."""
+        for place, item in islice(enumerate(read_each(self._path, keep=self._keep)), skip, None):
+            if isinstance(item, RowError):
+                unread.append((place, item))
+            else:
+                yield _entry(item)
 
 
 class Embeddings:
@@ -133,7 +145,8 @@ class Embeddings:
     def _read(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         kind = batch["embedding"].type
         try:
-            size = kind.list_size if pa.types.is_fixed_size_list(kind) else len(batch["embedding"][0])
+            lengths = pc.list_value_length(batch["embedding"])  # null of a row without one, which fails alone
+            size = kind.list_size if pa.types.is_fixed_size_list(kind) else pc.max(lengths).as_py() or 1
             embeddings = batch["embedding"].cast(pa.list_(pa.float32(), size))
             columns = {"item_id": batch["item_id"].cast(pa.string()), "embedding": embeddings}
             if self._display:
@@ -153,6 +166,23 @@ def _rows(path: Path) -> int:
         if path.suffix == ".csv":
             return max(0, sum(1 for row in csv.reader(file) if row) - 1)
         return sum(1 for line in file if line.strip())
+
+
+def _in_order(
+    place: int, answered: Iterator[dict[str, Any]], unread: deque[tuple[int, RowError]]
+) -> Iterator[dict[str, Any]]:
+    """Rows of `ANSWERS` from a place on; `unread` has those in front of an answer by the time that it is there."""
+    for answer in answered:
+        while unread and unread[0][0] == place:
+            yield _unread_row(unread.popleft()[1])
+            place += 1
+        yield answer
+        place += 1
+    yield from (_unread_row(error) for _, error in unread)
+
+
+def _unread_row(error: RowError) -> dict[str, Any]:
+    return {"item_id": error.item_id, "error": InvalidItem(str(error)).as_error()}
 
 
 def _entry(item: CatalogueItem) -> dict[str, Any]:

@@ -85,6 +85,105 @@ def test_a_run_that_is_interrupted_goes_on_and_ends_with_the_same_bytes(
     assert {path.name for path in tmp_path.iterdir() if path.name.startswith(".")} == set()
 
 
+JSON_ROWS = """\
+{"item_id": "a", "title": "kettle"}
+{"title": "lamp"}
+{"item_id": "b", "title": ["rug", 3]}
+{nonsense
+
+{"item_id": "c", "title": "rug"}
+[]
+"""
+CSV_ROWS = """\
+item_id,title
+,lamp
+a,kettle
+b,rug,more
+c,rug
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "bad"),
+    [
+        (
+            "items.jsonl",
+            JSON_ROWS,
+            [
+                (2, None, "has no 'item_id'"),
+                (3, "b", "title: expected"),
+                (4, None, "is not JSON"),
+                (6, None, "no JSON"),
+            ],
+        ),
+        ("items.csv", CSV_ROWS, [(1, None, "has no 'item_id'"), (3, None, "more cells")]),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_rejected_alone(
+    url: str, namespace: str, tmp_path: Path, name: str, content: str, bad: list[tuple[int, str | None, str]]
+) -> None:
+    (tmp_path / name).write_text(content)
+
+    result = run(tmp_path / name, "--out", tmp_path / "ids.jsonl", "--url", url, "--namespace", namespace)
+
+    assert result.exit_code == 3, result.output
+    written = [json.loads(line)["item_id"] for line in (tmp_path / "ids.jsonl").read_text().splitlines()]
+    assert written == ["a", "c"]
+    told = [json.loads(line) for line in (tmp_path / "ids.rejected.jsonl").read_text().splitlines()]
+    assert [(each["row"], each["item_id"], each["type"]) for each in told] == [
+        (row, item_id, "urn:semid:problem:invalid_item") for row, item_id, _ in bad
+    ]
+    assert all(words in each["detail"] for each, (_, _, words) in zip(told, bad, strict=True))
+
+
+def test_a_run_that_was_interrupted_goes_on_behind_rows_that_cannot_be_read(
+    url: str, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.cli.tokenize_source.ROWS_TOGETHER", 4)
+    rows = [{"title": "lamp"} if row % 3 == 1 else {"item_id": f"t{row}", "title": "kettle"} for row in range(20)]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [tmp_path / "items.jsonl", "--out", tmp_path / "ids.jsonl", "--url", url, "--namespace", namespace]
+    append = Journal.append
+
+    def append_and_end(journal: Journal, batch: pa.RecordBatch) -> None:
+        append(journal, batch)
+        if journal.rows + len(batch) == 8:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tokenize_journal, "ROWS_PER_PART", 4)
+        patched.setattr(Journal, "append", append_and_end)
+        assert run(*words).exit_code == 130
+    result = run(*words)
+
+    assert result.exit_code == 3, result.output
+    written = [json.loads(line)["item_id"] for line in (tmp_path / "ids.jsonl").read_text().splitlines()]
+    assert written == [row["item_id"] for row in rows if "item_id" in row]
+    told = [json.loads(line)["row"] for line in (tmp_path / "ids.rejected.jsonl").read_text().splitlines()]
+    assert told == [row + 1 for row in range(20) if row % 3 == 1]
+
+
+def test_a_row_of_embeddings_without_an_item_id_is_rejected_alone(url: str, namespace: str, tmp_path: Path) -> None:
+    matrix = np.random.default_rng(6).standard_normal((2, DIMENSION))
+    table = {"item_id": ["a", None, "c"], "embedding": pa.array([None, *matrix], pa.list_(pa.float64()))}
+    pq.write_table(pa.table(table), tmp_path / "items.parquet")
+
+    result = run(tmp_path / "items.parquet", "--out", tmp_path / "ids.jsonl", "--url", url, "--namespace", namespace)
+
+    assert result.exit_code == 3, result.output
+    told = [json.loads(line) for line in (tmp_path / "ids.rejected.jsonl").read_text().splitlines()]
+    assert [(each["row"], each["item_id"]) for each in told] == [(1, "a"), (2, None)]
+
+
+def test_a_file_without_a_header_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").touch()
+
+    result = run(tmp_path / "items.csv")
+
+    assert result.exit_code == 1
+    assert result.output.strip() == f"semid: {tmp_path}/items.csv has no header line"
+
+
 def answers(first: int, rows: int) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist([{"item_id": f"i{first + row}", "codes": [1]} for row in range(rows)], ANSWERS)
 
