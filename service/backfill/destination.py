@@ -24,7 +24,7 @@ class Destination:
         directory: The directory; None in an object store.
 
     Raises:
-        ValueError: It is no URI that can be read.
+        ValueError: It is no URI that can be read, or there is a file.
     """
 
     def __init__(self, place: str) -> None:
@@ -35,6 +35,8 @@ class Destination:
             raise ValueError(f"{place} cannot be looked at: {error}") from error
         here = isinstance(self._location.filesystem, LocalFileSystem)
         self.directory = Path(self._location.path) if here else None
+        if self.directory is not None:
+            require_directory(self.directory)
 
     def __str__(self) -> str:
         return self._place
@@ -82,3 +84,10 @@ class Destination:
 
     def _inner(self, name: str) -> str:
         return f"{self._location.path}/{name}"
+
+
+def require_directory(path: Path) -> None:
+    """Raise ValueError where there is a file, and can be no directory."""
+    there = next((place for place in (path, *path.parents) if place.exists()), path)
+    if there.exists() and not there.is_dir():
+        raise ValueError(f"{there} is a file; a directory is needed")

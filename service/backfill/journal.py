@@ -27,7 +27,7 @@ from typing import Any, Self
 
 from models.whole_files import sync, write_whole
 from service.backfill.code_files import path_of
-from service.backfill.destination import Destination
+from service.backfill.destination import Destination, require_directory
 from service.backfill.plan import Block
 
 DIRECTORY = ".backfill"
@@ -59,7 +59,7 @@ class Journal:
 
     Raises:
         BackfillUnderWay: On entering.
-        ValueError: On entering: there is something else.
+        ValueError: On entering: there is something else, or a file where a directory is needed.
     """
 
     def __init__(self, place: Path, out: Destination, identity: Mapping[str, Any], *, force: bool = False) -> None:
@@ -74,6 +74,7 @@ class Journal:
         self._force = force
 
     def __enter__(self) -> Self:
+        require_directory(self.directory)
         if not self._head.exists() and not self._force and (names := self.out.names() - {DIRECTORY}):
             why = (
                 "its table is another backfill's, or not whole"
@@ -102,9 +103,12 @@ class Journal:
         theirs = json.loads(self._head.read_text(encoding="utf-8")) if self._head.exists() else None
         if theirs != self._identity:
             if theirs is not None and not self._force:
-                difference = _difference(theirs, self._identity)
-                held = f"{self.directory.parent} holds an unfinished backfill of something else ({difference})"
-                raise ValueError(f"{held}; with --force it gives way")
+                dry = self.record is None and COLLISIONS in self.out.names()
+                held = "the codes of a dry run" if dry else "an unfinished backfill"
+                raise ValueError(
+                    f"{self.directory.parent} holds {held} of something else "
+                    f"({_difference(theirs, self._identity)}); with --force that gives way"
+                )
             for name in ("codes", "claims", "rejected", "record", "cuts.npy"):
                 _remove(self.directory / name)
             self._remove_table()

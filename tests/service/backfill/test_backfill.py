@@ -177,13 +177,21 @@ def test_a_backfill_beside_a_service_gives_what_the_service_gives(
 
 
 @pytest.mark.usefixtures("settings")
-def test_a_directory_with_anything_else_is_left_alone_unless_forced(tmp_path: Path) -> None:
+def test_a_directory_with_anything_else_is_left_alone_unless_forced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     catalogue = write_embeddings(tmp_path / "items.parquet", matrix_of(20))
     other = write_embeddings(tmp_path / "other.parquet", matrix_of(10))
     out = tmp_path / "out"
     words = ["--workers", 1, "--out", out]
 
     assert run(catalogue, *words, "--dry-run").exit_code == 0
+    dry = run(other, *words)
+    assert dry.exit_code == 1
+    assert "the codes of a dry run of something else (other files)" in dry.output
+    with monkeypatch.context() as patched:
+        patched.setattr(Table, "write", interrupted)
+        assert run(catalogue, *words).exit_code == 130
     unfinished = run(other, *words)
     assert unfinished.exit_code == 1
     assert "an unfinished backfill of something else (other files)" in unfinished.output
@@ -193,6 +201,17 @@ def test_a_directory_with_anything_else_is_left_alone_unless_forced(tmp_path: Pa
     assert "is not empty, and its table is another backfill's" in finished.output
     assert run(other, *words, "--force").exit_code == 0
     assert len(table_of(out)) == 10
+
+
+@pytest.mark.usefixtures("settings")
+@pytest.mark.parametrize("option", ["--out", "--journal"])
+def test_a_file_where_a_directory_is_needed_is_named(tmp_path: Path, option: str) -> None:
+    catalogue = write_embeddings(tmp_path / "items.parquet", matrix_of(20))
+    (tmp_path / "file").touch()
+
+    result = run(catalogue, "--out", tmp_path / "out", option, tmp_path / "file" / "below")
+
+    assert (result.exit_code, result.output) == (1, f"semid: {tmp_path}/file is a file; a directory is needed\n")
 
 
 @pytest.mark.usefixtures("settings")
