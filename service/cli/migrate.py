@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -107,15 +107,20 @@ def _names_in_full(journal: Journal, old: str, new: str, connect: Callable[..., 
     noted = journal.notes.get("tokenizers")
     first, second = names = noted or [loaded.named(name) for name in (old, new)]
     if unknown := [name for name in names if name not in there]:
-        raise ValueError(
-            f"not loaded, or not one alone: {', '.join(unknown)}; loaded are {', '.join(there)}. "
-            "`semid tokenizers load` loads another one"
-        )
+        raise ValueError(_unknown(unknown[0], there))
     if first == second:
         raise ValueError(f"{first} is where to come from and where to go")
     if noted is None:
         journal.note(tokenizers=names)
     return str(first), str(second)
+
+
+def _unknown(name: str, loaded: Sequence[str]) -> str:
+    """Why a name means no tokenizer, in words."""
+    meant = [full for full in loaded if full.rpartition("@")[0] == name]
+    if meant:
+        return f"several loaded tokenizers have the name {name}: say {' or '.join(meant)}"
+    return f"{name} is not loaded; loaded are {', '.join(loaded)}. `semid tokenizers load` loads another one"
 
 
 def _refusal(move: Move, missing_at_most: int, *, force: bool) -> NotSwitched | None:

@@ -189,6 +189,6 @@ def test_what_became_of_the_default_is_said_whatever_the_service_does_as_it_chan
     assert unknown is None
     assert f"{own.new} is the default now; what changed under {own.old} meanwhile could not be read" in unread.stderr
     assert known == own.new
-    assert f"not loaded, or not one alone: {own.old}" in unloaded.stderr
+    assert f"{own.old} is not loaded; loaded are {own.new}." in unloaded.stderr
     assert "semid tokenizers load" in unloaded.stderr
     assert_done(own, namespace, tmp_path)

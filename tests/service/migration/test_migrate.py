@@ -4,15 +4,40 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from models import read_manifest
 from service.cli import tokenize_journal
 from service.cli.tokenize_journal import Journal
 from tests.service.migration.two import Two, catalogue, report_in
+
+
+def test_a_name_that_several_tokenizers_have_is_told_with_those_that_it_may_mean(
+    start_service: Callable[..., Any],
+    make_checkpoint: Callable[..., Path],
+    checkpoints: tuple[Path, Path],
+    data_dir: Path,
+    namespace: str,
+    tmp_path: Path,
+) -> None:
+    namesake = make_checkpoint("spring", 4, 4, seed=9, takes_text=False)
+    further = (checkpoints[1], namesake)
+    service = start_service(checkpoint=checkpoints[0], further_checkpoints=further, data_dir=data_dir)
+
+    refused = Two(service, "winter", "spring").migrate(
+        tmp_path, [catalogue(tmp_path / "a.parquet", range(2))], namespace
+    )
+    service.stop()
+
+    meant = " or ".join(read_manifest(path).full_name for path in further)
+    assert refused.exit_code == 1
+    assert refused.stderr == f"semid: several loaded tokenizers have the name spring: say {meant}\n"
 
 
 def test_the_new_record_is_filled_and_what_it_lacks_is_listed_with_the_reason(
