@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from service.app import create_app
 from service.listening import CannotListen, bind, listen
-from service.server import Server, greeting
+from service.server import Server, greet
 from service.telemetry.logs import begin_logging
 from service.workers.supervisor import supervise
 
@@ -56,7 +56,7 @@ class GreetingServer(Server):
             await self.refuse(error)
         for listener in listeners:
             self.servers.append(await loop.create_server(self.protocol, sock=listener, backlog=self.config.backlog))
-        print(greeting(self.config.host, listeners[0].getsockname()[1]), flush=True)  # noqa: T201 - for a person
+        greet(self.settings, listeners[0].getsockname()[1])
 
 
 def _stay(*_: object) -> None:

@@ -13,6 +13,7 @@ import uvicorn
 
 from service.http.protocol import ConnectionLimits, protocol_of
 from service.listening import BACKLOG
+from service.telemetry.logs import MEMBERS
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from service.errors import SemidError
     from service.settings import Settings
     from service.state import State
+
+log = logging.getLogger(__name__)
 
 
 def protocol_for(settings: Settings) -> type[asyncio.Protocol]:
@@ -33,6 +36,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         self.app = app
+        self.settings = settings
         config = uvicorn.Config(
             app,
             host=settings.host,
@@ -116,9 +120,17 @@ class Server(uvicorn.Server):
         return self.refusal is None or not ("Traceback" in str(record.msg) or "startup failed" in str(record.msg))
 
 
-def greeting(host: str, port: int) -> str:
+def greet(settings: Settings, port: int) -> None:
+    """Say where the service is: to a person, or in a line of the log where that is for programs."""
+    base = f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{port}"
+    if settings.log_format == "json":
+        log.info("semid is ready at %s", base, extra={MEMBERS: {"address": base}})
+    else:
+        print(_greeting(base), flush=True)  # noqa: T201 - for a person
+
+
+def _greeting(base: str) -> str:
     """Where the service is, and a first request."""
-    base = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     body = '{"items": [{"item_id": "kettle-1", "text": "Cordless electric kettle, stainless steel, 1.7 l"}]}'
     return (
         "\nsemid is ready.\n"

@@ -33,7 +33,7 @@ from service.errors import SemidError
 from service.listening import bind
 from service.metrics import forget_gauges
 from service.registry.embedded import EmbeddedValkey
-from service.server import greeting
+from service.server import greet
 from service.workers.worker import Post
 from service.workers.worker_process import WorkerProcess
 
@@ -161,7 +161,7 @@ class Supervisor:
                 return None
             if refusal := refusals.result():
                 return refusal
-            print(greeting(self._settings.host, self._listeners[0].getsockname()[1]), flush=True)  # noqa: T201
+            greet(self._settings, self._listeners[0].getsockname()[1])
             renewing = asyncio.create_task(self._renew_when_told())
             renewing.add_done_callback(self._kept)
             await stopping

@@ -48,7 +48,7 @@ class ServiceProcess:
     def wait_until_ready(self) -> ServiceProcess:
         """Return once it has said where it is; fail with its log where it does not."""
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not (address := re.search(r"page\s+(http://[\d.]+:\d+)/", self.log)):
+        while not (address := re.search(r'(?:page\s+|"address":")(http://[\d.]+:\d+)', self.log)):
             assert self._process.poll() is None, f"the service ended with {self._process.returncode}:\n{self.log}"
             assert time.monotonic() < deadline, f"the service is not ready:\n{self.log}"
             time.sleep(0.05)
