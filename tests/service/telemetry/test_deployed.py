@@ -25,6 +25,7 @@ SCRAPED = {"job", "instance"}  # labels that Prometheus gives to all it scrapes
 FUNCTIONS = {"and", "or", "by", "on", "sum", "max", "rate", "increase", "changes", "vector", "scalar"} | {
     "histogram_quantile",
     "max_over_time",
+    "absent",
 }
 
 
