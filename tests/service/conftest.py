@@ -115,7 +115,7 @@ async def connect() -> AsyncIterator[Callable[..., Awaitable[Registry]]]:
 @pytest.fixture
 async def record(shared_valkey: Valkey, connect: Callable[..., Awaitable[Registry]], namespace: str) -> Record:
     """An empty record on the shared server."""
-    registry = await connect(shared_valkey.url)
+    registry = await connect(shared_valkey.url, timeout_ms=20_000)  # the machine may be busy with other things
     return await registry.record(namespace, FINGERPRINT, SIZES)
 
 
