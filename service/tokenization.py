@@ -3,7 +3,8 @@ r"""The use case on one page: read, recall, encode, assign, answer.
 entries --ItemReader--> items --registry--> unchanged ones: answered
                               \--batcher--> codes --registry--> assignments: answered
 
-A few embeddings go straight to the batcher, unless others are in their way: the claim finds out which are known.
+A few embeddings go straight to the batcher, unless others are in their way: the claim finds out which are known. So
+does a single text, where those before it were new.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from service.errors import (
 )
 from service.metrics import Metrics
 from service.micro_batches import MicroBatches
+from service.novelty import Novelty
 from service.overflow import OverflowPolicy
 from service.records import Records
 from service.registry import Assignment, Claim, ClaimResult, Record
@@ -65,6 +67,7 @@ class Tokenization:
         self._overflow = overflow
         self._metrics = metrics
         self._together = MicroBatches(self.items)
+        self._novelty = Novelty()
 
     async def tokenize(self, request: TokenizeRequest) -> Answer:
         """Answer `POST /tokenize`: an entry per item, in order.
@@ -113,7 +116,7 @@ class Tokenization:
         failures: dict[int, ItemError] = {**_conflicting(items)}
         items = _without(items, failures)
         record = await self._records.of(request.namespace, tokenizer.manifest)
-        unasked = request.assign and record.claims_at_once and _encodes_soon(tokenizer, items)
+        unasked = request.assign and record.claims_at_once and self._encodes_unasked(tokenizer, record, items)
         found = {} if unasked else await self._recall(record, items)
         known = {i: assignment for i, assignment in found.items() if assignment.live}
         # Content that changed is encoded again where its own codes are asked for: to be reassigned, or in a dry run.
@@ -129,12 +132,20 @@ class Tokenization:
             failures.update(unplaced)
             if unasked:
                 known, encoded = _told(items, encoded, claimed, afresh=afresh)
+            if 0 < len(items) <= SMALL_ROWS:
+                self._novelty.saw(record, len(encoded) / len(items))
             answers = assigned(_without(items, unplaced), known, encoded, claimed)
             await self._keep_displays(request, tokenizer, items, unplaced)
         else:
             answers = await self._dry_run(record, items, known, encoded)
         self._count(tokenizer.full_name, answers, failures, encoded, dry_run=not request.assign)
         return answers, failures
+
+    def _encodes_unasked(self, tokenizer: LoadedTokenizer, record: Record, items: Mapping[int, Item]) -> bool:
+        """Whether these are encoded without a question to the registry which of them are known."""
+        if len(items) == 1 and _has_text(items):
+            return tokenizer.batcher.encodes_soon and self._novelty.expected(record)
+        return _encodes_soon(tokenizer, items)
 
     async def _keep_displays(
         self,
@@ -245,8 +256,11 @@ def _goes_along(tokenizer: LoadedTokenizer, request: TokenizeOptions, items: Map
 
 def _encodes_soon(tokenizer: LoadedTokenizer, items: Mapping[int, Item]) -> bool:
     """Whether these take less to encode than to ask first which of them are known."""
-    few = len(items) <= SMALL_ROWS and not any(isinstance(item.content, str) for item in items.values())
-    return few and tokenizer.batcher.encodes_soon
+    return len(items) <= SMALL_ROWS and not _has_text(items) and tokenizer.batcher.encodes_soon
+
+
+def _has_text(items: Mapping[int, Item]) -> bool:
+    return any(isinstance(item.content, str) for item in items.values())
 
 
 def _told(

@@ -134,7 +134,10 @@ class Batcher:
 
     @property
     def encodes_soon(self) -> bool:
-        """Whether a few embeddings would have their codes in less time than a question to the registry takes."""
+        """Whether a few embeddings would have their codes in less time than a question to the registry takes.
+
+        A text would wait for none before it.
+        """
         lanes = self._capacity.sharing(Lane.SMALL)
         waits = not self._texts_in_model.isdisjoint(lanes) or self._capacity.queued_in(lanes) > SMALL_TOKENS
         return self._refusal is None and not waits
