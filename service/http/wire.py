@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from typing import Annotated, Any, TypeVar
+from functools import cache
+from typing import Annotated, Any, TypeVar, cast
 
 import orjson
 from fastapi import Path, Query, Request, Response
@@ -101,9 +102,15 @@ def queried(request: Request, model: type[R]) -> R:
         MalformedRequest: It does not fit the model, has an option that is none of its members, or one twice.
     """
     if not request.scope["query_string"]:
-        return model()
+        return cast("R", _unsaid(model))
     require_options(request, model.model_fields)
     return _validated(model, dict(request.query_params), strict=False)
+
+
+@cache
+def _unsaid(model: type[BaseModel]) -> BaseModel:
+    """What a query that says nothing says."""
+    return model()
 
 
 def require_options(request: Request, known: Iterable[str]) -> None:

@@ -11,21 +11,34 @@ from typing import Any, NamedTuple
 
 import pytest
 import uvicorn
+from starlette.requests import ClientDisconnect, Request
 
+from service.bodies import CALLER
+from service.http.callers import unless_disconnected
 from service.http.protocol import REQUESTS_AHEAD, Bounded, BoundedH11, ConnectionLimits, HttpProtocol, protocol_of
 
 LIMITS = ConnectionLimits(head_bytes=8192)
 IMPATIENT = ConnectionLimits(head_bytes=8192, head_timeout_s=0.4, taken_timeout_s=0.8)
 HEAD = b"GET / HTTP/1.1\r\nhost: x\r\n"
 BIG = 32 * 2**20  # more than the sockets of both sides hold
+SOON_S = 20  # at the latest
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Answers how long the body was; much, where that is asked for; late, where that is."""
+    """Answers how long the body was; much, where that is asked for; late, where that is; never, but for a leave."""
     size = 0
+    if scope["path"] == "/whole":
+        size = len(scope[CALLER].whole_body() or b"")
+    if scope["path"] == "/never":
+        scope["state"]["left"].put_nowait("works")
+        try:
+            await unless_disconnected(Request(scope, receive), asyncio.sleep(SOON_S))
+        except ClientDisconnect:
+            scope["state"]["left"].put_nowait("left")
+            return
     if scope["path"] == "/late":
         await asyncio.sleep(3 * IMPATIENT.head_timeout_s)
-    if scope["path"] != "/refused":
+    if scope["path"] not in {"/refused", "/whole"}:
         while True:
             message = await receive()
             size += len(message.get("body", b""))
@@ -42,6 +55,7 @@ class Server(NamedTuple):
 
     address: tuple[str, int]
     connections: set[Any]
+    left: asyncio.Queue[str]
 
     @asynccontextmanager
     async def connected(self, *sent: bytes) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
@@ -112,8 +126,9 @@ async def serving(protocol: type[Bounded]) -> AsyncIterator[Server]:
     config.load()
     running = uvicorn.Server(config)
     running.lifespan = config.lifespan_class(config)
+    running.lifespan.state["left"] = left = asyncio.Queue()
     await running.startup()
-    yield Server(running.servers[0].sockets[0].getsockname(), running.server_state.connections)
+    yield Server(running.servers[0].sockets[0].getsockname(), running.server_state.connections, left)
     await running.shutdown()
 
 
@@ -165,6 +180,27 @@ async def test_a_head_within_the_limit_is_taken_with_a_body_of_any_length(server
 
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert answer.endswith(b"200000")
+
+
+POST = b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
+
+
+@pytest.mark.parametrize("size", [0, 3000])
+async def test_a_small_body_that_came_with_its_head_is_there_without_waiting(server: Server, size: int) -> None:
+    async with server.connected(POST % (b"/whole", size) + b"z" * size) as (reader, _):
+        assert (await asyncio.wait_for(reader.read(1000), SOON_S)).endswith(b"\r\n\r\n%d" % size)
+
+
+async def test_a_body_that_is_still_to_come_is_not_taken_for_whole(server: Server) -> None:
+    async with server.connected(POST % (b"/whole", 3) + b"z") as (reader, _):
+        assert (await asyncio.wait_for(reader.read(1000), SOON_S)).endswith(b"\r\n\r\n0")
+
+
+async def test_the_leave_of_a_caller_is_told_to_whoever_works_for_it(server: Server) -> None:
+    async with server.connected(POST % (b"/never", 0)):
+        assert await asyncio.wait_for(server.left.get(), SOON_S) == "works"
+
+    assert await asyncio.wait_for(server.left.get(), SOON_S / 2) == "left"
 
 
 async def test_a_head_that_is_too_large_and_comes_at_once_is_refused_too(server: Server) -> None:
