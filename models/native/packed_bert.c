@@ -10,7 +10,7 @@
  *
  * Where the processor has VNNI, a pass can multiply in int16: each row of a product's left side and each column of its
  * right side is cut to whole numbers, whose products are summed exactly; two multiplications for one, and half the bytes. All
- * else stays float32. An embedding errs by 3e-4 then; bfloat16 makes it ten times as much.
+ * else stays float32. An embedding errs by 5e-4 then; bfloat16 makes it ten times as much.
  *
  * A batch is worked on in shares of whole texts, each at most `rows` word pieces (a longer text is a share alone). Several
  * shares are spread over the threads; the panels, heads and rows of a single one are.
