@@ -18,9 +18,17 @@ from functools import partial
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
-from benchmarks.backfill_command import Recombined, backfilled, base_of, compared, looped, write_catalogue
+from benchmarks.backfill_command import (
+    Recombined,
+    backfilled,
+    base_of,
+    compared,
+    looped,
+    parser_of_catalogue,
+    write_catalogue,
+)
 from benchmarks.bodies import as_base64, json_bodies
-from benchmarks.harness import Result, keep, parser_of
+from benchmarks.harness import Result, keep
 
 BATCH = 512
 FEW = 64
@@ -50,11 +58,7 @@ def run(arguments: Namespace) -> Result:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
-    parser = parser_of(__doc__, rounds=2)
-    parser.add_argument("--items", type=int, default=131_072, help="of the catalogue (default %(default)s)")
-    parser.add_argument("--base", type=Path, nargs="*", default=[], help="arrays of embeddings; made up if not given")
-    parser.add_argument("--workers", type=int, default=2, help="(default %(default)s)")
-    arguments = parser.parse_args(argv)
+    arguments = parser_of_catalogue(__doc__, items=131_072, workers=2, rounds=2).parse_args(argv)
     keep(run(arguments), arguments)
 
 

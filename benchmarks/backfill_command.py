@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import subprocess
@@ -18,13 +19,34 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from benchmarks.contents import DIMENSION, Embeddings
-from benchmarks.harness import ROOT, Comparison
+from benchmarks.harness import ROOT, Comparison, parser_of
 from benchmarks.serving import Sender, service
 from models.catalogue import read_embeddings
 
 ROWS_PER_FILE = 100_000
 BLOCKS = 8  # of a catalogue, so that two workers have equal shares
 PAUSE_S = 0.01
+
+
+def parser_of_catalogue(
+    description: str | None, *, items: int, workers: int, engine: str | None = None, rounds: int = 1
+) -> argparse.ArgumentParser:
+    """The options of a benchmark on a catalogue of embeddings.
+
+    Args:
+        description: Of the benchmark.
+        items: Of the catalogue, if not told otherwise.
+        workers: Of the backfill, if not told otherwise.
+        engine: Its engine, if not told otherwise; None where the benchmark has both.
+        rounds: How many, if not told otherwise.
+    """
+    parser = parser_of(description, rounds=rounds)
+    parser.add_argument("--items", type=int, default=items, help="of the catalogue (default %(default)s)")
+    parser.add_argument("--base", type=Path, nargs="*", default=[], help="arrays of embeddings; made up if not given")
+    parser.add_argument("--workers", type=int, default=workers, help="(default %(default)s)")
+    if engine is not None:
+        parser.add_argument("--engine", choices=["local", "ray"], default=engine, help="(default %(default)s)")
+    return parser
 
 
 class Recombined:

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 sys.path.append(str(Path(__file__).parents[1]))
-from benchmarks.backfill_command import Command, base_of, write_catalogue
-from benchmarks.harness import Check, Result, keep, parser_of
+from benchmarks.backfill_command import Command, base_of, parser_of_catalogue, write_catalogue
+from benchmarks.harness import Check, Result, keep
 
 
 def third_of_codes(blocks: int) -> Callable[[Path], bool]:
@@ -61,12 +61,7 @@ def run(arguments: Namespace) -> Result:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
-    parser = parser_of(__doc__, rounds=1)
-    parser.add_argument("--items", type=int, default=100_000, help="of the catalogue (default %(default)s)")
-    parser.add_argument("--base", type=Path, nargs="*", default=[], help="arrays of embeddings; made up if not given")
-    parser.add_argument("--engine", choices=["local", "ray"], default="ray", help="(default %(default)s)")
-    parser.add_argument("--workers", type=int, default=2, help="(default %(default)s)")
-    arguments = parser.parse_args(argv)
+    arguments = parser_of_catalogue(__doc__, items=100_000, workers=2, engine="ray").parse_args(argv)
     keep(run(arguments), arguments)
 
 

@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 
 sys.path.append(str(Path(__file__).parents[1]))
-from benchmarks.backfill_command import Command, Recombined, base_of, write_catalogue
+from benchmarks.backfill_command import Command, Recombined, base_of, parser_of_catalogue, write_catalogue
 from benchmarks.bodies import as_base64, json_bodies, new_prefix
-from benchmarks.harness import Comparison, Result, keep, parser_of, seconds
+from benchmarks.harness import Comparison, Result, keep, seconds
 from benchmarks.serving import Sender, service
 
 PAUSE_S = 0.01
@@ -87,12 +87,8 @@ def run(arguments: Namespace) -> Result:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
-    parser = parser_of(__doc__, rounds=1)
-    parser.add_argument("--items", type=int, default=200_000, help="of the catalogue (default %(default)s)")
+    parser = parser_of_catalogue(__doc__, items=200_000, workers=1, engine="local")
     parser.add_argument("--requests", type=int, default=200, help="while nothing else is done (default %(default)s)")
-    parser.add_argument("--base", type=Path, nargs="*", default=[], help="arrays of embeddings; made up if not given")
-    parser.add_argument("--engine", choices=["local", "ray"], default="local", help="(default %(default)s)")
-    parser.add_argument("--workers", type=int, default=1, help="(default %(default)s)")
     arguments = parser.parse_args(argv)
     keep(run(arguments), arguments)
 
