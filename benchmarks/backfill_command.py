@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from benchmarks.contents import DIMENSION, Embeddings
 from benchmarks.harness import ROOT, Comparison, parser_of
 from benchmarks.serving import Sender, service
-from models.catalogue import read_embeddings
+from models.embedding_files import read_embeddings
 
 ROWS_PER_FILE = 100_000
 BLOCKS = 8  # of a catalogue, so that two workers have equal shares

@@ -28,7 +28,7 @@ from benchmarks.occupancy import FIRST_CODES, Reverse, beyond_share, binomial_be
 from benchmarks.populations import Pairs
 from benchmarks.real_record import beside
 from models import DEFAULT_CHECKPOINT, load, read_manifest
-from models.catalogue import read_embeddings
+from models.embedding_files import read_embeddings
 
 BASE_ROWS = 100_000  # embeddings at most: ten billion pairs
 RANKS = (0, 127, 127)  # from the fullest, of the first codes that are made of each of --beyond; the last for the others

@@ -13,15 +13,9 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from models.catalogue import (
-    CatalogueItem,
-    embedding_batches,
-    has_embeddings,
-    read_embeddings,
-    read_item_ids,
-    read_items,
-)
+from models.catalogue import CatalogueItem, has_embeddings, read_item_ids, read_items
 from models.embedding_cache import embed_texts
+from models.embedding_files import embedding_batches, read_embeddings
 from models.evaluation.prefixes import consecutive_pairs
 from models.interactions import in_rows, read_interactions
 from models.left_out import embedding_digests, text_digest
@@ -89,7 +83,7 @@ def read_catalogue(path: Path, key_column: str | None = None) -> Catalogue:
     """A catalogue file, or an array of embeddings, whose items are named by their row numbers where it has no item ids.
 
     Args:
-        path: See `models.catalogue.read_items` and `read_embeddings`.
+        path: See `models.catalogue.read_items` and `models.embedding_files.read_embeddings`.
         key_column: The column by which index files name the items; `item_id` if None.
 
     Raises:

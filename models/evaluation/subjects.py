@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.catalogue import read_embeddings
 from models.checkpoint import load, read_manifest
+from models.embedding_files import read_embeddings
 from models.evaluation.figures import Subject
 from models.evaluation.index_file import read_index
 from models.evaluation.material import Catalogue, Embedder, Space

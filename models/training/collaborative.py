@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from models.catalogue import embedding_batches, read_embeddings, read_item_ids
+from models.catalogue import read_item_ids
+from models.embedding_files import embedding_batches, read_embeddings
 from models.interactions import Split, in_rows, leave_one_out, read_interactions
 from models.recommendation.ranking import Ranking
 from models.training.cooccurrence import PPMIConfig, ppmi_embeddings
@@ -195,7 +196,7 @@ def check_collaborative(file: Path | None, interactions: Path | None) -> None:
     """Refuse a file that is none of its kind, as far as its head tells, before items are embedded.
 
     Raises:
-        ValueError: As of `read_interactions`, `read_item_embeddings` and `models.catalogue.read_embeddings`.
+        ValueError: As of `read_interactions`, `read_item_embeddings` and `models.embedding_files.read_embeddings`.
     """
     if interactions is not None:
         next(read_interactions(interactions), None)

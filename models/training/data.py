@@ -21,6 +21,7 @@ from torch import Tensor
 
 from models import catalogue
 from models.embedding_cache import embed_stream
+from models.embedding_files import embedding_batches
 from models.left_out import is_left_out, left_out_rows, text_digest
 from models.template import TextTemplate
 from models.text_encoder import TextEncoder, TextEncoderConfig
@@ -130,7 +131,7 @@ def check_sources(sources: Sequence[Path], reading: Reading) -> None:
 
 def width_of(sources: Sequence[Path], encoder: TextEncoder | None) -> int:
     """D of the embeddings to come, as far as the first of the files tells."""
-    return encoder.dimension if encoder else next(catalogue.embedding_batches(sources[0])).shape[1]
+    return encoder.dimension if encoder else next(embedding_batches(sources[0])).shape[1]
 
 
 def balanced_weights(groups: Sequence[str] | Sequence[int], balance: float) -> Tensor:
@@ -154,7 +155,7 @@ def _read_arrays(sources: Sequence[Path], reading: Reading, encoder: TextEncoder
     kept: list[Tensor] = []
     for path in sources:
         items = 0
-        for batch in catalogue.embedding_batches(path):
+        for batch in embedding_batches(path):
             kept.append(~left_out_rows(batch, reading.left_out))
             rows = batch[kept[-1]] if reading.left_out else batch
             if rows.shape[1] not in widths:

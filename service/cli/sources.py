@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from models import Tokenizer, Trie, load
-from models.catalogue import read_embeddings, read_item_ids
+from models.catalogue import read_item_ids
+from models.embedding_files import read_embeddings
 from models.evaluation.material import Embedder, read_catalogue
 from models.recommendation.task import Identified
 from service.backup.record_table import LIVE, Description, read_groups

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models.catalogue import has_embeddings, read_embeddings, read_items
+from models.catalogue import has_embeddings, read_items
+from models.embedding_files import read_embeddings
 from models.template import TextTemplate
 
 ROWS = [

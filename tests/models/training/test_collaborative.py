@@ -14,8 +14,8 @@ import torch
 from torch.nn import functional
 
 from models import read_manifest
-from models.catalogue import read_embeddings
 from models.checkpoint import load_parts
+from models.embedding_files import read_embeddings
 from models.training.collaborative import (
     METHODS,
     ItemEmbeddings,
