@@ -128,8 +128,13 @@ class Sender:
 
     def _alone(self, body: bytes) -> bytes:
         """One answer, by the lightest client there is: a client is a good part of what one request takes."""
-        self._connection.request("POST", self._target, body, self._headers)
-        answer = self._connection.getresponse()
+        try:
+            self._connection.request("POST", self._target, body, self._headers)
+            answer = self._connection.getresponse()
+        except ConnectionError:  # it was idle for long, and the server closed it
+            self._connection.close()
+            self._connection.request("POST", self._target, body, self._headers)
+            answer = self._connection.getresponse()
         found = answer.read()
         if answer.status != 200:
             raise RuntimeError(f"{answer.status}: {found[:200]!r}")
