@@ -8,7 +8,7 @@ BUILD  := pyproject.toml setup.py $(wildcard models/native/*.[ch])  # what an in
 # Test modules that run at a time; each takes a core and a few GB.
 JOBS   ?= 2
 
-BENCHES := texts known embeddings one_embedding backfill_texts backfill backfill_killed fairness argmin registry flips
+BENCHES := texts known embeddings one_embedding backfill_texts backfill backfill_killed fairness overload argmin registry flips
 
 .PHONY: serve test check bench churn chaos ordeal clean
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
 import pyarrow as pa
 from numpy.typing import NDArray
+
+from benchmarks.contents import Texts
 
 JSON, NDJSON, ARROW = "application/json", "application/x-ndjson", "application/vnd.apache.arrow.stream"
 
@@ -93,3 +96,18 @@ def _sound(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if "error" in entry or "problem" in entry:
             raise RuntimeError(f"an item failed: {entry}")
     return found
+
+
+class TextBodies:
+    """Bodies of `POST /tokenize` with texts that are new to the service."""
+
+    def __init__(self, catalogue: Path | None) -> None:
+        self._texts = Texts(catalogue)
+
+    def listing(self) -> bytes:
+        """Of one item."""
+        return self.bulk(1)
+
+    def bulk(self, size: int) -> bytes:
+        """Of so many."""
+        return json_bodies(as_texts(new_prefix(), self._texts.take(size)), size)[0]

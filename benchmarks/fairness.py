@@ -1,6 +1,6 @@
 """A single new listing beside bulk that saturates the service, and listings at 50, 80 and 120% of its capacity.
 
-    python -P benchmarks/fairness.py [--rounds 3] [--seconds 10] [--overload 3600]
+    python -P benchmarks/fairness.py [--rounds 3] [--seconds 10]
 
 In each round: listings one at a time (idle), bulk alone, listings beside bulk, as many listings as the service can do,
 then listings at random times (Poisson) at shares of that. Latencies count from the time at which a request was due. The
@@ -10,43 +10,23 @@ queue is small, so that the overload fills it; every refusal is counted, and has
 from __future__ import annotations
 
 import asyncio
-import re
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-import httpx
-
 sys.path.append(str(Path(__file__).parents[1]))
-from benchmarks.bodies import as_texts, json_bodies, new_prefix
-from benchmarks.contents import Texts
+from benchmarks.bodies import TextBodies
 from benchmarks.harness import Check, Comparison, Result, keep, limit_threads, parser_of
 from benchmarks.open_loop import Connections, Outcomes, closed, poisson, until
 from benchmarks.serving import service
 
 IDLE, BESIDE_P50, BESIDE_P99 = "idle, one at a time: p50", "beside bulk: p50", "beside bulk: p99"
 ALONE, BESIDE, LISTINGS = "bulk alone", "bulk beside listings", "listings, 64 at a time"
-EARLY, LATE = "early", "at the end"
-MEMORY_AFTER_S = 60.0
+LOADS = (0.5, 0.8, 1.2)
 BULK_CALLERS = 2
 LISTINGS_AT_A_TIME = 64
-
-
-class Bodies:
-    """Bodies of `POST /tokenize` with texts that are new to the service."""
-
-    def __init__(self, catalogue: Path | None) -> None:
-        self._texts = Texts(catalogue)
-
-    def listing(self) -> bytes:
-        """Of one item."""
-        return self.bulk(1)
-
-    def bulk(self, size: int) -> bytes:
-        """Of so many."""
-        return json_bodies(as_texts(new_prefix(), self._texts.take(size)), size)[0]
 
 
 class Rounds:
@@ -55,7 +35,7 @@ class Rounds:
     def __init__(self, arguments: Namespace, url: str) -> None:
         self._arguments = arguments
         self._url = url
-        self._bodies = Bodies(arguments.catalogue)
+        self._bodies = TextBodies(arguments.catalogue)
         self.figures: dict[str, list[float]] = {}
         self.outcomes: list[Outcomes] = []
 
@@ -96,29 +76,17 @@ class Rounds:
         self.outcomes += [idle, alone, fed, beside]
 
     async def _listings_at_random(self, connections: Connections) -> None:
-        seconds, overload = self._arguments.seconds, self._arguments.overload
+        seconds = self._arguments.seconds
         began = time.perf_counter()
         most = await closed(connections, self._bodies.listing, LISTINGS_AT_A_TIME, until(seconds))
         capacity = most.statuses[200] / (time.perf_counter() - began)
         self._note(LISTINGS, capacity)
         self.outcomes.append(most)
-        for load, length in ((0.5, seconds), (0.8, seconds), (1.2, overload)):
-            memory = asyncio.create_task(self._memory(length))
-            outcomes = await poisson(connections, self._bodies.listing, load * capacity, length)
-            early, late = await memory
+        for load in LOADS:
+            outcomes = await poisson(connections, self._bodies.listing, load * capacity, seconds)
             self._note(_loaded(load), outcomes.quantile_ms(0.99))
             self.outcomes.append(outcomes)
-        self._note(EARLY, early)
-        self._note(LATE, late)
         print(f"at 120%: {dict(outcomes.statuses)}")
-
-    async def _memory(self, seconds: float) -> tuple[float, float]:
-        """MiB of the service a minute, or a tenth of the time, from now, and at its end."""
-        first = min(MEMORY_AFTER_S, seconds / 10)
-        await asyncio.sleep(first)
-        early = await asyncio.to_thread(resident_mib, self._url)
-        await asyncio.sleep(seconds - first)
-        return early, await asyncio.to_thread(resident_mib, self._url)
 
     def _note(self, path: str, figure: float) -> None:
         self.figures.setdefault(path, []).append(figure)
@@ -128,15 +96,6 @@ def _loaded(load: float) -> str:
     return f"at {load:.0%} of capacity: p99"
 
 
-def resident_mib(url: str) -> float:
-    """Memory of the service's process."""
-    text = httpx.get(url.removesuffix("/tokenize") + "/metrics").text
-    found = re.search(r"^process_resident_memory_bytes (\S+)$", text, re.MULTILINE)
-    if found is None:
-        raise RuntimeError("the service does not tell its memory")
-    return float(found.group(1)) / 2**20
-
-
 def run(arguments: Namespace) -> Result:
     """Measure."""
     result = Result("fairness")
@@ -144,14 +103,13 @@ def run(arguments: Namespace) -> Result:
     with service(arguments.url, **settings) as url:
         rounds = Rounds(arguments, url)
         asyncio.run(rounds.run())
-    loads = [_loaded(load) for load in (0.5, 0.8, 1.2)]
+    loads = list(map(_loaded, LOADS))
     result.comparisons = [
         Comparison(
             "A listing beside bulk", "ms", [BESIDE_P50, BESIDE_P99], IDLE, rounds.of(IDLE, BESIDE_P50, BESIDE_P99)
         ),
         Comparison("Listings at random times", "ms", loads, IDLE, rounds.of(IDLE, *loads)),
         Comparison("New texts", "items/s", [BESIDE, LISTINGS], ALONE, rounds.of(ALONE, BESIDE, LISTINGS)),
-        Comparison("Memory of the service at 120%", "MiB", [LATE], EARLY, rounds.of(EARLY, LATE)),
     ]
     answers = sum(sum(outcomes.statuses.values()) for outcomes in rounds.outcomes)
     refused = sum(outcomes.statuses[429] for outcomes in rounds.outcomes)
@@ -168,9 +126,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="of one load (default %(default)s)")
     parser.add_argument("--rate", type=float, default=5.0, help="listings a second beside bulk (default %(default)s)")
     parser.add_argument("--bulk", type=int, default=256, help="texts of one request of bulk (default %(default)s)")
-    parser.add_argument(
-        "--overload", type=float, default=30.0, help="seconds at 120%% of capacity (default %(default)s)"
-    )
     parser.add_argument(
         "--queue-tokens", type=int, default=20_000, help="SID_QUEUE_TOKENS of the service (default %(default)s)"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -90,6 +91,15 @@ def wait_until_ready(url: str, server: subprocess.Popen[bytes], limit_s: float =
         time.sleep(0.1)
     said = server.communicate()[1].decode(errors="replace")[-2000:] if server.poll() is not None else "no answer"
     raise RuntimeError(f"{server.args!r} did not become ready: {said}")
+
+
+def resident_mib(url: str) -> float:
+    """Memory of the service's process, of a service that tokenizes at this address."""
+    text = httpx.get(url.removesuffix("/tokenize") + "/metrics").text
+    found = re.search(r"^process_resident_memory_bytes (\S+)$", text, re.MULTILINE)
+    if found is None:
+        raise RuntimeError("the service does not tell its memory")
+    return float(found.group(1)) / 2**20
 
 
 class Sender:

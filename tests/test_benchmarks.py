@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 import pytest
 import torch
 
-from benchmarks import argmin, embeddings, fairness, flips, known, one_embedding, registry, report, texts
+from benchmarks import argmin, embeddings, fairness, flips, known, one_embedding, overload, registry, report, texts
 from benchmarks.serving import service
 
 TINY = {
@@ -20,16 +20,17 @@ TINY = {
     "known": "--rounds 2 --items 8 --embedded 2",
     "embeddings": "--rounds 2 --items 16",
     "one_embedding": "--rounds 2 --requests 40",
-    "fairness": "--rounds 2 --seconds 0.3 --overload 0.3 --bulk 20",
+    "fairness": "--rounds 2 --seconds 0.3 --bulk 20",
+    "overload": "--rounds 2 --seconds 0.3 --warm 0.3",
     "argmin": "--rounds 2 --rows 64 --checked 64 --batches 1 64",
     "registry": "--rounds 2 --items 200",
     "flips": "--texts 2 --embeddings 20",
 }
 MODULES = {
     module.__name__.rpartition(".")[2]: module
-    for module in (argmin, embeddings, fairness, flips, known, one_embedding, registry, texts)
+    for module in (argmin, embeddings, fairness, flips, known, one_embedding, overload, registry, texts)
 }
-SERVED = {"texts", "known", "embeddings", "one_embedding", "fairness"}
+SERVED = {"texts", "known", "embeddings", "one_embedding", "fairness", "overload"}
 
 
 @pytest.fixture(scope="module")
