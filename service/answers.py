@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+import orjson
+
 from service.batching.jobs import EncodedRow
 from service.content import Item, read_item_id
 from service.errors import InvalidItemId, ItemError, NotAssigned, Retired, SemidError
@@ -13,6 +15,9 @@ from service.registry.assignment import Assignment, ClaimResult
 from service.semantic_id import SemanticId
 
 Answer = dict[str, Any]
+
+Entry = Answer | orjson.Fragment
+"""An answer, or JSON of it."""
 
 
 def require_not_retired(assignment: Assignment) -> None:
@@ -139,10 +144,10 @@ def in_order(
     entries: Sequence[object], answers: Mapping[int, Answer], failures: Mapping[int, ItemError]
 ) -> list[Answer]:
     """An entry for each of the request's: its answer, or its own error."""
-    return [answers[i] if i in answers else _failed(entry, failures[i]) for i, entry in enumerate(entries)]
+    return [answers[i] if i in answers else failed(entry, failures[i]) for i, entry in enumerate(entries)]
 
 
-def _failed(entry: object, error: ItemError) -> Answer:
+def failed(entry: object, error: ItemError) -> Answer:
     """An item's own error beside its id, where that can be said."""
     try:
         item_id = read_item_id(entry.get("item_id")) if isinstance(entry, dict) else None

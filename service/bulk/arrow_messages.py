@@ -23,21 +23,26 @@ async def messages(chunks: AsyncIterator[bytes], allowance: Allowance, max_bytes
         BodyTooLarge: One is beyond the limit.
         BrokenStream: This is no stream, or only the beginning of one.
     """
-    body = _Body(chunks)
-    while prefix := await body.exactly(8, may_end=True):
+    body, prefix = _Body(chunks), bytearray(8)
+    while await body.fill(prefix, may_end=True):
         marker, metadata_bytes = struct.unpack("<Ii", prefix)
         if marker != 0xFFFFFFFF or not 0 <= metadata_bytes <= MAX_METADATA_BYTES:
             raise BrokenStream("it is not in the streaming format of Arrow IPC")
         if metadata_bytes == 0:
             return
         await allowance.take(len(prefix) + metadata_bytes)
-        metadata = await body.exactly(metadata_bytes)
+        await body.fill(metadata := bytearray(metadata_bytes))
         body_bytes = _body_bytes(metadata)
         if body_bytes > max_bytes:
             msg = f"a record batch of {body_bytes} bytes, at most {max_bytes} are taken: write smaller ones"
             raise BodyTooLarge(msg)
         await allowance.take(body_bytes)
-        yield prefix + metadata + await body.exactly(body_bytes)
+        head = prefix + metadata
+        message = bytearray(len(head) + body_bytes)
+        message[: len(head)] = head
+        await body.fill(message, len(head))
+        yield message
+        del message
 
 
 class _Body:
@@ -47,25 +52,24 @@ class _Body:
         self._chunks = chunks
         self._rest = memoryview(b"")
 
-    async def exactly(self, size: int, *, may_end: bool = False) -> bytearray:
-        """The next bytes; none where the body may end and does.
+    async def fill(self, found: bytearray, start: int = 0, *, may_end: bool = False) -> bool:
+        """Puts the next bytes from `start` on; whether there were any, where the body may end before them.
 
         Raises:
             BrokenStream: There are not so many.
         """
-        found, filled = bytearray(size), 0
-        while filled < size:
+        room = memoryview(found)[start:]  # into which a part goes without another copy
+        while room:
             if not self._rest:
                 self._rest = memoryview(await anext(self._chunks, b""))
                 if not self._rest:
-                    if may_end and not filled:
-                        return bytearray()
+                    if may_end and len(room) == len(found):
+                        return False
                     raise BrokenStream("it ends in the middle")
-            part = self._rest[: size - filled]
-            found[filled : filled + len(part)] = part
-            filled += len(part)
-            self._rest = self._rest[len(part) :]
-        return found
+            size = min(len(room), len(self._rest))
+            room[:size] = self._rest[:size]
+            room, self._rest = room[size:], self._rest[size:]
+        return True
 
 
 def _body_bytes(metadata: bytearray) -> int:

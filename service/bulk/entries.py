@@ -12,13 +12,14 @@ import asyncio
 from collections.abc import Sequence
 
 import numpy as np
+import orjson
 
-from service.answers import Answer, in_order
+from service.answers import Answer, Entry, failed
 from service.bulk.columns import AnswerColumns, ColumnTokenization, EmbeddingColumn, ItemColumns, TextColumn
+from service.bulk.json_rows import write_rows
 from service.content import MAX_ITEM_ID_BYTES, Item, ItemReader, bytes_of_base64
 from service.errors import ItemError
 from service.schemas import TokenizeOptions, TokenizeRequest
-from service.semantic_id import SemanticId
 from service.tokenization import Tokenization
 from service.tokenizers import LoadedTokenizer
 
@@ -46,7 +47,7 @@ class EntryTokenization:
 
     async def entries(
         self, tokenizer: LoadedTokenizer, options: TokenizeOptions, entries: Sequence[object]
-    ) -> list[Answer]:
+    ) -> Sequence[Entry]:
         """An entry of the answer for each of a request, or of a part of a stream, in order.
 
         Raises:
@@ -139,44 +140,9 @@ def _parts(item: Item | ItemError, nothing: bytes) -> _Parts:
 # Columns -> entries --------------------------------------------------------------------------------------------------
 
 
-def write_entries(entries: Sequence[object], columns: ItemColumns, answers: AnswerColumns) -> list[Answer]:
+def write_entries(entries: Sequence[object], columns: ItemColumns, answers: AnswerColumns) -> list[Entry]:
     """An entry for each of the request's: its answer, or its own error."""
-    levels = answers.codes.shape[1]
-    tokens = " ".join(SemanticId((0,) * levels, 0).tokens).replace("_0>", "_%d>")
-    semantic_id = "-".join(["%d"] * (levels + 1))
-    rows = zip(
-        columns.item_ids,
-        answers.codes.tolist(),
-        answers.suffixes.tolist(),
-        answers.created.tolist(),
-        answers.content_changed.tolist(),
-        answers.quantization_errors.tolist(),
-        answers.margins.tolist(),
-        strict=True,
-    )
-    found: dict[int, Answer] = {}
-    for place, (item_id, codes, suffix, created, content_changed, error, margin) in enumerate(rows):
-        numbers = (*codes, suffix)
-        found[place] = {
-            "item_id": item_id.decode(),
-            "semantic_id": semantic_id % numbers,
-            "codes": codes,
-            "suffix": suffix,
-            "tokens": (tokens % numbers).split(" "),
-            "created": created,
-            "content_changed": content_changed,
-            "quantization_error": error if error == error else None,  # noqa: PLR0124 - NaN where nothing was computed
-            "margin": margin if margin == margin else None,  # noqa: PLR0124
-        }
-    for place in np.flatnonzero(answers.overflow).tolist():
-        found[place]["overflow"] = True
-    for place in np.flatnonzero(answers.suffixes < 0).tolist():
-        found[place] |= {"semantic_id": None, "suffix": None, "tokens": None}
-    for place in np.flatnonzero(answers.group_sizes >= 0).tolist():
-        found[place]["group_size"] = int(answers.group_sizes[place])
-    for place, text in answers.semantic_ids.items():
-        names = (tokens % tuple(map(int, text.split("-")))).split(" ") if text else None
-        found[place] |= {"semantic_id": text, "tokens": names}
-    for place in answers.failures:
-        del found[place]
-    return in_order(entries, found, answers.failures)
+    written: list[Entry] = [orjson.Fragment(row) for row in write_rows(columns.item_ids, answers)]
+    for place, error in answers.failures.items():
+        written[place] = failed(entries[place], error)
+    return written

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import orjson
 
-from service.answers import Answer
+from service.answers import Entry
 from service.bodies import BYTES_ON_THE_LOOP, Allowance, bytes_of_values, parse_json
 from service.errors import InvalidLine, NotJson, SemidError
 
@@ -25,7 +25,7 @@ MAX_LINE_BYTES = 2**20
 LINES_PER_GROUP = 256
 AHEAD_BYTES = 2**20
 
-UseCase = Callable[[Sequence[object]], Awaitable[list[Answer]]]
+UseCase = Callable[[Sequence[object]], Awaitable[Sequence[Entry]]]
 
 
 class Line(NamedTuple):
@@ -100,7 +100,7 @@ class Ndjson:
         entries = _entries(group) if on_the_loop else await asyncio.to_thread(_entries, group)
         answers = await self._use_case(entries)
         for line, answer in zip(group, answers, strict=True):
-            if "error" in answer:
+            if isinstance(answer, dict) and "error" in answer:
                 answer["line"] = line.number
         return b"".join(map(_written, answers))
 
@@ -160,5 +160,5 @@ def _entries(lines: Sequence[Line]) -> list[object]:
     return [line.entry for line in lines]
 
 
-def _written(entry: Answer) -> bytes:
+def _written(entry: Entry) -> bytes:
     return orjson.dumps(entry, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE)

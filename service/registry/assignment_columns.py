@@ -105,8 +105,7 @@ def reverse_keys(packed: NDArray[np.uint8], keys: RecordKeys) -> list[bytes]:
     numbers = np.zeros(len(packed), np.int64)
     for column in packed[:, :-code_bytes].T:
         numbers = (numbers * HASH_FACTOR + column + 1) % HASH_MODULUS
-    firsts = map(keys.first_code, row_bytes(packed[:, :code_bytes]))
-    return list(map(keys.reverse_bucket, firsts, numbers.tolist()))
+    return keys.reverses(row_bytes(packed[:, :code_bytes]), numbers.tolist())
 
 
 def _code_type(layout: CodeLayout) -> np.dtype[np.unsignedinteger[np.typing.NBitBase]]:

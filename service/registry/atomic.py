@@ -174,7 +174,7 @@ class AtomicRecord:
         return now, revision, replies
 
     async def _recall(self, item_ids: Sequence[bytes]) -> list[tuple[bytes | None, bytes | None]]:
-        keys = map(self._keys.forward, item_ids)
+        keys = self._keys.forwards(item_ids)
         (found,) = await self._history.read([("EVAL", _RECALL, len(item_ids), *keys, *item_ids)])
         return list(zip(found[::2], found[1::2], strict=True))
 

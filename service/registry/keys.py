@@ -59,6 +59,11 @@ class RecordKeys:
         """The bucket of an item."""
         return self.forward_bucket(crc32(item_id) % self.buckets)
 
+    def forwards(self, item_ids: Iterable[bytes]) -> list[bytes]:
+        """The bucket of each of many items."""
+        prefix, buckets = self._forward, self.buckets
+        return [prefix + b"%d" % (crc32(item_id) % buckets) for item_id in item_ids]
+
     def forward_bucket(self, number: int) -> bytes:
         """One of the buckets in which items stand, by its number from 0."""
         return self._forward + b"%d" % number
@@ -100,6 +105,12 @@ class RecordKeys:
         if not prefix and len(self.layout.codebook_sizes) > 1:
             return self.root
         return self.reverse_bucket(self.first_code(prefix), hash_prefix(prefix))
+
+    def reverses(self, codes: Iterable[bytes], numbers: Iterable[int]) -> list[bytes]:
+        """The bucket of each of many packed codes, or of their beginnings, by the numbers of their inner prefixes."""
+        firsts, buckets = list(map(self.first_code, codes)), self.partition_buckets
+        partitions = {first: self._partition(first) for first in set(firsts)}
+        return [partitions[first] + b"%d" % (number % buckets) for first, number in zip(firsts, numbers, strict=True)]
 
     def reverse_bucket(self, first_code: bytes, number: int) -> bytes:
         """The bucket of what begins with this code, by the number of a prefix, see `hash_prefix`."""
