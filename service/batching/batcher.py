@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -115,7 +114,7 @@ class Batcher:
         self._texts_in_model: set[Lane] = set()
         self._left = False  # whether a caller left since the queue was last searched for such
         self._splitters = {lane: ThreadPoolExecutor(1, thread_name_prefix=f"word-pieces-{lane}") for lane in Lane}
-        self._undecided = Undecided(encoder, metrics)
+        self._undecided = {lane: Undecided(encoder, metrics, gives_way=lane is Lane.BULK) for lane in Lane}
         self._workers = [
             threading.Thread(target=self._run, args=(turns,), name="-".join(["model", *turns.lanes]), daemon=True)
             for turns in capacity.turns
@@ -211,7 +210,8 @@ class Batcher:
         for worker in self._workers:
             if worker.is_alive():
                 await asyncio.to_thread(worker.join)
-        await asyncio.to_thread(self._undecided.close)
+        for undecided in self._undecided.values():
+            await asyncio.to_thread(undecided.close)
         self._capacity.leave(self)
         for splitter in self._splitters.values():
             splitter.shutdown()
@@ -296,7 +296,7 @@ class Batcher:
                 with turns.turn(self) as lane:
                     batch = self._take(lane)  # only now: what gathered while the others had their turns comes along
                     if batch is not None:
-                        self._encode(batch, leave_undecided=batch.kind.is_text and lane is Lane.BULK)
+                        self._encode(batch, lane)
                 if batch is not None:
                     self._texts_in_model.discard(lane)
                     settle(batch.ended(time.perf_counter()))
@@ -335,12 +335,12 @@ class Batcher:
         within_time = int(batch_s * self._paces[kind.is_text].tokens_per_s)
         return min(self._batch_tokens, max(within_time, MIN_BATCH_TOKENS))
 
-    def _encode(self, batch: Batch, *, leave_undecided: bool) -> None:
+    def _encode(self, batch: Batch, lane: Lane) -> None:
         """Encode a batch. One that fails is tried again in halves, down to the row at fault.
 
         Args:
             batch: Of rows of one kind.
-            leave_undecided: Whether texts that no fast path decides are decided beside the model.
+            lane: Theirs; its texts that no fast path decides are decided beside the model.
 
         Raises:
             Exception: The model fails on what it could do before as well: the device is lost, and the thread ends.
@@ -348,13 +348,13 @@ class Batcher:
         started = time.perf_counter()
         try:
             contents = batch.contents()
-            encoding = self._forward(batch.kind, contents, leave_undecided=leave_undecided)
+            encoding = self._forward(batch.kind, contents)
             encoded = Encoded.of(encoding, batch.rows)
         except Exception as error:
             if batch.rows > 1:
                 log.warning("a batch of %d rows failed, trying it in halves: %r", batch.rows, error)
                 for half in batch.halves():
-                    self._encode(half, leave_undecided=leave_undecided)
+                    self._encode(half, lane)
                 return
             log.exception("the model failed on one row", extra={"request_id": batch.spans[0].job.request_id})
             if self._proven is None:
@@ -362,10 +362,10 @@ class Batcher:
             self._forward(*self._proven)
             batch.fail(EncodingFailed(type(error).__name__))
             return
-        undecided = batch.put(encoded, encoding.undecided.tolist() if leave_undecided else ())
+        undecided = batch.put(encoded, encoding.undecided.tolist() if batch.kind.is_text else ())
         self._proven = batch.kind, contents[:1].copy()
         self._measure(batch, encoding, time.perf_counter() - started)
-        self._undecided.decide(undecided)
+        self._undecided[lane].decide(undecided)
 
     def _measure(self, batch: Batch, encoding: Encoding, elapsed_s: float) -> None:
         tokens = batch.tokens
@@ -373,11 +373,10 @@ class Batcher:
         batch.took(elapsed_s)
         self._metrics.batch(rows=batch.rows, tokens=tokens, seconds=elapsed_s, precision=encoding.precision)
 
-    def _forward(self, kind: Kind, contents: Prepared, *, leave_undecided: bool = False) -> Encoding:
+    def _forward(self, kind: Kind, contents: Prepared) -> Encoding:
         if isinstance(contents, np.ndarray):
             return self._encoder.encode(torch.from_numpy(contents), alternatives=kind.alternatives)
-        encode = partial(self._encoder.encode_texts, alternatives=kind.alternatives)
-        return encode(contents, leave_undecided=True) if leave_undecided else encode(contents)
+        return self._encoder.encode_texts(contents, alternatives=kind.alternatives, leave_undecided=True)
 
 
 def _stacked(embeddings: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:

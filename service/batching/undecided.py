@@ -36,12 +36,20 @@ class CanonicalEncoder(Protocol):
 
 
 class Undecided:
-    """Decides rows of jobs, one text after the other, on a thread of its own."""
+    """Decides rows of jobs, one text after the other, on a thread of its own.
 
-    def __init__(self, encoder: CanonicalEncoder, metrics: ModelMetrics) -> None:
+    Args:
+        encoder: The tokenizer.
+        metrics: Where the paths on which rows were final are counted.
+        gives_way: Whether the thread gives way to the others, see `turns.give_way`.
+    """
+
+    def __init__(self, encoder: CanonicalEncoder, metrics: ModelMetrics, *, gives_way: bool) -> None:
         self._encoder = encoder
         self._metrics = metrics
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="canonical", initializer=give_way)
+        self._thread = ThreadPoolExecutor(
+            1, thread_name_prefix="canonical", initializer=give_way if gives_way else None
+        )
         self._room = threading.Semaphore(ROOM)
 
     def decide(self, rows: Iterable[Row]) -> None:

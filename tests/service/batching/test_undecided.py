@@ -43,11 +43,18 @@ async def test_a_listing_waits_for_no_text_that_is_decided_beside_the_model(make
     assert sorted(encoder.alone) == sorted(BULK[:ROOM])
 
 
-async def test_a_small_request_is_decided_in_the_models_own_turn(make_doubtful: MakeBatcher) -> None:
-    batcher, encoder = make_doubtful(["listing"])
+async def test_a_listing_waits_for_no_other_that_is_decided_beside_the_model(make_doubtful: MakeBatcher) -> None:
+    batcher, encoder = make_doubtful(["doubtful"])
+    encoder.deciding.clear()
+    doubtful = asyncio.create_task(batcher.encode(["doubtful"]))
 
-    assert await batcher.encode(["listing"]) == [row_of("listing")]
-    assert encoder.alone == []
+    assert await asyncio.wait_for(batcher.encode(["listing"]), 10) == [row_of("listing")]
+    waited = not doubtful.done()
+    encoder.deciding.set()
+
+    assert waited
+    assert await doubtful == [row_of("doubtful")]
+    assert encoder.alone == ["doubtful"]
 
 
 async def test_more_than_there_is_room_for_are_decided_all_the_same(make_doubtful: MakeBatcher) -> None:
