@@ -1,4 +1,4 @@
-"""Whether the next text is likely to be new to its record: to ask first would then be a round trip for nothing."""
+"""Whether the next content is likely to be new to its record: to ask first would then be a round trip for nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WEIGHT = 1 / 4  # of the latest request in the share: after nine of new texts th
 
 
 class Novelty:
-    """The share of contents that small requests had to have encoded lately, of each record."""
+    """The share of contents that requests of a kind brought anew lately, of each record."""
 
     def __init__(self) -> None:
         self._shares: WeakKeyDictionary[Record, float] = WeakKeyDictionary()

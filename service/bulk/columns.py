@@ -4,8 +4,9 @@ r"""Items as columns: an array for each of their parts, so that many cost no obj
                       \--> new items --batcher--> codes --registry--> answered
                       \--> all others, a few: as items of a JSON body are (`tokenization`)
 
-The others are those whose content changed, that were retired, that stand twice, whose codes are full. A dry run encodes
-all that are not answered, and asks how many items have their codes.
+The others are those whose content changed, that were retired, that stand twice, whose codes are full. Of a feed of new
+embeddings none is asked for first: the claim finds out which are known, and only these are. A dry run encodes all that
+are not answered, and asks how many items have their codes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from service.batching.jobs import Contents
 from service.content import DIGEST_BYTES, Item, digests_of
 from service.errors import ItemError
 from service.metrics import Metrics
+from service.novelty import Novelty
 from service.records import Records
+from service.registry import Record
 from service.registry.assignment_columns import Held
 from service.schemas import TokenizeOptions
 from service.semantic_id import SemanticId
@@ -198,7 +201,7 @@ class AnswerColumns:
             self.semantic_ids[place] = answer["semantic_id"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Work:
     """Items on their way to their answers; `done` are those that have theirs."""
 
@@ -207,6 +210,7 @@ class _Work:
     columns: ItemColumns
     answers: AnswerColumns
     done: NDArray[np.bool_]
+    _digests: NDArray[np.uint64] | None = None
 
     @classmethod
     def begin(cls, tokenizer: LoadedTokenizer, options: TokenizeOptions, columns: ItemColumns) -> _Work:
@@ -219,6 +223,13 @@ class _Work:
     def item_ids(self, places: Places) -> list[bytes]:
         return [self.columns.item_ids[i] for i in places.tolist()]
 
+    async def digests(self) -> NDArray[np.uint64]:
+        """Those of all items, computed off the loop unless they are few."""
+        if self._digests is None:
+            few = len(self.columns) < ROWS_ON_THE_LOOP
+            self._digests = self.columns.digests if few else await asyncio.to_thread(lambda: self.columns.digests)
+        return self._digests
+
 
 class ColumnTokenization:
     """`Tokenization` of columns: what most items of a bulk need by arrays, the rest by it."""
@@ -227,6 +238,7 @@ class ColumnTokenization:
         self._tokenization = tokenization
         self._records = records
         self._metrics = metrics
+        self._novelty = Novelty()
 
     async def answer(self, tokenizer: LoadedTokenizer, options: TokenizeOptions, columns: ItemColumns) -> AnswerColumns:
         """The answer to each item.
@@ -237,13 +249,19 @@ class ColumnTokenization:
         work = _Work.begin(tokenizer, options, columns)
         self._count(work, "failed", len(columns.failures))
         places = np.flatnonzero(columns.once())
-        if options.assign:
-            await self._assign(work, await self._recall(work, places))
+        record = await self._records.of(options.namespace, tokenizer.manifest)
+        if not options.assign:
+            await self._preview(work, record, places)
+        elif self._are_new(record, columns):
+            await self._assign(work, places)
+            await self._recall(work, record, places[~work.done[places]])
         else:
-            await self._preview(work, places)
+            await self._assign(work, await self._recall(work, record, places))
+        if options.assign and len(places):
+            self._novelty.saw(record, work.answers.created[places].mean())
         others = np.flatnonzero(~work.done)
         if len(others):
-            await _digests(columns)
+            await work.digests()
             found, failures = await self._tokenization.items(tokenizer, options, columns.items(others))
             work.answers.failures.update(failures)
             for place, answer in found.items():
@@ -262,9 +280,16 @@ class ColumnTokenization:
             await record.displays.put(work.columns.named(given))
             await record.displays.retire([work.columns.item_ids[place] for place in lost])
 
-    async def _recall(self, work: _Work, places: Places) -> Places:
+    def _are_new(self, record: Record, columns: ItemColumns) -> bool:
+        """Whether nearly all are likely to be: to encode an embedding in vain costs no more than to ask for it."""
+        embeddings = isinstance(columns.contents, EmbeddingColumn)
+        return embeddings and record.claims_at_once and self._novelty.expected(record)
+
+    async def _recall(self, work: _Work, record: Record, places: Places) -> Places:
         """Answers those that are known and unchanged; returns those that are new."""
-        held, digests = await asyncio.gather(self._held(work, places), _digests(work.columns))
+        if not len(places):
+            return places
+        held, digests = await asyncio.gather(self._held(work, record, places), work.digests())
         stands = held.live & (held.digests == digests[places])
         if work.options.on_change == "reassign":
             stands &= ~held.content_changed
@@ -272,6 +297,7 @@ class ColumnTokenization:
         answers.codes[known] = held.codes[stands]
         answers.suffixes[known] = held.suffixes[stands]
         answers.content_changed[known] = held.content_changed[stands]
+        answers.quantization_errors[known] = answers.margins[known] = np.nan
         work.done[known] = True
         self._count(work, "known", len(known))
         return places[~held.known]
@@ -279,7 +305,7 @@ class ColumnTokenization:
     async def _assign(self, work: _Work, places: Places) -> None:
         """Answers those that get the next suffix of their codes."""
         answers = work.answers
-        places, codes = await self._encode(work, places)
+        (places, codes), digests = await asyncio.gather(self._encode(work, places), work.digests())
         if not len(places):
             return
         answers.codes[places] = codes
@@ -288,9 +314,7 @@ class ColumnTokenization:
             announced = {place: shown[place] for place in places.tolist() if place in shown}
             await record.displays.announce(work.columns.named(announced))
         with self._metrics.registry_call("claim"):
-            suffixes = await record.claim_columns(
-                work.item_ids(places), work.columns.digests[places], answers.codes[places]
-            )
+            suffixes = await record.claim_columns(work.item_ids(places), digests[places], answers.codes[places])
         answers.suffixes[places] = suffixes
         created = places[suffixes >= 0]
         answers.created[created] = True
@@ -298,9 +322,9 @@ class ColumnTokenization:
         self._count(work, "created", len(created))
         self._metrics.collisions.labels(work.tokenizer.full_name).inc(int((suffixes > 0).sum()))
 
-    async def _preview(self, work: _Work, places: Places) -> None:
+    async def _preview(self, work: _Work, record: Record, places: Places) -> None:
         """Answers what items would get, and what they hold."""
-        held = await self._held(work, places)
+        held = await self._held(work, record, places)
         answers = work.answers
         holders = places[held.live]
         answers.codes[holders] = held.codes[held.live]
@@ -308,23 +332,21 @@ class ColumnTokenization:
         answers.content_changed[holders] = held.content_changed[held.live]
         stands = held.live & ~held.content_changed
         if stands.any():
-            stands &= held.digests == (await _digests(work.columns))[places]
+            stands &= held.digests == (await work.digests())[places]
         encoded, codes = await self._encode(work, places[~stands])
         changed = (answers.suffixes[encoded] >= 0) & (answers.codes[encoded] != codes).any(axis=1)
         answers.content_changed[encoded] = changed
         answers.semantic_ids.update(zip(encoded[changed].tolist(), _written(answers, encoded[changed]), strict=True))
         answers.codes[encoded] = codes
         done = np.union1d(places[stands], encoded)
-        record = await self._records.of(work.options.namespace, work.tokenizer.manifest)
         with self._metrics.registry_call("find"):
             answers.group_sizes[done] = await record.group_size_columns(answers.codes[done])
         work.done[done] = True
         self._count(work, "known", int(stands.sum()))
         self._count(work, "dry_run", len(encoded))
 
-    async def _held(self, work: _Work, places: Places) -> Held:
+    async def _held(self, work: _Work, record: Record, places: Places) -> Held:
         """What these items hold."""
-        record = await self._records.of(work.options.namespace, work.tokenizer.manifest)
         with self._metrics.registry_call("recall"):
             return await record.held(work.item_ids(places))
 
@@ -344,13 +366,6 @@ class ColumnTokenization:
 
     def _count(self, work: _Work, outcome: str, items: int) -> None:
         self._metrics.items.labels(work.tokenizer.full_name, outcome).inc(items)
-
-
-async def _digests(columns: ItemColumns) -> NDArray[np.uint64]:
-    """Those of all items, off the loop unless they are few."""
-    if len(columns) < ROWS_ON_THE_LOOP:
-        return columns.digests
-    return await asyncio.to_thread(lambda: columns.digests)
 
 
 def _written(answers: AnswerColumns, places: Places) -> list[str]:

@@ -1,7 +1,8 @@
-"""A single text is encoded without asking the registry first where those before it were new; the answer is the same."""
+"""Where those before were new, contents are encoded without asking the registry first; the answer is the same."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Self
 
 from service.novelty import Novelty
@@ -25,6 +26,10 @@ class Called:
     def _counts(self) -> tuple[float, ...]:
         calls = (self._service.metric("semid_registry_seconds_count", call=call) for call in ("recall", "claim"))
         return *calls, self._service.metric("semid_batch_rows_sum")
+
+
+def embeddings(ids: range, make_embedding: Callable[[int], list[float]]) -> list[dict[str, Any]]:
+    return [{"item_id": f"{i}", "embedding": make_embedding(i)} for i in ids]
 
 
 def text(number: int) -> dict[str, str]:
@@ -62,6 +67,27 @@ def test_a_changed_text_that_was_not_asked_for_keeps_its_id_and_says_so(service:
 
     assert changed["semantic_id"] == created[3]["semantic_id"]
     assert changed["content_changed"]
+
+
+def test_a_bulk_of_embeddings_after_new_ones_is_not_asked_for_first_and_is_answered_alike(
+    service: Any, namespace: str, make_embedding: Callable[[int], list[float]]
+) -> None:
+    for start in range(0, 160, 16):
+        service.tokenize(*embeddings(range(start, start + 16), make_embedding), namespace=namespace)
+
+    with Called(service) as called:
+        new = service.tokenize(*embeddings(range(160, 192), make_embedding), namespace=namespace)
+    mixed = [*embeddings(range(8), make_embedding), *embeddings(range(192, 200), make_embedding)]
+    mixed[1]["embedding"] = make_embedding(500)  # of a known item
+    unasked = service.tokenize(*mixed, namespace=namespace)
+    asked = service.tokenize(*mixed, namespace=namespace)
+
+    assert (called.recalls, called.claims, called.texts) == (0, 1, 32)
+    assert all(entry["created"] for entry in new)
+    assert [entry["created"] for entry in unasked] == [False] * 8 + [True] * 8
+    assert [entry["margin"] is None for entry in unasked] == [True, False, *[True] * 6, *[False] * 8]
+    assert [entry["content_changed"] for entry in unasked] == [False, True, *[False] * 14]
+    assert [entry["semantic_id"] for entry in unasked] == [entry["semantic_id"] for entry in asked]
 
 
 def test_known_texts_are_asked_for_until_nearly_all_are_new() -> None:

@@ -74,10 +74,17 @@ LIVES: dict[str, list[tuple[dict[str, Any], list[tuple[str, int]]]]] = {
 
 
 @pytest.mark.parametrize("life", LIVES.values(), ids=LIVES.keys())
-@pytest.mark.parametrize("kind", ["text", "embedding"])
+@pytest.mark.parametrize("kind", ["text", "embedding", "embedding of a feed"])
 def test_every_row_is_answered_as_an_item_of_a_json_body_is(
-    service: Any, namespace: str, make_embedding: MakeEmbedding, life: list[Any], kind: str
+    service: Any,
+    namespace: str,
+    make_embedding: MakeEmbedding,
+    monkeypatch: pytest.MonkeyPatch,
+    life: list[Any],
+    kind: str,
 ) -> None:
+    kind, _, feed = kind.partition(" ")
+    monkeypatch.setattr(service.state.columns._novelty, "expected", lambda _record: bool(feed))
     for options, items in life:
         if items == [("gone", 0)]:
             for each in (f"{namespace}-json", f"{namespace}-arrow"):
