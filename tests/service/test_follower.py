@@ -216,7 +216,7 @@ def test_a_service_that_is_down_for_a_while_is_waited_for(
         road.lead_to(service.address)
 
         until_equal(follower, service, namespace)
-        assert follower.silent_s < 2.0
+        service.until(lambda: follower.silent_s < 2.0, "the follower hears of the service again")
 
 
 def test_a_registry_that_is_down_for_a_while_is_waited_for(
