@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -207,9 +208,9 @@ class _Names:
         if is_first:
             self._require_columns(row, place)
         item_id = row.get(self._item_id)
-        if item_id is None or item_id == "" or isinstance(item_id, (float, bool, list, dict)):
-            raise RowError(f"{place} has no {self._item_id!r}; its columns are {sorted(row)}")
-        if not isinstance(item_id, (str, int)):
+        if item_id in (None, "") or (isinstance(item_id, float) and math.isnan(item_id)):
+            raise RowError(f"{place} has no {self._item_id!r}")
+        if isinstance(item_id, bool) or not isinstance(item_id, (str, int)):
             raise RowError(f"{place}, {self._item_id}: expected a string or an integer, got {item_id!r}")
         _require_unicode([str(item_id)], place)
         try:
