@@ -30,28 +30,28 @@ async function follow() {
   const { signal } = following;
   byId("changes-list").replaceChildren(nothing());
   let cursor = null;
+  let back = BACK;
   while (!signal.aborted) {
     try {
       if (paused || document.hidden) await pause(PAUSE_MS, signal);
-      else cursor = cursor === null ? await beginning(signal) : await next(cursor, signal);
+      else cursor = cursor === null ? await beginning(back, signal) : await next(cursor, signal);
     } catch (error) {
-      if (error.name === "AbortError") return;
-      if (error.status === 410) cursor = null; // too far behind, or the record has begun another epoch
-      else {
-        tell(error);
-        await pause(RETRY_MS, signal).catch(() => {});
-      }
+      if (signal.aborted) return;
+      const gone = error.status === 410; // so far back is not kept, or the record has begun another epoch
+      if (gone) [cursor, back] = [null, 0];
+      else tell(error);
+      await pause(gone ? PAUSE_MS : RETRY_MS, signal).catch(() => {});
     }
   }
 }
 
-/** A little before the record's revision, or as far back as changes are kept. */
-async function beginning(signal) {
+/** So many changes before the record's revision. */
+async function beginning(back, signal) {
   const { revision, epoch } = await changes(0, { limit: 1, signal }).catch((error) => {
     if (error instanceof Problem && error.status === 410) return { revision: error.members.revision, epoch: null };
     throw error;
   });
-  return { after: Math.max(0, revision - BACK), epoch };
+  return { after: Math.max(0, revision - back), epoch };
 }
 
 async function next({ after, epoch }, signal) {

@@ -22,6 +22,7 @@ OPTIONS = (
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
+    "--disable-features=BackForwardCache",  # a page that was left would keep its feed waiting
     "--disable-dev-shm-usage",
     "--no-first-run",
     "--disable-background-networking",
@@ -97,7 +98,7 @@ class Browser:
         while not self._is_true(expression):
             if time.monotonic() > deadline:
                 page = self.evaluate("document.body.innerText")
-                raise AssertionError(f"after {timeout_s} s not yet: {expression}\n{self.complaints}\n{page}")
+                raise AssertionError(f"after {timeout_s} s not yet: {expression}\n{self.complaints[:9]}\n{page}")
             time.sleep(0.02)
 
     def _is_true(self, expression: str) -> bool:

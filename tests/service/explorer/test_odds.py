@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from tests.service.explorer.browser import Browser
 from tests.service.explorer.test_page import show, text_of
 
+ENTRIES_TOGETHER = 100  # of a log, forgotten together
 FIRST = "document.querySelector('#changes-list .id')?.textContent"
 
 
@@ -111,6 +113,26 @@ def test_a_feed_tells_nothing_of_the_namespace_that_it_has_left(service: Any, pa
     page.until(f"{waits} === 2")
     time.sleep(0.2)
     assert page.evaluate(FIRST) is None
+
+
+def test_a_feed_whose_past_is_not_kept_begins_with_what_comes(
+    start_service: Callable[..., Any], data_dir: Path, tab: Browser, make_embedding: Callable[[int], list[float]]
+) -> None:
+    service = start_service(data_dir=data_dir, changes_kept=0)
+    for number in range(ENTRIES_TOGETHER + 1):  # all but the last one are forgotten
+        service.tokenize({"item_id": f"kettle {number}", "embedding": make_embedding(0)})
+    tab.look()
+    tab.open(f"{service.http.base_url}/")
+    tab.until("document.querySelector('#about').textContent.includes('levels')")
+    show(tab, "changes")
+    time.sleep(1)
+
+    service.tokenize({"item_id": "lamp", "text": "lamp"})
+
+    tab.until(f"{FIRST} === 'lamp'")
+    assert sum("/changes?" in url for url in tab.requests) < 10
+    tab.command("Page.navigate", url="about:blank")
+    service.stop()
 
 
 def test_an_answer_that_ends_early_is_told_as_one(page: Browser) -> None:
