@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 from collections import deque
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ from service.content import entry_of
 from service.errors import InvalidItem
 
 ROWS_TOGETHER = 1024
+ROWS_ON_THEIR_WAY = 16_384  # of a part
 
 
 class Source(Protocol):
@@ -94,19 +96,19 @@ class Texts:
         self, client: TokenizerClient, skip: int, *, assign: bool, on_change: OnChange
     ) -> Iterator[pa.RecordBatch]:
         """As `Source`."""
-        unread: deque[tuple[int, RowError]] = deque()  # rows without an answer: they have their own error
-        entries = self._entries(skip, unread)
-        rows = _in_order(skip, map(_row, client.tokenize(entries, assign=assign, on_change=on_change)), unread)
-        for some in batches_of(rows, ROWS_TOGETHER):
+        tokenize = partial(client.tokenize, assign=assign, on_change=on_change)
+        for some in batches_of(self._rows(skip, tokenize), ROWS_TOGETHER):
             yield pa.RecordBatch.from_pylist(some, schema=ANSWERS)
 
-    def _entries(self, skip: int, unread: deque[tuple[int, RowError]]) -> Iterator[dict[str, Any]]:
-        """What is sent; what cannot be is put into `unread`, each with its place in the file."""
-        for place, item in islice(enumerate(read_each(self._path, keep=self._keep)), skip, None):
-            if isinstance(item, RowError):
-                unread.append((place, item))
-            else:
-                yield _entry(item)
+    def _rows(
+        self, skip: int, tokenize: Callable[[Iterator[dict[str, Any]]], Iterator[TokenizedItem | FailedItem]]
+    ) -> Iterator[dict[str, Any]]:
+        """Rows of `ANSWERS`, part by part: what cannot be read waits for the answers in front of it."""
+        rows = islice(enumerate(read_each(self._path, keep=self._keep)), skip, None)
+        for first in rows:
+            unread: deque[tuple[int, RowError]] = deque()  # rows that are not sent, each with its place in the file
+            entries = _entries(chain([first], islice(rows, ROWS_ON_THEIR_WAY - 1)), unread)
+            yield from _in_order(first[0], map(_row, tokenize(entries)), unread)
 
 
 class Embeddings:
@@ -166,6 +168,17 @@ def _rows(path: Path) -> int:
         if path.suffix == ".csv":
             return max(0, sum(1 for row in csv.reader(file) if row) - 1)
         return sum(1 for line in file if line.strip())
+
+
+def _entries(
+    rows: Iterator[tuple[int, CatalogueItem | RowError]], unread: deque[tuple[int, RowError]]
+) -> Iterator[dict[str, Any]]:
+    """What is sent; what cannot be is put into `unread`."""
+    for place, item in rows:
+        if isinstance(item, RowError):
+            unread.append((place, item))
+        else:
+            yield _entry(item)
 
 
 def _in_order(

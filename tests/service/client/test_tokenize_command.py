@@ -140,6 +140,7 @@ def test_a_run_that_was_interrupted_goes_on_behind_rows_that_cannot_be_read(
     url: str, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.cli.tokenize_source.ROWS_TOGETHER", 4)
+    monkeypatch.setattr("service.cli.tokenize_source.ROWS_ON_THEIR_WAY", 5)
     rows = [{"title": "lamp"} if row % 3 == 1 else {"item_id": f"t{row}", "title": "kettle"} for row in range(20)]
     (tmp_path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = [tmp_path / "items.jsonl", "--out", tmp_path / "ids.jsonl", "--url", url, "--namespace", namespace]
