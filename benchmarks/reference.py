@@ -14,11 +14,19 @@ from models.quantizer import Quantizer
 from models.residual import ResidualQuantizer
 from models.tokenizer import TokenizerParts
 
+RQVAE_CHECKPOINT = DEFAULT_CHECKPOINT.with_name("tiger-beauty")
+
 
 @cache
 def tokenizer() -> Tokenizer:
     """The default tokenizer, with the paths that the service takes."""
     return load(DEFAULT_CHECKPOINT, text_precision="auto", tests_itself=True)
+
+
+@cache
+def rqvae() -> Tokenizer:
+    """The RQ-VAE that comes along, a network of five layers and three levels, without its text encoder."""
+    return load(RQVAE_CHECKPOINT, tests_itself=True).for_embeddings()
 
 
 @cache
