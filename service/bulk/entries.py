@@ -2,17 +2,19 @@
 
     entries --read_entries--> columns --use case--> columns --write_entries--> entries
 
-Embeddings as base64 are looked at all together. Any other entry is read as one of a small request is, and what is wrong
-with an entry says that reader alone. Texts beside embeddings, and few items, go the way of small requests.
+Embeddings are looked at all together. Any other entry is read as one of a small request is, and what is wrong with an
+entry says that reader alone. Texts beside embeddings, and few items, go the way of small requests.
 """
 
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import Sequence
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from service.answers import Answer, Entry, failed
 from service.bulk.columns import AnswerColumns, ColumnTokenization, EmbeddingColumn, ItemColumns, TextColumn
@@ -67,59 +69,77 @@ class EntryTokenization:
 
 def read_entries(entries: Sequence[object], reader: ItemReader) -> ItemColumns | None:
     """The items of JSON entries; None where there are texts and embeddings."""
-    width = 4 * reader.shape.dimension
-    written, nothing = 4 * -(-width // 3), bytes(width)
+    plain = _PlainReader(reader.shape.dimension)
+    nothing = bytes(plain.width)
     item_ids: list[bytes] = []
     raws: list[bytes] = []
     displays: dict[int, str] = {}
-    read: dict[int, Item | ItemError] = {}  # what is no plain embedding
+    others: dict[int, Item | ItemError] = {}
     for place, entry in enumerate(entries):
-        plain = _embedding(entry, written, width)
-        if plain is None:
-            read[place] = item = _read(entry, reader)
-            plain = _parts(item, nothing)
-        item_id, raw, display = plain
+        parts = plain.read(entry)
+        if parts is None:
+            others[place] = item = _read(entry, reader)
+            parts = _parts(item, nothing)
+        item_id, raw, display = parts
         item_ids.append(item_id)
         raws.append(raw)
         if display is not None and reader.keeps_displays:
             displays[place] = display
-    items = [item for item in read.values() if isinstance(item, Item)]
-    failures = {place: item for place, item in read.items() if isinstance(item, ItemError)}
+    items = [item for item in others.values() if isinstance(item, Item)]
+    failures = {place: item for place, item in others.items() if isinstance(item, ItemError)}
     texts = sum(isinstance(item.content, str) for item in items)
     if texts and texts + len(failures) < len(entries):
         return None
     if texts:
-        return ItemColumns(item_ids, TextColumn.of(list(read.values())), failures, displays)
-    matrix = np.frombuffer(b"".join(raws), "<f4").reshape(len(entries), -1)
-    column = EmbeddingColumn(matrix.astype(np.float32, copy=False))
-    for place in np.flatnonzero(column.doubtful).tolist():
+        return ItemColumns(item_ids, TextColumn.of(list(others.values())), failures, displays)
+    matrix = np.frombuffer(b"".join(raws), "<f4").reshape(len(entries), -1).astype(np.float32, copy=False)
+    column = EmbeddingColumn(matrix)
+    doubtful = column.doubtful | plain.may_hold_booleans(matrix)
+    for place in np.flatnonzero(doubtful).tolist():
         if isinstance(item := _read(entries[place], reader), ItemError):
             failures[place] = item
     return ItemColumns(item_ids, column, failures, displays)
 
 
-def _embedding(entry: object, written: int, width: int) -> _Parts | None:
-    """The parts of an entry that has an item id, base64 of an embedding, and a title or none; else None.
+class _PlainReader:
+    """Reads entries that have an item id, an embedding of `dimension` numbers, and a title or none."""
 
-    Args:
-        entry: As parsed.
-        written: The characters of base64 that an embedding has.
-        width: Its bytes.
-    """
-    if not isinstance(entry, dict):
-        return None
-    item_id, content, display = entry.get("item_id"), entry.get("embedding"), entry.get("display")
-    if len(entry) != 2 and not (len(entry) == 3 and isinstance(display, str)):
-        return None
-    if not isinstance(content, str) or len(content) != written or not isinstance(item_id, str):
-        return None
-    try:
-        name, raw = item_id.encode(), bytes_of_base64(content)
-    except ValueError:  # lone surrogates, no base64
-        return None
-    if not 1 <= len(name) <= MAX_ITEM_ID_BYTES or b"\0" in name or len(raw) != width:
-        return None
-    return name, raw, display
+    def __init__(self, dimension: int) -> None:
+        self.width = 4 * dimension
+        self._written = 4 * -(-self.width // 3)  # characters of base64
+        self._dimension = dimension
+        self._floats = struct.Struct(f"<{dimension}f")
+        self._lists = False
+
+    def read(self, entry: object) -> _Parts | None:
+        """The parts of an entry, as parsed; None where it is none of these."""
+        if not isinstance(entry, dict):
+            return None
+        item_id, content, display = entry.get("item_id"), entry.get("embedding"), entry.get("display")
+        if len(entry) != 2 and not (len(entry) == 3 and isinstance(display, str)):
+            return None
+        if not isinstance(item_id, str):
+            return None
+        try:
+            name, raw = item_id.encode(), self._raw(content)
+        except (ValueError, OverflowError, struct.error):  # lone surrogates, no base64; beyond float32, no numbers
+            return None
+        if not 1 <= len(name) <= MAX_ITEM_ID_BYTES or b"\0" in name or len(raw) != self.width:
+            return None
+        return name, raw, display
+
+    def _raw(self, content: object) -> bytes:
+        """Little-endian float32 of base64 or a list; nothing of anything else."""
+        if isinstance(content, str):
+            return bytes_of_base64(content) if len(content) == self._written else b""
+        if not isinstance(content, list) or len(content) != self._dimension:
+            return b""
+        self._lists = True
+        return self._floats.pack(*content)
+
+    def may_hold_booleans(self, matrix: NDArray[np.float32]) -> NDArray[np.bool_] | bool:
+        """Which embeddings (B, D) may come of lists with booleans, which are 0 and 1 here."""
+        return self._lists and ((matrix == 0) | (matrix == 1)).any(axis=1)
 
 
 def _read(entry: object, reader: ItemReader) -> Item | ItemError:

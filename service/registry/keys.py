@@ -8,7 +8,7 @@ from zlib import crc32
 from service.semantic_id import CodeLayout, hash_prefix
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 
 def meta_key(name: str) -> bytes:
@@ -106,11 +106,11 @@ class RecordKeys:
             return self.root
         return self.reverse_bucket(self.first_code(prefix), hash_prefix(prefix))
 
-    def reverses(self, codes: Iterable[bytes], numbers: Iterable[int]) -> list[bytes]:
-        """The bucket of each of many packed codes, or of their beginnings, by the numbers of their inner prefixes."""
-        firsts, buckets = list(map(self.first_code, codes)), self.partition_buckets
-        partitions = {first: self._partition(first) for first in set(firsts)}
-        return [partitions[first] + b"%d" % (number % buckets) for first, number in zip(firsts, numbers, strict=True)]
+    def reverses(self, first_codes: Sequence[bytes], numbers: Iterable[int]) -> list[bytes]:
+        """The bucket of each of many prefixes, by their first codes and their numbers, see `hash_prefix`."""
+        partitions = {code: self._partition(self.first_code(code)) for code in set(first_codes)}
+        buckets, pairs = self.partition_buckets, zip(first_codes, numbers, strict=True)
+        return [partitions[code] + b"%d" % (number % buckets) for code, number in pairs]
 
     def reverse_bucket(self, first_code: bytes, number: int) -> bytes:
         """The bucket of what begins with this code, by the number of a prefix, see `hash_prefix`."""
