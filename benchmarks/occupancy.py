@@ -1,7 +1,8 @@
 """How a record's entries fall into its buckets: what the head of service/registry/lib.lua says, on arrays.
 
-Reverse buckets follow from the codes and are counted, every entry of them. Forward buckets follow from a CRC of the
-item ids: as good as drawn evenly, so that a bucket's entries are binomial; `forward_counts` counts them from real ids.
+Reverse buckets follow from the codes in the order of their claims, and are counted, every entry of them. Forward
+buckets follow from a CRC of the item ids: as good as drawn evenly, so that a bucket's entries are binomial;
+`forward_counts` counts them from real ids.
 """
 
 from __future__ import annotations
@@ -21,13 +22,26 @@ from service.semantic_id import HASH_FACTOR, HASH_MODULUS
 
 COMPACT_ENTRIES = 512  # hash-max-listpack-entries
 FIRST_CODES = 256
+NODE_IDS = 128  # of service/registry/nodes.lua
 KEY_BYTES = 46  # about, of a bucket's: "sid:{default:0123456789abcdef:r:123}:12345"
 
 Counts = NDArray[np.int64]
 
 
+class Entries(NamedTuple):
+    """Entries, each under its prefix.
+
+    Attributes:
+        prefixes: (E,) packed, of one length.
+        size_bytes: (E,) that each takes in a listpack.
+    """
+
+    prefixes: Keys
+    size_bytes: Counts
+
+
 class Under(NamedTuple):
-    """What stands right under the distinct prefixes of one length.
+    """What stands under the distinct prefixes of one length.
 
     Attributes:
         prefixes: (P,) packed, ascending.
@@ -45,8 +59,8 @@ class Reverse:
     """The reverse buckets of items with these codes.
 
     Attributes:
-        keys: (N,) packed codes, ascending.
-        levels: L.
+        keys: (N,) packed codes, in the order of their claims.
+        levels: L, 3 at least.
         item_id_bytes: The length of every item id.
     """
 
@@ -56,7 +70,7 @@ class Reverse:
 
     def distinct(self, length: int) -> Keys:
         """The distinct prefixes of so many codes, ascending."""
-        return _runs(self.keys >> np.uint64(8 * (self.levels - length)))[0]
+        return np.unique(self.keys >> np.uint64(8 * (self.levels - length)))
 
     @property
     def first_codes(self) -> Keys:
@@ -71,23 +85,33 @@ class Reverse:
     @cached_property
     def groups(self) -> Counts:
         """How many items have equal codes, a number for each different codes."""
-        return _runs(self.keys)[1]
+        return np.unique(self.keys, return_counts=True)[1]
 
     @cached_property
     def under(self) -> list[Under]:
         """All entries but the root's, by the length of the prefix they stand under, from 1."""
-        found = []
-        for length in range(1, self.levels - 1):
-            # The packed prefix and one code more -> how many live IDs begin with them.
-            below, live = _runs(self.keys >> np.uint64(8 * (self.levels - length - 1)))
-            found.append(_gathered(below >> np.uint64(8), np.ones_like(live), 2 + length + 1 + _number_bytes(live)))
-        codes, items = _runs(self.keys)
-        # An ID each, of the codes and a suffix in decimal, and a counter where a second was wanted.
-        suffix_digits = sum((np.maximum(items - (10**digits if digits else 0), 0) for digits in range(7)), items * 0)
-        counters = (items > 1) * (2 + self.levels + _number_bytes(items - 1))
-        size_bytes = items * (4 + self.levels + self.item_id_bytes) + suffix_digits + counters
-        found.append(_gathered(codes >> np.uint64(8), items + (items > 1), size_bytes))
-        return found
+        suffixes = _ranks(self.keys)
+        remaining = np.arange(len(self.keys))
+        entries: list[list[Entries]] = [[] for _ in range(self.levels)]  # by the length of the prefix, from 0
+        for length in range(2, self.levels):
+            prefixes = self.keys[remaining] >> np.uint64(8 * (self.levels - length))
+            ranks = _ranks(prefixes)
+            here = ranks < NODE_IDS if length < self.levels - 1 else np.ones(len(ranks), bool)
+            below, live = np.unique(prefixes, return_counts=True)
+            full = (live >= NODE_IDS) & (length < self.levels - 1)
+            # Of a node: how many live IDs it has; and in the one above, that it has any.
+            entries[length].append(Entries(below, 2 + length + _number_bytes(live, full)))
+            entries[length - 1].append(Entries(below >> np.uint64(8), np.full(len(below), 2 + length + 2)))
+            placed = remaining[here]
+            sizes = 4 + self.levels + _digits(suffixes[placed]) + self.item_id_bytes
+            entries[length].append(Entries(prefixes[here], sizes))
+            # A counter where other than the first of equal codes stand: the highest of these.
+            later = placed[suffixes[placed] > 0][::-1]
+            codes, last = np.unique(self.keys[later], return_index=True)
+            counters = 2 + self.levels + _number_bytes(suffixes[later[last]])
+            entries[length].append(Entries(codes >> np.uint64(8 * (self.levels - length)), counters))
+            remaining = remaining[~here]
+        return [_gathered(some) for some in entries[1:]]
 
     def counts(self, buckets: int) -> tuple[Counts, Counts]:
         """Entries, and bytes as a listpack, of each reverse bucket: (FIRST_CODES, buckets of each) both.
@@ -167,21 +191,31 @@ def allocated(sizes: Counts) -> Counts:
     return -(-sizes // spacing) * spacing
 
 
-def _runs(ordered: Keys) -> tuple[Keys, Counts]:
-    """The distinct numbers of ascending ones, and how often each is there."""
-    if not len(ordered):
-        return ordered, np.zeros(0, np.int64)
-    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-    return ordered[starts], np.diff(starts, append=len(ordered))
+def _ranks(keys: Keys) -> Counts:
+    """How many equal ones come before each of the numbers (N,)."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])) if len(keys) else order
+    ranks = np.empty(len(keys), np.int64)
+    ranks[order] = np.arange(len(keys)) - np.repeat(starts, np.diff(starts, append=len(keys)))
+    return ranks
 
 
-def _gathered(prefixes: Keys, entries: Counts, size_bytes: Counts) -> Under:
-    """Sums of these by prefix, which ascend."""
-    distinct, there = _runs(prefixes)
-    starts = np.cumsum(there) - there
-    return Under(distinct, np.add.reduceat(entries, starts), np.add.reduceat(size_bytes, starts))
+def _gathered(some: Sequence[Entries]) -> Under:
+    """How many there are under each prefix, and their bytes."""
+    prefixes = np.concatenate([entries.prefixes for entries in some])
+    distinct, places = np.unique(prefixes, return_inverse=True)
+    sizes = np.concatenate([entries.size_bytes for entries in some])
+    counts = np.bincount(places, minlength=len(distinct))
+    return Under(distinct, counts, np.bincount(places, sizes, len(distinct)).astype(np.int64))
 
 
-def _number_bytes(numbers: Counts) -> Counts:
-    """Bytes of decimal numbers in a listpack, which keeps small ones as integers."""
-    return 2 + (numbers > 127).astype(np.int64) + (numbers > 4095) + (numbers > 32767)
+def _digits(numbers: Counts) -> Counts:
+    """Decimal digits."""
+    return 1 + sum(((numbers >= 10**digits).astype(np.int64) for digits in range(1, 10)), np.zeros_like(numbers))
+
+
+def _number_bytes(numbers: Counts, full: NDArray[np.bool_] | None = None) -> Counts:
+    """Bytes of decimal numbers in a listpack, which keeps small ones as integers; a full node's have a sign behind."""
+    integers = 2 + (numbers > 127).astype(np.int64) + (numbers > 4095) + (numbers > 32767)
+    return integers if full is None else np.where(full, 3 + _digits(numbers), integers)

@@ -44,7 +44,9 @@ def beside(codes: Keys, levels: int) -> tuple[Table, Check]:
     """Claim items with these codes, (N,) packed in any order, and compare; one server for each number of buckets."""
     table: Table = {}
     compared = differ = 0
-    reverse = Reverse(np.sort(codes), levels)
+    # Of a bulk, items of near codes are claimed together.
+    bulks = [np.sort(codes[start : start + ITEMS_PER_BULK]) for start in range(0, len(codes), ITEMS_PER_BULK)]
+    reverse = Reverse(np.concatenate(bulks), levels)
     ids = list(item_ids(len(codes)))
     for each in ITEMS_PER_BUCKET:
         buckets = max(1, len(codes) // each)

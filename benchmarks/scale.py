@@ -214,7 +214,7 @@ def draw_beyond(pairs: Pairs, most: Reverse, sizes: Sequence[int]) -> tuple[dict
             keys.append(found)
             missing.append(share)
             print(f"first code {code} of {items:,}: {count:,} items, {share:.1%} not drawable")
-        drawn[items] = Reverse(np.sort(np.concatenate(keys)), most.levels)
+        drawn[items] = Reverse(np.random.default_rng(0).permutation(np.concatenate(keys)), most.levels)
     return drawn, missing
 
 
@@ -232,7 +232,7 @@ def run(arguments: Namespace) -> Result:
     if arguments.real:
         result.tables["A real server"], check = beside(keys[: arguments.real], pairs.levels)
         result.checks.append(check)
-    populations = {items: Reverse(np.sort(keys[:items]), pairs.levels) for items in sorted(arguments.items)}
+    populations = {items: Reverse(keys[:items], pairs.levels) for items in sorted(arguments.items)}
     whole = max(arguments.items)
     drawn, missing = draw_beyond(pairs, populations[whole], sorted(arguments.beyond))
     if missing:

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import scale
 from benchmarks.harness import RESULTS, ROOT, markdown
-from benchmarks.occupancy import Reverse, binomial_beyond, forward_counts
+from benchmarks.occupancy import NODE_IDS, Reverse, binomial_beyond, forward_counts
 from benchmarks.populations import Pairs, pack, unpack
 from models import DEFAULT_CHECKPOINT, load
 from service.registry.keys import RecordKeys
@@ -31,16 +31,27 @@ def test_entries_fall_into_the_buckets_where_the_record_keeps_them(codes: np.nda
     # given
     keys = RecordKeys("default:0", CodeLayout((256,) * LEVELS), buckets)
     fields: set[tuple[bytes, bytes]] = set()
-    counts: Counter[bytes] = Counter()
+    placed: Counter[bytes] = Counter()
+    issued: Counter[bytes] = Counter()
     for row in codes.tolist():
         packed = keys.layout.pack(row)
-        fields |= {(keys.under(packed[:length]), packed[: length + 1]) for length in range(1, LEVELS - 1)}
-        fields.add((keys.reverse(packed), packed + b"%d" % counts[packed]))
-        counts[packed] += 1
-    fields |= {(keys.reverse(packed), packed) for packed, items in counts.items() if items > 1}
+        for depth in keys.node_depths:
+            node = packed[:depth]
+            fields |= {
+                (keys.under(node), keys.field(depth, node)),
+                (keys.under(node[:-1]), keys.field(depth - 1, node)),
+            }
+            if placed[node] < NODE_IDS or depth == LEVELS - 1:
+                break
+        placed[node] += 1
+        fields.add((keys.under(node), keys.field(depth, packed + b"%d" % issued[packed])))
+        if issued[packed]:
+            fields.add((keys.under(node), keys.field(depth, packed)))
+        issued[packed] += 1
+    assert NODE_IDS in placed.values(), "no node is full"
     there = Counter(key for key, _ in fields)
     # when
-    entries, _ = Reverse(np.sort(pack(codes)), LEVELS).counts(buckets)
+    entries, _ = Reverse(pack(codes), LEVELS).counts(buckets)
     # then
     assert {
         keys.reverse_bucket(keys.layout.pack_prefix([code]), number): int(count)
@@ -51,7 +62,7 @@ def test_entries_fall_into_the_buckets_where_the_record_keeps_them(codes: np.nda
 
 
 def test_distinct_prefixes_and_groups_are_those_of_a_set(codes: np.ndarray) -> None:
-    reverse = Reverse(np.sort(pack(codes)), LEVELS)
+    reverse = Reverse(pack(codes), LEVELS)
     assert np.array_equal(unpack(pack(codes), LEVELS), codes)
     for length in range(1, LEVELS + 1):
         assert len(reverse.distinct(length)) == len({tuple(row[:length]) for row in codes.tolist()})
@@ -82,7 +93,7 @@ def test_a_first_code_made_alone_is_like_that_of_the_whole() -> None:
     # then
     assert set(pairs.first_codes(alone)) == {code}
     assert missing < 0.05
-    those = [set(Reverse(np.sort(keys), pairs.levels).distinct(2)) for keys in (whole[firsts == code], alone)]
+    those = [set(Reverse(keys, pairs.levels).distinct(2)) for keys in (whole[firsts == code], alone)]
     assert len(those[0] & those[1]) > 0.8 * len(those[0] | those[1])
 
 

@@ -79,12 +79,12 @@ class Decoding:
             except MalformedSemanticId as error:
                 answers[i] = unprefixed(text, error)
         distinct = list(dict.fromkeys(parsed.values()))
-        children = dict(zip(distinct, await record.tree.children(distinct), strict=True))
-        count = sum(len(children[prefix]) for prefix in parsed.values())
+        found = dict(zip(distinct, await record.tree.following(distinct), strict=True))
+        count = sum(len(found[prefix]) for prefix in parsed.values())
         if count > MAX_CODES_ANSWERED:
             msg = f"{count} codes lead on from these prefixes, at most {MAX_CODES_ANSWERED} are answered at once"
             raise TooManyItems(msg)
-        following = {prefix: _following(prefix, list(codes), record) for prefix, codes in children.items()}
+        following = {prefix: _following(prefix, codes, record) for prefix, codes in found.items()}
         for i, prefix in parsed.items():
             answers[i] = {"prefix": request.prefixes[i], **following[prefix]}
         entries = [answers[i] for i in range(len(answers))]

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from service.registry.assignment import CONTENT_CHANGED, DIGEST_BYTES, RETIRED
-from service.semantic_id import HASH_FACTOR, HASH_MODULUS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from service.registry.keys import RecordKeys
     from service.semantic_id import CodeLayout
 
 _CODES_AT = 5 + DIGEST_BYTES
@@ -97,15 +95,6 @@ def row_bytes(rows: NDArray[np.uint8]) -> list[bytes]:
     """The bytes of each row of (B, width)."""
     data, width = rows.tobytes(), rows.shape[1]
     return [data[start : start + width] for start in range(0, len(data), width)]
-
-
-def reverse_keys(packed: NDArray[np.uint8], keys: RecordKeys) -> list[bytes]:
-    """The bucket of each of packed codes (B, width), see `RecordKeys.reverse`."""
-    code_bytes = keys.layout.bytes_per_code
-    numbers = np.zeros(len(packed), np.int64)
-    for column in packed[:, :-code_bytes].T:
-        numbers = (numbers * HASH_FACTOR + column + 1) % HASH_MODULUS
-    return keys.reverses(row_bytes(packed[:, :code_bytes]), numbers.tolist())
 
 
 def _code_type(layout: CodeLayout) -> np.dtype[np.unsignedinteger[np.typing.NBitBase]]:

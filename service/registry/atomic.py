@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 
 
 def _script(name: str) -> Script:
-    return Script(b"".join(Path(__file__).with_name(part).read_bytes() for part in ("lib.lua", "atomic.lua", name)))
+    return Script(
+        b"".join(Path(__file__).with_name(part).read_bytes() for part in ("lib.lua", "nodes.lua", "atomic.lua", name))
+    )
 
 
 _CLAIM, _ISSUE, _RESTORE = map(_script, ("record.lua", "issue.lua", "restore.lua"))
 # Short enough to be sent each time.
-_RECALL, _SIZES = (Path(__file__).with_name(name).read_bytes() for name in ("recall.lua", "sizes.lua"))
+_RECALL, _FIND = (Path(__file__).with_name(name).read_bytes() for name in ("recall.lua", "find.lua"))
 
 
 class AtomicRecord:
@@ -106,23 +108,21 @@ class AtomicRecord:
         await self._until_durable([value for value, _ in found if value])
         return found
 
-    async def group_sizes(self, codes: Sequence[bytes], keys: Sequence[bytes]) -> list[int]:
-        """How many suffixes have been issued to each of many packed codes, in order.
-
-        Args:
-            codes: Those.
-            keys: The bucket of each.
+    async def holders(self, semantic_ids: Sequence[bytes]) -> list[bytes | None]:
+        """What stands for each of these packed IDs, in order, see `lib.lua`; None for one never issued.
 
         Raises:
             RegistryUnavailable: The server cannot be reached.
         """
-        sizes: list[int] = []
-        for start in range(0, len(codes), REQUESTS_PER_CALL):
-            part = slice(start, start + REQUESTS_PER_CALL)
-            question = ("EVAL", _SIZES, len(keys[part]), *keys[part], *codes[part])
-            (found,) = await self._history.read([question])
-            sizes += found
-        return sizes
+        return await self._find(semantic_ids)
+
+    async def group_sizes(self, codes: Sequence[bytes]) -> list[int]:
+        """How many suffixes have been issued to each of these packed codes, in order.
+
+        Raises:
+            RegistryUnavailable: The server cannot be reached.
+        """
+        return await self._find(codes)
 
     async def settle(self) -> None:
         """Returns when all that was read before is as durable as promised, by an empty call where that needs one."""
@@ -172,6 +172,14 @@ class AtomicRecord:
         self._history.reached(revision)
         self._revised(revision)
         return now, revision, replies
+
+    async def _find(self, packed: Sequence[bytes]) -> list[Any]:
+        found: list[Any] = []
+        for start in range(0, len(packed), REQUESTS_PER_CALL):
+            part = packed[start : start + REQUESTS_PER_CALL]
+            (answers,) = await self._history.read([("EVAL", _FIND, 1, self._keys.meta, *self._facts[:3], *part)])
+            found += answers
+        return found
 
     async def _recall(self, item_ids: Sequence[bytes]) -> list[tuple[bytes | None, bytes | None]]:
         keys = self._keys.forwards(item_ids)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from service.registry.keys import RecordKeys
     from service.semantic_id import CodeLayout, SemanticId
 
+    Holders = Callable[[Sequence[bytes]], Awaitable[list[bytes | None]]]
+
 CHANGES_PER_CALL = 2048  # a call has at most 1024 requests, and each changes at most two IDs
 LOOK_INTERVAL_S = 0.1
 MAX_FOLLOWERS = 1024
@@ -55,11 +57,14 @@ class Changes(NamedTuple):
 class ChangeLog:
     """The latest changes of one record."""
 
-    def __init__(self, history: History, keys: RecordKeys, settle: Callable[[], Awaitable[None]]) -> None:
-        """Reads the log; `settle` returns when what was read is durable."""
+    def __init__(
+        self, history: History, keys: RecordKeys, settle: Callable[[], Awaitable[None]], holders: Holders
+    ) -> None:
+        """Reads the log; `settle` returns when what was read is durable, `holders` tells what stands for packed IDs."""
         self._history = history
         self._keys = keys
         self._settle = settle
+        self._holders = holders
         self._watch = RevisionWatch(self.revision)
 
     async def revision(self) -> int:
@@ -115,12 +120,13 @@ class ChangeLog:
     async def _with_items(self, rows: Sequence[Row]) -> list[Change]:
         """An ID names its item for good, so the log need not."""
         fields = [write_semantic_id(row.semantic_id, self._keys.layout) for row in rows]
-        holders = await self._history.read([("HGET", self._keys.reverse(field), field) for field in fields])
+        holders = await self._holders(fields)
         if lost := holders.count(None):
             self._history.lost_a_part(lost)
         return [
             Change(row.revision, row.kind, read_holder(holder)[0].decode(), row.semantic_id, row.replaced_by)
             for row, holder in zip(rows, holders, strict=True)
+            if holder is not None
         ]
 
 

@@ -4,85 +4,103 @@
 -- whose lengths are known, with no length before them.
 -- ANSWER the suffix; -1 where the item has an assignment already, or its codes no suffix left: nothing is done then.
 --
--- Items of the same codes but for the last should follow each other, and those of the same codes among them: what lies in
--- their bucket is read together, and written together.
+-- Items of equal prefixes should follow each other: what lies in their node is read together, and written together.
 
 local ITEM = '>Bc0Hc0c8c' .. width
-local PARTS = 5 -- of an item: forward bucket, item id, digest, its place among the replies, codes
+local PARTS = 4 -- of an item: forward bucket, item id, digest, codes
 
--- The parts of the items that are new, one after the other; the others are answered.
-local function new_items(requests, replies)
-    local parts, number, reply, place, length, unpacked = {}, 0, 2, 1, #requests, struct.unpack
-    local bucket, item_id, digest, codes, forward
+local parts, replies = {}, nil
+local head = '\0' .. time
+
+local function read_items(requests)
+    local number, place, length, unpacked = 0, 1, #requests, struct.unpack
+    local bucket, item_id, digest, codes
     while place <= length do
         bucket, item_id, digest, codes, place = unpacked(ITEM, requests, place)
-        forward, reply = forward_buckets .. bucket, reply + 1
-        if call('HEXISTS', forward, item_id) == 1 then
-            replies[reply] = -1
-        else
-            parts[number + 1], parts[number + 2], parts[number + 3] = forward, item_id, digest
-            parts[number + 4], parts[number + 5] = reply, codes
-            number = number + PARTS
-        end
+        parts[number + 1], parts[number + 2], parts[number + 3] = forward_buckets .. bucket, item_id, digest
+        parts[number + 4] = codes
+        number = number + PARTS
     end
-    return parts, number
+    return number
 end
 
--- The highest suffixes, by codes, of the items from a place on that have the same codes but for the last; and the place of
--- the next after them.
-local function look_ahead(parts, number, place, inner, key)
-    local codes = parts[place]
-    place = place + PARTS
-    while parts[place] == codes do
-        place = place + PARTS
+-- The node at this prefix, and the highest suffixes that the codes of these items have there.
+local function read_run(first, last, prefix, above)
+    local codes = parts[first]
+    local tail = sub(codes, tail_at)
+    if first == last then
+        local node, counter_there, first_there = read_node(prefix, above, tail, tail .. '0')
+        last_suffixes[codes] =
+            math.max(last_suffixes[codes] or -1, tonumber(counter_there) or first_there and 0 or -1)
+        return node
     end
-    local lasts = {}
-    if place > number or sub(parts[place], 1, inner_width) ~= inner then
-        local known = call('HMGET', key, codes, codes .. '0')
-        lasts[codes] = tonumber(known[1]) or known[2] and 0 or -1
-        return lasts, place
-    end
-    local fields = { codes, codes .. '0' }
-    while place <= number and sub(parts[place], 1, inner_width) == inner do
-        if parts[place] ~= codes then
-            codes = parts[place]
-            fields[#fields + 1] = codes
-            fields[#fields + 1] = codes .. '0'
+    local key, node_head = bucket_of(prefix), head_of(prefix)
+    local fields, distinct, before = { node_head .. sub(prefix, tail_at) }, {}, nil
+    for i = first, last, PARTS do
+        codes = parts[i]
+        if codes ~= before then
+            local field = node_head .. sub(codes, tail_at)
+            fields[#fields + 1], fields[#fields + 2] = field, field .. '0'
+            distinct[#distinct + 1] = codes
+            before = codes
         end
-        place = place + PARTS
     end
     local known = call('HMGET', key, unpack(fields))
-    for i = 1, #fields, 2 do
-        lasts[fields[i]] = tonumber(known[i]) or known[i + 1] and 0 or -1
+    for i = 1, #distinct do
+        codes = distinct[i]
+        last_suffixes[codes] = math.max(last_suffixes[codes] or -1, tonumber(known[2 * i]) or known[2 * i + 1] and 0 or -1)
     end
-    return lasts, place
+    return nodes[prefix] or know_node(prefix, above, key, node_head, known[1])
 end
 
-return logged(function(requests, replies)
-    local parts, number = new_items(requests, replies)
-    local head, place = '\0' .. time, PARTS
-    while place <= number do
-        write_open() -- what is read next may lie there
-        local inner = sub(parts[place], 1, inner_width)
-        local key, issued = bucket_under(inner), 0
-        local lasts, after = look_ahead(parts, number, place, inner, key)
-        for i = place, after - PARTS, PARTS do
-            local item_id, codes = parts[i - 3], parts[i]
-            local suffix = lasts[codes] + 1
-            local id = codes .. (suffix == 0 and '0' or suffix)
-            -- An item that stands twice was given its ID by now.
-            if suffix <= max_suffix and call('HSETNX', parts[i - 4], item_id, head .. parts[i - 2] .. id) == 1 then
-                lasts[codes] = suffix
-                issued = issued + 1
-                enter_id(key, codes, suffix, id, item_id)
-            else
-                suffix = -1
-            end
-            replies[parts[i - 1]] = suffix
+-- The last of the items from one on whose codes begin with this prefix.
+local function last_with(prefix, first, last)
+    local length = #prefix
+    while first < last and sub(parts[first + PARTS], 1, length) == prefix do
+        first = first + PARTS
+    end
+    return first
+end
+
+-- Issues to items by the places of their codes, all of one prefix; those that its node has no room for, to the nodes under it.
+local function issue_run(first, last, prefix, above)
+    local node = read_run(first, last, prefix, above)
+    local issued, i = 0, first
+    while i <= last and has_room(node) do
+        local codes, item_id = parts[i], parts[i - 2]
+        local suffix = last_suffixes[codes] + 1
+        -- An item that stands twice was given its ID by now.
+        if
+            suffix <= max_suffix
+            and call('HSETNX', parts[i - 3], item_id, head .. parts[i - 1] .. codes .. suffix) == 1
+        then
+            place(node, codes, suffix, item_id)
+            note('A', codes, suffix)
+            issued = issued + 1
+        else
+            suffix = -1
         end
-        if issued > 0 then
-            count_live_under(inner, issued)
-        end
-        place = after
+        replies[2 + i / PARTS] = suffix
+        i = i + PARTS
+    end
+    if issued > 0 then
+        count_live(node, issued)
+    end
+    while i <= last do
+        local below = sub(parts[i], 1, #prefix + code_bytes)
+        local until_there = last_with(below, i, last)
+        issue_run(i, until_there, below, node)
+        i = until_there + PARTS
+    end
+end
+
+return logged(function(requests, answers)
+    replies = answers
+    local number, first = read_items(requests), PARTS
+    while first <= number do
+        local prefix = sub(parts[first], 1, top_width)
+        local last = last_with(prefix, first, number)
+        issue_run(first, last, prefix, nil)
+        first = last + PARTS
     end
 end)

@@ -38,7 +38,7 @@ class RecordKeys:
         levels = len(layout.codebook_sizes)
         self.partitions = layout.codebook_sizes[0] if levels > 1 else 1
         self.partition_buckets = -(-buckets // self.partitions)
-
+        self.node_depths = range(min(2, levels - 1), levels)  # how many codes the prefix of a node has
         self.outboxes = f"sid:{{{name}}}:m".encode()
 
     def first_codes(self) -> Iterator[bytes]:
@@ -94,11 +94,11 @@ class RecordKeys:
             parts.append(b"%c%b%b%b%b" % (len(bucket), bucket, len(item_id).to_bytes(2), item_id, content))
         return b"".join(parts)
 
-    def reverse_buckets(self) -> Iterator[bytes]:
-        """All buckets in which Semantic IDs stand."""
+    def reverse_buckets(self) -> Iterator[tuple[bytes, bytes]]:
+        """The first code and the key of all buckets in which Semantic IDs stand."""
         for code in self.first_codes():
             for bucket in range(self.partition_buckets):
-                yield self._partition(code) + b"%d" % bucket
+                yield code, self._partition(code) + b"%d" % bucket
 
     def under(self, prefix: bytes) -> bytes:
         """The bucket of what stands under a packed prefix."""
@@ -116,9 +116,19 @@ class RecordKeys:
         """The bucket of what begins with this code, by the number of a prefix, see `hash_prefix`."""
         return self._partition(first_code) + b"%d" % (number % self.partition_buckets)
 
-    def reverse(self, codes: bytes) -> bytes:
-        """The bucket of packed codes, and of the Semantic IDs, which begin with them."""
-        return self.under(self.layout.inner_prefix(codes))
+    def field(self, depth: int, packed: bytes) -> bytes:
+        """The field of codes, of an ID, or of a prefix in what stands under a prefix of so many codes."""
+        return b"%c%b" % (depth, packed[len(self.first_code(packed)) :])
+
+    def places(self, packed: bytes) -> list[tuple[bytes, bytes]]:
+        """Where packed codes, or an ID, may stand: in each node on their path, its bucket and their field there."""
+        size = self.layout.bytes_per_code
+        return [(self.under(packed[: depth * size]), self.field(depth, packed)) for depth in self.node_depths]
+
+    def path(self, packed: bytes) -> list[bytes]:
+        """The buckets of what stands under the prefixes of packed codes, or of an ID, from the first code on."""
+        size, levels = self.layout.bytes_per_code, len(self.layout.codebook_sizes)
+        return [self.under(packed[: depth * size]) for depth in range(min(1, levels - 1), levels)]
 
     def _partition(self, first_code: bytes) -> bytes:
         return self._reverse + (b"%d" % int.from_bytes(first_code) if first_code else b"") + b"}:"

@@ -1,10 +1,10 @@
 -- What the scripts of a record share; each is sent as this text and its own.
 --
--- KEY SCHEMA (schema 3). Written here with NAME for {namespace}:{fingerprint}; the braces below are Redis Cluster's hash
+-- KEY SCHEMA (schema 4). Written here with NAME for {namespace}:{fingerprint}; the braces below are Redis Cluster's hash
 -- tags, so that what has to change together lies in one slot, and nothing more. All numbers big-endian.
 -- An ID is: packed codes, of a fixed width, then the suffix in decimal (small decimal values are kept as integers).
 --
---   sid:{NAME}:meta            hash    schema          "3"
+--   sid:{NAME}:meta            hash    schema          "4"
 --                                      buckets         number of forward buckets, and about that of reverse ones: facts of
 --                                                      the record from its first use
 --                                      codebook_sizes  "256,256,256,256"
@@ -39,12 +39,20 @@
 --                                      empty. What stands under a prefix of the codes; bucket = hash(prefix) mod
 --                                      ceil(buckets / codebook size of the first level), where hash is 0 and, for each
 --                                      byte of the prefix, (hash * 48271 + byte + 1) mod (2^31 - 1).
---                                      Under fewer codes than all levels but the last:
---                                      the packed prefix and one code more -> how many live IDs begin with them; only if
---                                          any do
---                                      Under the codes of all levels but the last:
+--                                      IDs stand in nodes. A node has a prefix, of 2 codes at least (of fewer levels, all
+--                                      but the last), and of all levels but the last at most. An ID is placed, for good, in
+--                                      the first node on its path that is not full; one of all levels but the last never
+--                                      is. So a node has nodes under it once it is full, and deep ones are rare.
+--                                      Fields begin with a byte that says how many codes the node's prefix has; the first
+--                                      code, which is in the key, is left out:
+--                                      prefix -> how many live IDs were placed here or in nodes under it; behind it "+"
+--                                          where the node is full, or else "," and how many were placed here, where that
+--                                          is another number and may become too many
+--                                      prefix and one code more -> empty: there is such a node, with live IDs
 --                                      ID -> item id, for good; FF item id once the ID is retired or replaced
---                                      packed codes -> the highest suffix issued; only there once a second was wanted
+--                                      packed codes -> the highest suffix placed here; only there once it was not 0
+--                                      Under one code of several levels only the second of these stands: of the nodes with
+--                                      prefixes of 2 codes.
 --   On a cluster there is more, as no call reaches two slots; see forward.lua, reverse.lua and feed.lua:
 --   sid:NAME:f:<bucket>                FE item id -> the control: what is being done with the item, and the version of the
 --                                          last thing done
@@ -57,8 +65,7 @@
 --                                          IDs is told elsewhere, or stays
 --   sid:{NAME}:m               hash    first code -> number up to which its outbox was moved into the log
 --   sid:{<number>}:synced      string  one on each server, for barriers
---   In a reverse bucket a field of the width of the codes is a counter of suffixes, a longer one an ID, a shorter one an
---   inner prefix: no ambiguity.
+--   In a reverse bucket the first byte and the length of a field say what it is: no ambiguity.
 
 local call = redis.call
 local sub, byte, char, floor = string.sub, string.byte, string.char, math.floor
@@ -77,9 +84,40 @@ local function unpack_time(bytes, first)
     return ((a * 256 + b) * 256 + c) * 256 + d
 end
 
-local function extend(hash, codes, first, last)
-    for i = first, last do
-        hash = (hash * 48271 + byte(codes, i) + 1) % 2147483647
+-- The keys of what stands under a packed prefix, by the hash; of a tokenizer of one level or of several.
+local function hashed_buckets(record, buckets, code_bytes, several_levels)
+    local partitions, names, keys = {}, {}, {} -- each made once a call
+    local function partition(prefix)
+        if not several_levels then
+            return record .. ':r:}:'
+        end
+        local code = byte(prefix, 1)
+        if code_bytes == 2 then
+            code = code * 256 + byte(prefix, 2)
+        end
+        local found = partitions[code]
+        if not found then
+            found = record .. ':r:' .. code .. '}:'
+            partitions[code] = found
+        end
+        return found
     end
-    return hash
+    return function(prefix)
+        local key = keys[prefix]
+        if not key then
+            local hash = 0
+            for i = 1, #prefix do
+                hash = (hash * 48271 + byte(prefix, i) + 1) % 2147483647
+            end
+            local bucket = hash % buckets
+            local name = names[bucket]
+            if not name then
+                name = tostring(bucket)
+                names[bucket] = name
+            end
+            key = partition(prefix) .. name
+            keys[prefix] = key
+        end
+        return key
+    end
 end

@@ -27,6 +27,7 @@ from service.registry.assignment import (
     write_semantic_id,
 )
 from service.registry.changes import rows_of
+from service.registry.places import asking_holders, asking_sizes, read_holders, read_sizes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -176,7 +177,7 @@ class Mending:
             live = not value[0] & RETIRED
             wanted.append((item_id, current, live, (b"a%b," if live else b"d%b,") % current))
             wanted += [(item_id, id_, False, b"r%b,%b," % (id_, current)) for id_, _ in split_former(former, width)]
-        holders = await self._cluster.read([("HGET", self._keys.reverse(id_), id_) for _, id_, _, _ in wanted])
+        holders = await self._holders([id_ for _, id_, _, _ in wanted])
         conflicts: list[bytes] = []
         wrong: list[tuple[bytes, bytes, bool, bytes]] = []
         for one, holder in zip(wanted, holders, strict=True):
@@ -197,7 +198,7 @@ class Mending:
             rows = [row for entry, fields in entries for row in rows_of(entry, fields[b"c"], self._keys.layout)]
             told = list({row.semantic_id for row in rows})
             fields = [write_semantic_id(semantic_id, self._keys.layout) for semantic_id in told]
-            holders = await self._cluster.read([("HGET", self._keys.reverse(field), field) for field in fields])
+            holders = await self._holders(fields)
             lost |= {semantic_id for semantic_id, holder in zip(told, holders, strict=True) if holder is None}
         return lost
 
@@ -207,10 +208,10 @@ class Mending:
         for semantic_id in lost:
             codes = self._keys.layout.pack(semantic_id.codes)
             last[codes] = max(last.get(codes, 0), semantic_id.suffix)
-        known = await self._cluster.read([("HGET", self._keys.reverse(codes), codes) for codes in last])
-        for (codes, suffix), highest in zip(last.items(), known, strict=True):
-            if highest is None or int(highest) < suffix:
-                await self._write(("HSET", self._keys.reverse(codes), codes, suffix))
+        sizes = read_sizes(await self._cluster.read(asking_sizes(list(last), self._keys)), self._keys)
+        for (codes, suffix), size in zip(last.items(), sizes, strict=True):
+            if size <= suffix:
+                await self._write(("HSET", *self._keys.places(codes)[0], suffix))
         await self._write(("DEL", self._keys.changes))  # who follows takes a new trie
 
     async def _counts(self) -> None:
@@ -225,6 +226,9 @@ class Mending:
                 if count:
                     await self._write(("HSET", self._keys.root, code, count))
         await self._write(("HSET", self._keys.meta, b"count", sum(counts)))
+
+    async def _holders(self, semantic_ids: Sequence[bytes]) -> list[bytes | None]:
+        return read_holders(await self._cluster.read(asking_holders(semantic_ids, self._keys)), self._keys)
 
     async def _forward(self, item_ids: Sequence[bytes]) -> list[list[bytes | None]]:
         return await self._cluster.read(

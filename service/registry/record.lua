@@ -29,7 +29,7 @@ local function fits(id, request)
     for _, codes in ipairs(candidates(request)) do
         if sub(id, 1, width) == codes then
             return true
-        elseif last_suffix(codes) < max_suffix then
+        elseif next_suffix(codes) then
             return false
         end
     end
@@ -54,18 +54,18 @@ end
 
 local function assign(forward, item_id, request)
     local codes = sub(request, CONTENT + 1, CONTENT + width)
-    local suffix, id = next_id(codes)
+    local suffix = next_suffix(codes)
     if not suffix and #request > CONTENT + width then
         for _, other in ipairs(candidates(request)) do
-            codes, suffix, id = other, next_id(other)
+            codes, suffix = other, next_suffix(other)
             if suffix then
                 break
             end
         end
     end
     if suffix then
-        issue(codes, suffix, id, item_id)
-        call('HSET', forward, item_id, '\0' .. time .. digest_of(request) .. id)
+        issue(codes, suffix, item_id)
+        call('HSET', forward, item_id, '\0' .. time .. digest_of(request) .. codes .. suffix)
         return reply_of(request, codes, suffix)
     end
     return nil
@@ -93,16 +93,14 @@ local function reassign(forward, item_id, value, was_live, request)
             set_live(codes .. suffix, item_id)
             reply = '\0' .. assigned_at .. digest_of(request) .. codes .. suffix
         else
-            local id
-            suffix, id = next_id(codes)
-            assigned_at = time
+            suffix, assigned_at = next_suffix(codes), time
             if suffix then
-                issue(codes, suffix, id, item_id)
+                issue(codes, suffix, item_id)
                 reply = reply_of(request, codes, suffix)
             end
         end
         if suffix then
-            note('R', sub(value, 14) .. ',' .. codes .. suffix)
+            note('R', sub(value, 14) .. ',' .. codes, suffix)
             if was_live then
                 set_dead(sub(value, 14), item_id)
             end
@@ -144,7 +142,7 @@ local function retire(forward, item_id)
     local value = call('HGET', forward, item_id)
     if value and byte(value, 1) < RETIRED then
         set_dead(sub(value, 14), item_id)
-        note('D', sub(value, 14))
+        note('D', sub(value, 14), '')
         value = char(byte(value, 1) + RETIRED) .. time .. sub(value, 2)
         call('HSET', forward, item_id, value)
     end

@@ -24,7 +24,7 @@ from service.registry.assignment import (
     read_holder,
     write_semantic_id,
 )
-from service.registry.assignment_columns import Held, pack, read_held, reverse_keys, row_bytes, write_contents
+from service.registry.assignment_columns import Held, pack, read_held, row_bytes, write_contents
 from service.registry.atomic import AtomicRecord
 from service.registry.changes import ChangeLog
 from service.registry.cluster import Cluster, Server
@@ -65,7 +65,7 @@ class Record:
         self.history = history
         self.layout = keys.layout
         self.buckets = keys.buckets
-        self.changes = ChangeLog(history, keys, self.settle)
+        self.changes = ChangeLog(history, keys, self.settle, self._holders)
         self.tree = LiveTree(history, keys, self.flush)
         self._server = server
         self._keys = keys
@@ -192,7 +192,7 @@ class Record:
             RegistryUnavailable: As in `by_item_ids`.
         """
         fields = [write_semantic_id(semantic_id, self.layout) for semantic_id in semantic_ids]
-        holders = await self.history.read([("HGET", self._keys.reverse(field), field) for field in fields])
+        holders = await self._holders(fields)
         asked = [
             (semantic_id, read_holder(holder)[0])
             for semantic_id, holder in zip(semantic_ids, holders, strict=True)
@@ -221,9 +221,7 @@ class Record:
             ValueError: Codes that the tokenizer does not have.
             RegistryUnavailable: The server cannot be reached.
         """
-        packed = [self.layout.pack(codes) for codes in groups]
-        pairs = await self.history.read([("HMGET", self._keys.reverse(codes), codes, codes + b"0") for codes in packed])
-        return [int(highest) + 1 if highest else int(first is not None) for highest, first in pairs]
+        return await self._items.group_sizes([self.layout.pack(codes) for codes in groups])
 
     async def group_size_columns(self, codes: NDArray[np.int32]) -> NDArray[np.int64]:
         """The same of codes (B, L), tens of thousands at once: (B,).
@@ -231,11 +229,7 @@ class Record:
         Raises:
             ValueError, RegistryUnavailable: As in `group_sizes`.
         """
-        if isinstance(self._items, SteppedRecord):  # no call reaches all their buckets
-            return np.array(await self.group_sizes(codes.tolist()), np.int64)
-        packed = pack(codes, self.layout)
-        sizes = await self._items.group_sizes(row_bytes(packed), reverse_keys(packed, self._keys))
-        return np.array(sizes, np.int64)
+        return np.array(await self._items.group_sizes(row_bytes(pack(codes, self.layout))), np.int64)
 
     async def count(self) -> int:
         """The number of live assignments.
@@ -274,6 +268,10 @@ class Record:
         """Returns when no claim waits or is on its way."""
         await self._items.drain()
         await self.displays.drain()
+
+    async def _holders(self, semantic_ids: Sequence[bytes]) -> list[bytes | None]:
+        """What stands for each of these packed IDs."""
+        return await self._items.holders(semantic_ids)
 
     async def _submit(self, requests: Iterable[tuple[str, bytes]]) -> list[Reply]:
         encoded = [Request(item_id.encode(), request) for item_id, request in requests]

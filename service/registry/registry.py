@@ -19,7 +19,7 @@ from service.semantic_id import MAX_SUFFIX, CodeLayout
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-SCHEMA = 3
+SCHEMA = 4
 DEFAULT_BUCKETS = 16_384
 DEFAULT_CHANGES_KEPT = 100_000
 RECORDS_KEPT = 1024

@@ -18,16 +18,17 @@ end
 
 -- The item that an ID names, nil where it was never issued.
 local function holder_of(id)
-    local holder = call('HGET', reverse_key(id), id)
+    local _, holder = seek(id)
     return holder and (sub(holder, 1, 1) == DEAD and sub(holder, 2) or holder)
 end
 
 -- An ID enters the record; no suffix up to its own is a next one.
-local function enter(id, holder)
-    local reverse, codes, suffix = reverse_key(id), sub(id, 1, width), tonumber(sub(id, width + 1))
-    call('HSET', reverse, id, holder)
-    if suffix > tonumber(call('HGET', reverse, codes) or 0) then
-        call('HSET', reverse, codes, string.format('%d', suffix))
+local function enter(id, holder, is_live)
+    local codes, suffix = sub(id, 1, width), tonumber(sub(id, width + 1))
+    local node = look_up(codes)
+    place(node, codes, suffix, holder)
+    if is_live then
+        count_live(node, 1)
     end
     returned = true -- its times are older than this call
 end
@@ -42,12 +43,11 @@ local function restore(forward, item_id, value)
     end
     call('HSET', forward, item_id, value)
     if byte(value, 1) < RETIRED then
-        enter(id, item_id)
-        count_live(id, 1)
-        note('A', id)
+        enter(id, item_id, true)
+        note('A', id, '')
     else
-        enter(id, DEAD .. item_id)
-        note('D', id)
+        enter(id, DEAD .. item_id, false)
+        note('D', id, '')
     end
     return 1
 end
@@ -71,8 +71,8 @@ local function restore_former(forward, item_id, assigned_at, id, successor)
         return 'S' .. codes .. suffix
     end
     call('HSET', forward, DEAD .. item_id, former .. assigned_at .. id .. ',')
-    enter(id, DEAD .. item_id)
-    note('R', id .. ',' .. successor)
+    enter(id, DEAD .. item_id, false)
+    note('R', id .. ',', successor)
     return 1
 end
 

@@ -1,7 +1,7 @@
--- On a cluster: the IDs under one prefix of all codes but the last. One call is one ID of one item, in one slot.
+-- On a cluster: the IDs of one first code. One call is one ID of one item, in one slot; sent behind nodes.lua.
 --
--- KEYS   the outbox of the first code; the bucket of the ID; the buckets of the prefixes that are counted: under one code,
---        under two, and so on, up to all but the last two
+-- KEYS   the outbox of the first code; the buckets of what stands under the prefixes of the ID: of one code, of two, and so
+--        on, up to all but the last; of a tokenizer of one level, of none
 -- ARGV   "1" to write even where nothing is new, so that a wait behind this call covers what it found; else "0";
 --        item id, version, bytes of packed codes, bytes of one code, the highest suffix; a number that the outbox is known
 --        to have reached, up to which all changes are in the log; and
@@ -19,9 +19,12 @@
 -- A change of an ID that an item had before carries the version of the item's operation: one that comes late, from a
 -- worker who was overtaken, has no effect. To issue is found done where the item has an ID there already.
 
-local outbox, reverse = KEYS[1], KEYS[2]
+local outbox = KEYS[1]
 local item_id, version = ARGV[2], tonumber(ARGV[3])
-local width, code_bytes, max_suffix, moved = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local max_suffix, moved = tonumber(ARGV[6]), tonumber(ARGV[7])
+lay_out(tonumber(ARGV[4]), tonumber(ARGV[5]), function(prefix)
+    return KEYS[1 + math.max(#prefix / code_bytes, 1)]
+end)
 local TRIMMED_PER_CALL = 64
 local FOUND_PER_CALL = 256
 local SCANNED_WHOLE = 64 -- a group up to this size is searched from its first suffix
@@ -40,15 +43,6 @@ local function note(change)
     call('HSET', outbox, 'n', reached, reached, change)
 end
 
-local function count_live(codes, change)
-    for place = 3, #KEYS do
-        local inner = sub(codes, 1, (place - 1) * code_bytes)
-        if call('HINCRBY', KEYS[place], inner, change) == 0 then
-            call('HDEL', KEYS[place], inner)
-        end
-    end
-end
-
 -- Whose an ID is, whether it is live, and the version of its last change.
 local function read_holder(holder)
     if sub(holder, 1, 1) ~= CONTROL then
@@ -58,7 +52,7 @@ local function read_holder(holder)
 end
 
 local function set_state(id, live, change)
-    local holder = call('HGET', reverse, id)
+    local node, holder = seek(id)
     local whose, was_live, last = read_holder(holder or '')
     if whose ~= item_id then
         error({ err = 'OLDER - 0' }) -- it was issued, and this server does not know it
@@ -66,41 +60,41 @@ local function set_state(id, live, change)
     if version <= last then
         return
     end
-    call('HSET', reverse, id, CONTROL .. (live and '1' or '0') .. pack_time(version) .. item_id)
+    set_holder(node, id, CONTROL .. (live and '1' or '0') .. pack_time(version) .. item_id)
     if live ~= was_live then
-        count_live(id, live and 1 or -1)
+        add_live(node, live and 1 or -1)
         note(change)
     elseif sub(change, 1, 1) == 'R' then
         note('r' .. sub(change, 2)) -- it had gone before
     end
 end
 
-local function highest_of(codes)
-    local found = call('HMGET', reverse, codes, codes .. '0')
-    return tonumber(found[1] or (found[2] and 0 or -1))
-end
-
-local function find(codes, from, highest)
-    for start = from, highest, FOUND_PER_CALL do
-        local fields = {}
-        for suffix = start, math.min(start + FOUND_PER_CALL - 1, highest) do
-            fields[#fields + 1] = codes .. suffix
-        end
-        for place, holder in ipairs(call('HMGET', reverse, unpack(fields))) do
-            if holder and read_holder(holder) == item_id then
-                return fields[place]
+-- The item's ID among those with these codes and suffixes, which may stand in any node down to this one.
+local function find(codes, from, highest, node)
+    local tail = sub(codes, tail_at)
+    while node do
+        for start = from, highest, FOUND_PER_CALL do
+            local fields = {}
+            for suffix = start, math.min(start + FOUND_PER_CALL - 1, highest) do
+                fields[#fields + 1] = node.head .. tail .. suffix
+            end
+            for i, holder in ipairs(call('HMGET', node.key, unpack(fields))) do
+                if holder and read_holder(holder) == item_id then
+                    return codes .. (start + i - 1)
+                end
             end
         end
+        node = node.above
     end
     return nil
 end
 
 local function issue(bases, list, former)
-    for place = 0, #list / width - 1 do
-        local codes = sub(list, place * width + 1, (place + 1) * width)
-        local highest = highest_of(codes)
-        local from = highest < SCANNED_WHOLE and 0 or unpack_time(bases, place * 4 + 1)
-        local id = find(codes, from, highest)
+    for choice = 0, #list / width - 1 do
+        local codes = sub(list, choice * width + 1, (choice + 1) * width)
+        local node, highest = look_up(codes)
+        local from = highest < SCANNED_WHOLE and 0 or unpack_time(bases, choice * 4 + 1)
+        local id = find(codes, from, highest, node)
         for i = 1, #former do
             id = id or (sub(former[i], 1, width) == codes and former[i]) or nil
         end
@@ -110,11 +104,8 @@ local function issue(bases, list, former)
         end
         if highest < max_suffix then
             id = codes .. (highest + 1)
-            call('HSET', reverse, id, item_id)
-            if highest >= 0 then
-                call('HSET', reverse, codes, highest + 1)
-            end
-            count_live(codes, 1)
+            place(node, codes, highest + 1, item_id)
+            add_live(node, 1)
             note('A' .. id .. ',')
             return id
         end
@@ -122,25 +113,29 @@ local function issue(bases, list, former)
     return ''
 end
 
+-- An ID that no node has enters one; no suffix up to its own is a next one.
+local function enter(id, holder, live)
+    local codes = sub(id, 1, width)
+    local node = look_up(codes)
+    place(node, codes, tonumber(sub(id, width + 1)), holder)
+    if live then
+        add_live(node, 1)
+    end
+end
+
 local function put(id, change)
-    local holder, codes, suffix = call('HGET', reverse, id), sub(id, 1, width), tonumber(sub(id, width + 1))
+    local _, holder = seek(id)
     if holder then
         return read_holder(holder) == item_id and id or ''
     end
     local live = sub(change, 1, 1) == 'A'
-    call('HSET', reverse, id, live and item_id or CONTROL .. '0' .. pack_time(version) .. item_id)
-    if suffix > tonumber(call('HGET', reverse, codes) or 0) then
-        call('HSET', reverse, codes, string.format('%d', suffix))
-    end
-    if live then
-        count_live(codes, 1)
-    end
+    enter(id, live and item_id or CONTROL .. '0' .. pack_time(version) .. item_id, live)
     note(change)
     return id
 end
 
 local function put_right(id, live, change)
-    local holder = call('HGET', reverse, id)
+    local node, holder = seek(id)
     local was_live = false
     if holder then
         local whose
@@ -149,14 +144,16 @@ local function put_right(id, live, change)
             return ''
         end
     end
-    local state = CONTROL .. (live and '1' or '0') .. pack_time(version)
-    call('HSET', reverse, id, (live and version == 0 and '' or state) .. item_id)
-    local codes, suffix = sub(id, 1, width), tonumber(sub(id, width + 1))
-    if suffix > math.max(highest_of(codes), 0) then
-        call('HSET', reverse, codes, string.format('%d', suffix))
+    local state = (live and version == 0) and '' or CONTROL .. (live and '1' or '0') .. pack_time(version)
+    if not holder then
+        enter(id, state .. item_id, live)
+    else
+        set_holder(node, id, state .. item_id)
+        if live ~= was_live then
+            add_live(node, live and 1 or -1)
+        end
     end
     if live ~= was_live then
-        count_live(codes, live and 1 or -1)
         note(change)
     end
     return id
@@ -184,6 +181,7 @@ elseif ARGV[8] == 'put' then
 else
     set_state(id, ARGV[8] == 'live', ARGV[10] or 'B' .. id .. ',')
 end
+write_nodes()
 if ARGV[1] == '1' and #changes == 0 then
     call('HSET', outbox, 'n', reached)
 end

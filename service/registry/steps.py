@@ -16,6 +16,7 @@ from redis.exceptions import ResponseError
 
 from service.registry.assignment import RETIRED, VERSION_BYTES, held_id, split_former
 from service.registry.history import RecordFacts, says_older
+from service.registry.places import asking_sizes, read_sizes
 from service.registry.primary import Script, ScriptCall
 from service.registry.restoring import asked
 
@@ -30,11 +31,11 @@ CHANGES_PER_FEED = 2048
 NUMBER_BYTES = 4
 
 
-def _script(name: str) -> Script:
-    return Script(b"".join(Path(__file__).with_name(part).read_bytes() for part in ("lib.lua", name)))
+def _script(*names: str) -> Script:
+    return Script(b"".join(Path(__file__).with_name(part).read_bytes() for part in ("lib.lua", *names)))
 
 
-_FORWARD, _REVERSE, _FEED = _script("forward.lua"), _script("reverse.lua"), _script("feed.lua")
+_FORWARD, _REVERSE, _FEED = _script("forward.lua"), _script("nodes.lua", "reverse.lua"), _script("feed.lua")
 
 
 class Steps:
@@ -56,14 +57,12 @@ class Steps:
         lists = [_codes_of(request.request, self._keys) for request in requests]
         flat = list(dict.fromkeys(codes for places in lists for codes in places))
         first = list({self._keys.first_code(codes): None for codes in flat})
-        reads: list[tuple[Any, ...]] = [("HMGET", self._keys.reverse(codes), codes, codes + b"0") for codes in flat]
+        reads = asking_sizes(flat, self._keys)
         reads += [("HMGET", self._keys.outboxes, *first)] if first else []
         found = await self._history.read(reads)
         for code, number in zip(first, found.pop() if first else (), strict=True):
             self._moved[code] = max(self._moved.get(code, 0), int(number or 0))
-        highest = {
-            codes: int(last) if last else (0 if first else -1) for codes, (last, first) in zip(flat, found, strict=True)
-        }
+        highest = {codes: size - 1 for codes, size in zip(flat, read_sizes(found, self._keys), strict=True)}
         return [Places.of([highest[codes] for codes in places], self._max_suffix) for places in lists]
 
     async def begin(self, requests: Sequence[tuple[Request, Places]]) -> list[Any]:
@@ -200,11 +199,7 @@ class Steps:
     def _reverse(self, one: Work, codes: bytes, step: bytes, *arguments: bytes) -> ScriptCall:
         layout = self._keys.layout
         code = self._keys.first_code(codes)
-        inner = [
-            self._keys.under(codes[: depth * layout.bytes_per_code])
-            for depth in range(1, len(layout.codebook_sizes) - 1)
-        ]
-        keys = [self._keys.outbox(code), self._keys.reverse(codes[: layout.width]), *inner]
+        keys = [self._keys.outbox(code), *self._keys.path(codes)]
         numbers = (one.version, layout.width, layout.bytes_per_code, self._max_suffix, self._moved.get(code, 0))
         return ScriptCall(_REVERSE, keys, [one.item_id, *(b"%d" % number for number in numbers), step, *arguments])
 

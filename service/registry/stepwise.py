@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from service.registry.assignment import CONTROL, DEAD, VERSION_BYTES, read_holder
+from service.registry.places import asking_holders, asking_sizes, read_holders, read_sizes
 from service.registry.request_queue import Reply, Request, RequestQueue
 from service.registry.restoring import asked, refused
 from service.registry.steps import NOWHERE, Steps, Work, at_time
@@ -76,6 +77,14 @@ class SteppedRecord:
             await self._steps.finish(open_items.values())
             found = await self._history.read(reads)
         return [(value, former) for value, former, _ in found]
+
+    async def holders(self, semantic_ids: Sequence[bytes]) -> list[bytes | None]:
+        """As `AtomicRecord.holders`."""
+        return read_holders(await self._history.read(asking_holders(semantic_ids, self._keys)), self._keys)
+
+    async def group_sizes(self, codes: Sequence[bytes]) -> list[int]:
+        """As `AtomicRecord.group_sizes`."""
+        return read_sizes(await self._history.read(asking_sizes(codes, self._keys)), self._keys)
 
     async def put_right(self, ids: Sequence[tuple[bytes, bytes, bool, bytes]]) -> None:
         """Lets codes know IDs as items hold them: the item, its ID, whether it is live, the change that says so."""
@@ -151,7 +160,7 @@ class SteppedRecord:
                 idle[place] = one.at, None, b""
         width = self._keys.layout.width
         ids = [asked(requests[place].request, width)[0] for place in idle]
-        holders = await self._cluster.read([("HGET", self._keys.reverse(id_), id_) for id_ in ids])
+        holders = read_holders(await self._cluster.read(asking_holders(ids, self._keys)), self._keys)
         for (place, (at, value, former)), holder in zip(idle.items(), holders, strict=True):
             whose = read_holder(holder)[0] if holder else None
             replies[place] = Reply(refused(requests[place], value, former, whose, width), at)

@@ -1,12 +1,15 @@
 """The live tree of a record: which codes lead to a live item, and the items under a prefix.
 
-What stands under a prefix lies in one bucket (see `lib.lua`), so that each step down is one small read, whatever
-the size of the catalogue.
+The IDs under a prefix stand in few nodes (see `lib.lua`): those on its path, mostly one, and those below where the last
+of these is full. What stands in a node lies in one bucket, so that each step is a small read, whatever the size of the
+catalogue. Nodes are only ever added, and an ID stays in its own: what stood there before is found, whatever comes.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -32,6 +35,18 @@ class Page(NamedTuple):
     more: bool
 
 
+class _Under(NamedTuple):
+    """What stands under a prefix.
+
+    Attributes:
+        semantic_ids: The live ones that stand in nodes on its path.
+        below: The codes that follow it to a node with live IDs, which are not among these.
+    """
+
+    semantic_ids: list[SemanticId]
+    below: list[int]
+
+
 class LiveTree:
     """Reads the live tree of one record."""
 
@@ -42,46 +57,67 @@ class LiveTree:
         self._keys = keys
         self._layout = keys.layout
         self._levels = len(keys.layout.codebook_sizes)
+        self._codes_width = len(keys.field(0, bytes(keys.layout.width)))  # of a field that is packed codes
 
-    async def children(self, prefixes: Sequence[Codes]) -> list[dict[int, int]]:
-        """The codes that follow each prefix to a live item, in order, and how many live items they lead to.
+    async def following(self, prefixes: Sequence[Codes]) -> list[list[int]]:
+        """The codes that follow each prefix to a live item, in order; a dead prefix has none.
 
-        What follows the codes of all levels are suffixes. A dead prefix has no children.
+        What follows the codes of all levels are suffixes.
 
         Raises:
             ValueError: A prefix that the tokenizer does not have.
             RegistryUnavailable: The server cannot be reached.
         """
-        found = await self._under(prefixes)
-        return [
-            self._counts(len(prefix), fields) if len(prefix) < self._levels - 1 else _count_ids(len(prefix), ids)
-            for prefix, fields, ids in zip(prefixes, found, map(self._live_ids, found), strict=True)
-        ]
+        found = zip(prefixes, await self._under(prefixes), strict=True)
+        return [sorted({*under.below, *_numbers_at(len(prefix), under.semantic_ids)}) for prefix, under in found]
 
-    async def page(self, prefix: Codes, limit: int, after: SemanticId | None = None) -> Page:
-        """The first live Semantic IDs under a prefix, beyond `after` where it is given; one step a level.
+    async def children(self, prefixes: Sequence[Codes]) -> list[dict[int, int]]:
+        """The same codes, and how many live items each leads to.
 
         Raises:
-            ValueError: As in `children`.
+            ValueError, RegistryUnavailable: As in `following`.
+        """
+        found = await self._under(prefixes)
+        counts = iter(await self._live_in(_nodes_below(prefixes, found)))
+        children = []
+        for prefix, under in zip(prefixes, found, strict=True):
+            live = Counter(_numbers_at(len(prefix), under.semantic_ids))
+            for code in under.below:
+                live[code] += next(counts)
+            children.append({code: live[code] for code in sorted(live) if live[code]})
+        return children
+
+    async def page(self, prefix: Codes, limit: int, after: SemanticId | None = None) -> Page:
+        """The first live Semantic IDs under a prefix, beyond `after` where it is given; one step a node on the way.
+
+        Raises:
+            ValueError: As in `following`.
             RegistryUnavailable: The server cannot be reached.
         """
-        truncated = True
-        semantic_ids: list[SemanticId] = []
-        attempts = 0
-        while truncated and not semantic_ids:  # again, where all that was counted has gone in the meantime
-            if attempts:
+        for attempt in range(ATTEMPTS):
+            if attempt:
                 await self._flush()  # the count may be of changes that nobody has told yet
-            if attempts == ATTEMPTS:
-                raise RegistryUnavailable("The record changes faster than a page of it can be read.")
-            attempts += 1
-            front, truncated = [prefix], False
-            while front and len(front[0]) < self._levels - 1:
-                children = await self.children(front)
-                front, cut = _first_enough(front, children, limit, after)
-                truncated = truncated or cut
-            found = sorted(chain.from_iterable(map(self._live_ids, await self._under(front))))
-            semantic_ids = [semantic_id for semantic_id in found if after is None or semantic_id > after]
-        return Page(semantic_ids[:limit], truncated or len(semantic_ids) > limit)
+            found, truncated = await self._first(prefix, limit, after)
+            if found or not truncated:  # else again: all that was counted has gone in the meantime
+                return Page(found[:limit], truncated or len(found) > limit)
+        raise RegistryUnavailable("The record changes faster than a page of it can be read.")
+
+    async def _first(self, prefix: Codes, limit: int, after: SemanticId | None) -> tuple[list[SemanticId], bool]:
+        """The first IDs beyond `after`, more than `limit` where there are, and whether some were left out."""
+        front, found = [prefix], await self._under([prefix])
+        semantic_ids: list[SemanticId] = []
+        truncated = False
+        while True:
+            semantic_ids += chain.from_iterable(under.semantic_ids for under in found)
+            semantic_ids = sorted(one for one in semantic_ids if after is None or one > after)
+            nodes = _nodes_below(front, found)
+            front, left_out = _first_enough(nodes, await self._live_in(nodes), semantic_ids, limit, after)
+            if left_out:
+                truncated = True
+                semantic_ids = [one for one in semantic_ids if one.codes[: len(left_out)] < left_out]
+            if not front:
+                return semantic_ids, truncated
+            found = await self._in_nodes([(node, node) for node in front])
 
     async def scan(self) -> AsyncIterator[list[bytes]]:
         """All packed live IDs, the buckets a few at a time; one that is live throughout is found.
@@ -89,34 +125,95 @@ class LiveTree:
         Raises:
             RegistryUnavailable: The server cannot be reached.
         """
-        pattern = b"?" * (self._layout.width + 1) + b"*"
         remaining = self._keys.reverse_buckets()
         while buckets := list(islice(remaining, BUCKETS_PER_READ)):
-            found = await self._matching([(bucket, pattern) for bucket in buckets])
-            yield list(chain.from_iterable(map(self._live, found)))
+            yield [semantic_id for semantic_id, holder in await self.holders(buckets) if read_holder(holder)[1]]
 
-    async def holders(self, buckets: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+    async def holders(self, buckets: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         """All packed IDs of these buckets, dead ones too, and what stands for them.
+
+        Args:
+            buckets: The first code and the key of each, as `RecordKeys.reverse_buckets` tells them.
 
         Raises:
             RegistryUnavailable: The server cannot be reached.
         """
-        pattern = b"?" * (self._layout.width + 1) + b"*"
-        found = await self._matching([(bucket, pattern) for bucket in buckets])
+        pattern = b"?" * (self._codes_width + 1) + b"*"
+        found = await self._matching([(key, pattern) for _, key in buckets])
         return [
-            (field, holder) for fields in found for field, holder in fields.items() if len(field) > self._layout.width
+            (first_code + field[1:], holder)
+            for (first_code, _), fields in zip(buckets, found, strict=True)
+            for field, holder in fields.items()
+            if len(field) > self._codes_width
         ]
 
-    async def _under(self, prefixes: Sequence[Codes]) -> list[dict[bytes, bytes]]:
-        """The fields that stand right under each prefix: child prefixes, or from the last level on Semantic IDs."""
-        return await self._matching([self._place(self._layout.pack_prefix(prefix)) for prefix in prefixes])
+    async def _under(self, prefixes: Sequence[Codes]) -> list[_Under]:
+        """What stands under each prefix: in the nodes on its path, of which those after the first are few."""
+        top, *deeper = self._keys.node_depths
+        paths = [(i, prefix[:depth]) for i, prefix in enumerate(prefixes) for depth in deeper if depth <= len(prefix)]
+        fields = await self._history.read([("HGET", *self._node(node)) for _, node in paths]) if paths else []
+        looked = [(i, prefix[:top]) for i, prefix in enumerate(prefixes)]
+        looked += [place for place, field in zip(paths, fields, strict=True) if field is not None]
+        in_nodes = await self._in_nodes([(node, prefixes[i]) for i, node in looked])
+        found = [_Under([], []) for _ in prefixes]
+        for (i, _), (semantic_ids, below) in zip(looked, in_nodes, strict=True):
+            found[i].semantic_ids.extend(semantic_ids)
+            found[i].below.extend(below)
+        return found
 
-    def _place(self, packed: bytes) -> tuple[bytes, bytes]:
-        """The bucket of what stands under a packed prefix, and the pattern of its fields."""
-        inner = len(packed) < self._layout.width - self._layout.bytes_per_code
-        if inner:
-            return self._keys.under(packed), _literally(packed) + b"?" * self._layout.bytes_per_code
-        return self._keys.reverse(packed), _literally(packed) + b"?" * (self._layout.width - len(packed) + 1) + b"*"
+    async def _in_nodes(self, looked: Sequence[tuple[Codes, Codes]]) -> list[_Under]:
+        """What stands in nodes, or at the root and first codes beside them, of what begins with a prefix.
+
+        Args:
+            looked: The prefix of each node, and one that begins with it.
+        """
+        read = [(self._layout.pack_prefix(node), self._layout.pack_prefix(prefix)) for node, prefix in looked]
+        places = [(self._keys.under(node), self._pattern(node, prefix)) for node, prefix in read]
+        found = []
+        for (node, prefix), fields in zip(read, await self._matching(places), strict=True):
+            below = self._codes_below(node, fields) if node == prefix else []
+            found.append(_Under(self._live_ids(self._keys.first_code(prefix), fields), below))
+        return found
+
+    def _pattern(self, node: bytes, prefix: bytes) -> bytes:
+        """Of the fields in a node that begin with a packed prefix."""
+        if self._is_root(node):
+            return b"*"
+        return _literally(self._keys.field(len(node) // self._layout.bytes_per_code, prefix)) + b"*"
+
+    def _is_root(self, prefix: bytes) -> bool:
+        return not prefix and self._levels > 1
+
+    def _codes_below(self, node: bytes, fields: Iterable[bytes]) -> list[int]:
+        """The codes that follow a packed prefix to nodes with live IDs, by the fields that begin with it."""
+        size = self._layout.bytes_per_code
+        if len(node) + size == self._layout.width and node:
+            return []  # there is no node below, and a field of that length is a counter
+        length = size if self._is_root(node) else len(self._keys.field(0, node)) + size
+        return sorted(int.from_bytes(field[-size:]) for field in fields if len(field) == length)
+
+    def _live_ids(self, first_code: bytes, fields: dict[bytes, bytes]) -> list[SemanticId]:
+        return [
+            read_semantic_id(first_code + field[1:], self._layout)
+            for field, holder in fields.items()
+            if len(field) > self._codes_width and read_holder(holder)[1]
+        ]
+
+    def _node(self, prefix: Codes) -> tuple[bytes, bytes]:
+        """Where it is told what is known of a node: under the first codes alone, at the root."""
+        packed = self._layout.pack_prefix(prefix)
+        if len(packed) == self._layout.bytes_per_code:
+            return self._keys.root, packed
+        return self._keys.under(packed), self._keys.field(len(prefix), packed)
+
+    async def _live_in(self, nodes: Sequence[Codes]) -> list[int]:
+        """How many live IDs stand in each node and below it, or begin with a first code."""
+        fields: dict[bytes, list[bytes]] = defaultdict(list)
+        for key, field in map(self._node, nodes):
+            fields[key].append(field)
+        answers = await self._history.read([("HMGET", key, *of_key) for key, of_key in fields.items()]) if nodes else []
+        told = {key: iter(answer) for key, answer in zip(fields, answers, strict=True)}
+        return [_live(next(told[key])) for key, _ in map(self._node, nodes)]
 
     async def _matching(self, places: Sequence[tuple[bytes, bytes]]) -> list[dict[bytes, bytes]]:
         """The fields that match a pattern, of each bucket; one in listpack encoding is read at once."""
@@ -133,45 +230,45 @@ class LiveTree:
             cursors = {i: cursor for i, (cursor, _) in zip(cursors, answers, strict=True) if cursor}
         return found
 
-    def _counts(self, depth: int, fields: dict[bytes, bytes]) -> dict[int, int]:
-        """Child codes and their live counts, from the fields under an inner prefix."""
-        start = depth * self._layout.bytes_per_code
-        return dict(sorted((int.from_bytes(field[start:]), int(count)) for field, count in fields.items()))
 
-    def _live_ids(self, fields: dict[bytes, bytes]) -> list[SemanticId]:
-        """The live Semantic IDs among fields."""
-        return [read_semantic_id(field, self._layout) for field in self._live(fields)]
-
-    def _live(self, fields: dict[bytes, bytes]) -> list[bytes]:
-        """The same, packed."""
-        return [field for field, holder in fields.items() if len(field) > self._layout.width and read_holder(holder)[1]]
+def _live(told: bytes | None) -> int:
+    """The number of live IDs, by what is told of a node, see `lib.lua`."""
+    return int((told or b"0").rstrip(b"+").partition(b",")[0])
 
 
-def _count_ids(depth: int, semantic_ids: Sequence[SemanticId]) -> dict[int, int]:
-    """How many IDs have each number at this place."""
-    counts: dict[int, int] = {}
-    for number in sorted((*semantic_id.codes, semantic_id.suffix)[depth] for semantic_id in semantic_ids):
-        counts[number] = counts.get(number, 0) + 1
-    return counts
+def _nodes_below(prefixes: Sequence[Codes], found: Sequence[_Under]) -> list[Codes]:
+    """The prefixes of the nodes below, in order."""
+    return [(*prefix, code) for prefix, under in zip(prefixes, found, strict=True) for code in under.below]
+
+
+def _numbers_at(depth: int, semantic_ids: Iterable[SemanticId]) -> list[int]:
+    """The number that each ID has at this place."""
+    return [(*semantic_id.codes, semantic_id.suffix)[depth] for semantic_id in semantic_ids]
 
 
 def _first_enough(
-    prefixes: Sequence[Codes], children: Sequence[dict[int, int]], limit: int, after: SemanticId | None
-) -> tuple[list[Codes], bool]:
-    """The first child prefixes that lead to more than `limit` IDs beyond `after`, and whether some were left out."""
+    nodes: Sequence[Codes], counts: Sequence[int], known: Sequence[SemanticId], limit: int, after: SemanticId | None
+) -> tuple[list[Codes], Codes | None]:
+    """The first nodes that lead, with IDs known before them, to more than `limit`; and the next, if some are left out.
+
+    Args:
+        nodes: Their prefixes, of one length, ascending.
+        counts: The live IDs in each.
+        known: IDs beyond `after` that are in none of them, ascending.
+        limit: Of the page.
+        after: What the page goes on from.
+    """
     chosen: list[Codes] = []
-    enough = 0
-    for prefix, codes in zip(prefixes, children, strict=True):
-        for code, count in codes.items():
-            child = (*prefix, code)
-            passed = after.codes[: len(child)] if after else ()
-            if passed and child < passed:
-                continue
-            if enough > limit:
-                return chosen, True
-            chosen.append(child)
-            enough += 0 if child == passed else count  # of a prefix half passed, nobody knows how many remain
-    return chosen, False
+    counted = 0
+    for node, count in zip(nodes, counts, strict=True):
+        passed = after.codes[: len(node)] if after else ()
+        if passed and node < passed:
+            continue
+        if counted + bisect_left(known, SemanticId(node, -1)) > limit:
+            return chosen, node
+        chosen.append(node)
+        counted += 0 if node == passed else count  # of a node half passed, nobody knows how many remain
+    return chosen, None
 
 
 def _literally(packed: bytes) -> bytes:

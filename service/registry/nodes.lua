@@ -1,0 +1,220 @@
+-- The nodes in which Semantic IDs stand, see lib.lua, as the scripts change them; sent between lib.lua and these.
+--
+-- What is read of a node is kept for the call. What is placed in one node after another is written node by node, and the
+-- nodes above at the end, by `write_nodes`.
+
+local NODE_IDS = 128 -- in a node that is full: its IDs are read together, and other nodes may lie in the bucket
+local FULL, COMMA = 43, ',' -- 43 is "+"
+
+-- Said by `lay_out`.
+local width, code_bytes -- bytes of packed codes, of one code
+local inner_width -- of the codes of all levels but the last
+local top_width -- of the shortest prefix of a node
+local tail_at -- where codes, IDs and prefixes go on behind the code that the keys have
+local bucket_of -- the key of what stands under a prefix
+
+local function lay_out(bytes_of_codes, bytes_of_one, bucket_under)
+    width, code_bytes, bucket_of = bytes_of_codes, bytes_of_one, bucket_under
+    inner_width = width - code_bytes
+    top_width = math.min(2 * code_bytes, inner_width)
+    tail_at = inner_width == 0 and 1 or code_bytes + 1
+end
+
+local nodes = {} -- by prefix, as this call knows them
+local last_suffixes, places = {}, {} -- by codes: the highest suffix, -1 where there is none, and the node of the next
+local open_node, open_fields, opened = nil, {}, 0 -- what is about to be written into one node
+local counter, counted -- codes of which a counter is among these fields, and where
+
+local function head_of(prefix)
+    return char(#prefix / code_bytes)
+end
+
+local function has_room(node)
+    return node.placed < node.limit
+end
+
+-- Keeps a node by what its field says, nil or false where there is none yet.
+local function know_node(prefix, above, key, head, value)
+    local limit = #prefix == inner_width and math.huge or NODE_IDS
+    local live = value and tonumber(value) or 0
+    local placed = live
+    if value and byte(value, -1) == FULL then
+        live, placed = tonumber(sub(value, 1, -2)), limit
+    elseif value and not tonumber(value) then
+        local comma = string.find(value, COMMA, 1, true)
+        live, placed = tonumber(sub(value, 1, comma - 1)), tonumber(sub(value, comma + 1))
+    end
+    local node = {
+        prefix = prefix,
+        above = above,
+        key = key,
+        head = head,
+        live = live,
+        placed = placed,
+        limit = limit,
+        was_live = live > 0,
+        changed = false,
+    }
+    nodes[prefix] = node
+    return node
+end
+
+local function field_of(node)
+    return node.head .. sub(node.prefix, tail_at)
+end
+
+local function value_of(node)
+    if not has_room(node) then
+        return node.live .. '+'
+    elseif node.placed == node.live or node.limit > NODE_IDS then
+        return node.live
+    end
+    return node.live .. COMMA .. node.placed
+end
+
+-- Whether anything has to be known of a node: of one that is never full, only that it has live IDs.
+local function is_kept(node)
+    return node.live > 0 or node.limit == NODE_IDS
+end
+
+local function write_open()
+    if opened > 0 then
+        if open_node.changed and is_kept(open_node) then
+            open_fields[opened + 1], open_fields[opened + 2] = field_of(open_node), value_of(open_node)
+            opened = opened + 2
+            open_node.changed = false
+        end
+        call('HSET', open_node.key, unpack(open_fields, 1, opened))
+        opened, counter = 0, nil
+    end
+    open_node = nil
+end
+
+-- The node at this prefix, and what stands in two fields of it.
+local function read_node(prefix, above, tail, other)
+    local node = nodes[prefix]
+    if node then
+        local head = node.head
+        local found = call('HMGET', node.key, head .. tail, head .. other)
+        return node, found[1], found[2]
+    end
+    local key, head = bucket_of(prefix), head_of(prefix)
+    local found = call('HMGET', key, head .. sub(prefix, tail_at), head .. tail, head .. other)
+    return know_node(prefix, above, key, head, found[1]), found[2], found[3]
+end
+
+-- The node in which the next ID of these codes is placed, and the highest suffix that was issued to them, -1 where none was.
+local function look_up(codes)
+    local node, highest = places[codes], last_suffixes[codes] or -1
+    if node and has_room(node) then
+        return node, highest
+    end
+    local tail, counter_there, first_there = sub(codes, tail_at), nil, nil
+    local zero = tail .. '0'
+    node = nil
+    for length = top_width, inner_width, code_bytes do
+        node, counter_there, first_there = read_node(sub(codes, 1, length), node, tail, zero)
+        highest = math.max(highest, tonumber(counter_there) or first_there and 0 or -1)
+        if has_room(node) then
+            break
+        end
+    end
+    places[codes], last_suffixes[codes] = node, highest
+    return node, highest
+end
+
+-- The node in which an ID was placed and what stands for it there; nil where it was not.
+local function seek(id)
+    write_open()
+    local tail, node, holder = sub(id, tail_at), nil, nil
+    for length = top_width, inner_width, code_bytes do
+        node, holder = read_node(sub(id, 1, length), node, tail, tail)
+        if holder or has_room(node) then
+            break
+        end
+    end
+    if holder then
+        return node, holder
+    end
+    return nil
+end
+
+local function set_holder(node, id, holder)
+    call('HSET', node.key, node.head .. sub(id, tail_at), holder)
+end
+
+-- A new ID enters a node. Suffix 0 is known by its ID alone, so that the first item of a group costs no counter.
+local function place(node, codes, suffix, holder)
+    if node ~= open_node then
+        write_open()
+        open_node = node
+    end
+    local field = node.head .. sub(codes, tail_at)
+    open_fields[opened + 1], open_fields[opened + 2] = field .. (suffix == 0 and '0' or suffix), holder
+    opened = opened + 2
+    if suffix > last_suffixes[codes] then
+        last_suffixes[codes] = suffix
+        if suffix > 0 then
+            if counter ~= codes then
+                counter, counted = codes, opened + 2
+                open_fields[opened + 1] = field
+                opened = counted
+            end
+            open_fields[counted] = suffix
+        end
+    end
+    node.placed = node.placed + 1
+    node.changed = true
+end
+
+-- Some IDs of a node come into the listings, or leave them.
+local function add_live(node, change)
+    repeat
+        node.live = node.live + change
+        node.changed = true
+        node = node.above
+    until not node
+end
+
+local function write_present(there)
+    for key, fields in pairs(there) do
+        local set, gone = fields[true], fields[false]
+        if #set > 0 then
+            call('HSET', key, unpack(set))
+        end
+        if #gone > 0 then
+            call('HDEL', key, unpack(gone))
+        end
+    end
+end
+
+-- Writes what changed and is not written yet, and whether nodes have live IDs to where those above tell of them.
+local function write_nodes()
+    write_open()
+    local there = {}
+    for prefix, node in pairs(nodes) do
+        if node.changed then
+            if is_kept(node) then
+                call('HSET', node.key, field_of(node), value_of(node))
+            else
+                call('HDEL', node.key, field_of(node))
+            end
+        end
+        local is_live = node.live > 0
+        if is_live ~= node.was_live and #prefix > code_bytes then
+            local above = sub(prefix, 1, -code_bytes - 1)
+            local key = node.above and node.above.key or bucket_of(above)
+            local fields = there[key]
+            if not fields then
+                fields = { [true] = {}, [false] = {} }
+                there[key] = fields
+            end
+            local list = fields[is_live]
+            list[#list + 1] = head_of(above) .. sub(prefix, tail_at)
+            if is_live then
+                list[#list + 1] = ''
+            end
+        end
+    end
+    write_present(there)
+end
