@@ -24,33 +24,47 @@ local function read_items(requests)
     return number
 end
 
--- The node at this prefix, and the highest suffixes that the codes of these items have there.
+local function keep_last(codes, counter_there, first_there)
+    local last = tonumber(counter_there) or first_there and 0 or -1
+    last_suffixes[codes] = math.max(last_suffixes[codes] or -1, last)
+end
+
+-- The node at this prefix; the highest suffixes that the codes of these items have there are kept.
 local function read_run(first, last, prefix, above)
     local codes = parts[first]
     local tail = sub(codes, tail_at)
     if first == last then
         local node, counter_there, first_there = read_node(prefix, above, tail, tail .. '0')
-        last_suffixes[codes] =
-            math.max(last_suffixes[codes] or -1, tonumber(counter_there) or first_there and 0 or -1)
+        keep_last(codes, counter_there, first_there)
         return node
     end
-    local key, node_head = bucket_of(prefix), head_of(prefix)
-    local fields, distinct, before = { node_head .. sub(prefix, tail_at) }, {}, nil
+    local node = nodes[prefix]
+    if not node then
+        local key, node_head = bucket_of(prefix), head_of(prefix)
+        local value = call('HGET', key, node_head .. sub(prefix, tail_at))
+        node = know_node(prefix, above, key, node_head, value)
+        if not value and #prefix < inner_width then -- then nothing was placed here
+            for i = first, last, PARTS do
+                last_suffixes[parts[i]] = last_suffixes[parts[i]] or -1
+            end
+            return node
+        end
+    end
+    local fields, distinct, before = {}, {}, nil
     for i = first, last, PARTS do
         codes = parts[i]
         if codes ~= before then
-            local field = node_head .. sub(codes, tail_at)
+            local field = node.head .. sub(codes, tail_at)
             fields[#fields + 1], fields[#fields + 2] = field, field .. '0'
             distinct[#distinct + 1] = codes
             before = codes
         end
     end
-    local known = call('HMGET', key, unpack(fields))
+    local known = call('HMGET', node.key, unpack(fields))
     for i = 1, #distinct do
-        codes = distinct[i]
-        last_suffixes[codes] = math.max(last_suffixes[codes] or -1, tonumber(known[2 * i]) or known[2 * i + 1] and 0 or -1)
+        keep_last(distinct[i], known[2 * i - 1], known[2 * i])
     end
-    return nodes[prefix] or know_node(prefix, above, key, node_head, known[1])
+    return node
 end
 
 -- The last of the items from one on whose codes begin with this prefix.

@@ -4,6 +4,7 @@
 -- nodes above at the end, by `write_nodes`.
 
 local NODE_IDS = 128 -- in a node that is full: its IDs are read together, and other nodes may lie in the bucket
+local NEVER_FULL = -math.huge -- placed in a node of all levels but the last: as many as come
 local FULL, COMMA = 43, ',' -- 43 is "+"
 
 -- Said by `lay_out`.
@@ -30,31 +31,24 @@ local function head_of(prefix)
 end
 
 local function has_room(node)
-    return node.placed < node.limit
+    return node.placed < NODE_IDS
 end
 
 -- Keeps a node by what its field says, nil or false where there is none yet.
 local function know_node(prefix, above, key, head, value)
-    local limit = #prefix == inner_width and math.huge or NODE_IDS
     local live = value and tonumber(value) or 0
     local placed = live
     if value and byte(value, -1) == FULL then
-        live, placed = tonumber(sub(value, 1, -2)), limit
+        live, placed = tonumber(sub(value, 1, -2)), NODE_IDS
     elseif value and not tonumber(value) then
         local comma = string.find(value, COMMA, 1, true)
         live, placed = tonumber(sub(value, 1, comma - 1)), tonumber(sub(value, comma + 1))
     end
-    local node = {
-        prefix = prefix,
-        above = above,
-        key = key,
-        head = head,
-        live = live,
-        placed = placed,
-        limit = limit,
-        was_live = live > 0,
-        changed = false,
-    }
+    if #prefix == inner_width then
+        placed = NEVER_FULL
+    end
+    local was_live = live > 0
+    local node = { prefix = prefix, above = above, key = key, head = head, live = live, placed = placed, was_live = was_live }
     nodes[prefix] = node
     return node
 end
@@ -66,7 +60,7 @@ end
 local function value_of(node)
     if not has_room(node) then
         return node.live .. '+'
-    elseif node.placed == node.live or node.limit > NODE_IDS then
+    elseif node.placed == node.live or node.placed == NEVER_FULL then
         return node.live
     end
     return node.live .. COMMA .. node.placed
@@ -74,7 +68,7 @@ end
 
 -- Whether anything has to be known of a node: of one that is never full, only that it has live IDs.
 local function is_kept(node)
-    return node.live > 0 or node.limit == NODE_IDS
+    return node.live > 0 or node.placed ~= NEVER_FULL
 end
 
 local function write_open()
@@ -176,22 +170,39 @@ local function add_live(node, change)
     until not node
 end
 
-local function write_present(there)
-    for key, fields in pairs(there) do
-        local set, gone = fields[true], fields[false]
-        if #set > 0 then
-            call('HSET', key, unpack(set))
+-- Adds to the fields of each key: one, or a list of several.
+local function gather(fields_by_key, key, field)
+    local known = fields_by_key[key]
+    if not known then
+        fields_by_key[key] = field
+    elseif type(known) == 'table' then
+        known[#known + 1] = field
+    else
+        fields_by_key[key] = { known, field }
+    end
+end
+
+local function write_present(came, gone)
+    for key, fields in pairs(came) do
+        if type(fields) == 'table' then
+            local pairs_of = {}
+            for i, field in ipairs(fields) do
+                pairs_of[2 * i - 1], pairs_of[2 * i] = field, ''
+            end
+            call('HSET', key, unpack(pairs_of))
+        else
+            call('HSET', key, fields, '')
         end
-        if #gone > 0 then
-            call('HDEL', key, unpack(gone))
-        end
+    end
+    for key, fields in pairs(gone) do
+        call('HDEL', key, unpack(type(fields) == 'table' and fields or { fields }))
     end
 end
 
 -- Writes what changed and is not written yet, and whether nodes have live IDs to where those above tell of them.
 local function write_nodes()
     write_open()
-    local there = {}
+    local came, gone = {}, {}
     for prefix, node in pairs(nodes) do
         if node.changed then
             if is_kept(node) then
@@ -204,17 +215,8 @@ local function write_nodes()
         if is_live ~= node.was_live and #prefix > code_bytes then
             local above = sub(prefix, 1, -code_bytes - 1)
             local key = node.above and node.above.key or bucket_of(above)
-            local fields = there[key]
-            if not fields then
-                fields = { [true] = {}, [false] = {} }
-                there[key] = fields
-            end
-            local list = fields[is_live]
-            list[#list + 1] = head_of(above) .. sub(prefix, tail_at)
-            if is_live then
-                list[#list + 1] = ''
-            end
+            gather(is_live and came or gone, key, head_of(above) .. sub(prefix, tail_at))
         end
     end
-    write_present(there)
+    write_present(came, gone)
 end
