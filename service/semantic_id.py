@@ -154,10 +154,6 @@ class CodeLayout:
             raise ValueError(f"packed codes have {self.width} bytes, not {len(packed)}")
         return self._structs[-1].unpack(packed)
 
-    def inner_prefix(self, packed: bytes) -> bytes:
-        """The leading bytes of packed codes that hold all levels but the last."""
-        return packed[: self.width - self.bytes_per_code]
-
 
 HASH_FACTOR, HASH_MODULUS = 48_271, 2**31 - 1
 

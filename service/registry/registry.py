@@ -128,10 +128,19 @@ class Registry:
     async def _mend(self, comparison: Comparison) -> None:
         sizes, buckets = await self._layout_of(comparison.name)
         if sizes:
+            await self._require_schema(comparison.name)
             keys = RecordKeys(comparison.name, CodeLayout(sizes), buckets)
             history = History(self._server, keys.name, keys.meta, Marks(), comparison.found.epoch)
             record = Record(self._server, keys, history, max_suffix=MAX_SUFFIX, changes_kept=self._changes_kept)
             await record.mend()
+
+    async def _require_schema(self, name: str) -> None:
+        """What another schema wrote is not touched."""
+        ((schema,),) = await self._server.read([("HMGET", meta_key(name), "schema")])
+        if schema != b"%d" % SCHEMA:
+            raise RegistryRefused(
+                f"The record {name} has schema {(schema or b'').decode()}, this service schema {SCHEMA}."
+            )
 
     async def _lost_parts(self, cluster: Cluster, name: str) -> int:
         """Under how many of its first codes a server has lost IDs of a record."""

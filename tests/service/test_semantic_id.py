@@ -124,10 +124,3 @@ def test_codes_a_tokenizer_does_not_have_are_not_packed(codes: tuple[int, ...]) 
 def test_impossible_codebooks_have_no_layout(sizes: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="1 to"):
         CodeLayout(sizes)
-
-
-def test_groups_below_one_inner_prefix_share_its_bytes() -> None:
-    layout = CodeLayout((256, 1024, 256))
-
-    assert layout.inner_prefix(layout.pack((1, 1000, 3))) == layout.inner_prefix(layout.pack((1, 1000, 200)))
-    assert layout.inner_prefix(layout.pack((1, 1000, 3))) != layout.inner_prefix(layout.pack((1, 1001, 3)))
