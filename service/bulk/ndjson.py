@@ -35,11 +35,6 @@ class Line(NamedTuple):
     content: bytes | InvalidLine
 
     @property
-    def size(self) -> int:
-        """Its bytes and those of its values, where they are held."""
-        return _size(self.content) + 1 if isinstance(self.content, bytes) else 0
-
-    @property
     def entry(self) -> object:
         """Its JSON value; an error where it is none, in the place of the item."""
         if isinstance(self.content, InvalidLine):
@@ -78,11 +73,12 @@ class Ndjson:
             await allowance.take(size)
             held += size
             for group in _grouped(splitter.split(chunk)):
-                size = sum(line.size for line in group)
+                size = _size_of(group)
                 held -= size
                 yield group, size
-            allowance.give(held - splitter.held)  # of what is not looked at: blank lines, too long ones
-            held = splitter.held
+            begun = splitter.held
+            allowance.give(held - begun)  # of what is not looked at: blank lines, too long ones
+            held = begun
         if group := list(splitter.finish()):
             yield group, held
 
@@ -148,6 +144,12 @@ class LineSplitter:
 def _size(part: bytes) -> int:
     """Bytes of a part of a body, and of what parsing makes of them."""
     return len(part) + bytes_of_values(part)
+
+
+def _size_of(lines: Sequence[Line]) -> int:
+    """The same of lines and their ends, where they are held; together, as values of much are counted faster."""
+    held = [line.content for line in lines if isinstance(line.content, bytes)]
+    return _size(b"".join(held)) + len(held)
 
 
 def _grouped(lines: Iterator[Line]) -> Iterator[list[Line]]:
