@@ -49,6 +49,12 @@ local function write_first_counts()
     end
     if #prefixes == 0 then
         return
+    elseif #prefixes == 1 then
+        local first = prefixes[1]
+        if call('HINCRBY', root, first, first_counts[first]) == 0 then
+            call('HDEL', root, first)
+        end
+        return
     end
     local known, fields, gone = call('HMGET', root, unpack(prefixes)), {}, {}
     for i, prefix in ipairs(prefixes) do

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -39,11 +39,11 @@ class _Under(NamedTuple):
     """What stands under a prefix.
 
     Attributes:
-        semantic_ids: The live ones that stand in nodes on its path.
+        packed: The live IDs that stand in nodes on its path.
         below: The codes that follow it to a node with live IDs, which are not among these.
     """
 
-    semantic_ids: list[SemanticId]
+    packed: list[bytes]
     below: list[int]
 
 
@@ -69,7 +69,7 @@ class LiveTree:
             RegistryUnavailable: The server cannot be reached.
         """
         found = zip(prefixes, await self._under(prefixes), strict=True)
-        return [sorted({*under.below, *_numbers_at(len(prefix), under.semantic_ids)}) for prefix, under in found]
+        return [sorted({*under.below, *self._numbers_at(len(prefix), under.packed)}) for prefix, under in found]
 
     async def children(self, prefixes: Sequence[Codes]) -> list[dict[int, int]]:
         """The same codes, and how many live items each leads to.
@@ -81,7 +81,7 @@ class LiveTree:
         counts = iter(await self._live_in(_nodes_below(prefixes, found)))
         children = []
         for prefix, under in zip(prefixes, found, strict=True):
-            live = Counter(_numbers_at(len(prefix), under.semantic_ids))
+            live = Counter(self._numbers_at(len(prefix), under.packed))
             for code in under.below:
                 live[code] += next(counts)
             children.append({code: live[code] for code in sorted(live) if live[code]})
@@ -108,7 +108,8 @@ class LiveTree:
         semantic_ids: list[SemanticId] = []
         truncated = False
         while True:
-            semantic_ids += chain.from_iterable(under.semantic_ids for under in found)
+            packed = chain.from_iterable(under.packed for under in found)
+            semantic_ids += [read_semantic_id(one, self._layout) for one in packed]
             semantic_ids = sorted(one for one in semantic_ids if after is None or one > after)
             nodes = _nodes_below(front, found)
             front, left_out = _first_enough(nodes, await self._live_in(nodes), semantic_ids, limit, after)
@@ -156,8 +157,8 @@ class LiveTree:
         looked += [place for place, field in zip(paths, fields, strict=True) if field is not None]
         in_nodes = await self._in_nodes([(node, prefixes[i]) for i, node in looked])
         found = [_Under([], []) for _ in prefixes]
-        for (i, _), (semantic_ids, below) in zip(looked, in_nodes, strict=True):
-            found[i].semantic_ids.extend(semantic_ids)
+        for (i, _), (packed, below) in zip(looked, in_nodes, strict=True):
+            found[i].packed.extend(packed)
             found[i].below.extend(below)
         return found
 
@@ -172,7 +173,13 @@ class LiveTree:
         found = []
         for (node, prefix), fields in zip(read, await self._matching(places), strict=True):
             below = self._codes_below(node, fields) if node == prefix else []
-            found.append(_Under(self._live_ids(self._keys.first_code(prefix), fields), below))
+            first_code = self._keys.first_code(prefix)
+            live = [
+                first_code + field[1:]
+                for field, holder in fields.items()
+                if len(field) > self._codes_width and read_holder(holder)[1]
+            ]
+            found.append(_Under(live, below))
         return found
 
     def _pattern(self, node: bytes, prefix: bytes) -> bytes:
@@ -192,12 +199,13 @@ class LiveTree:
         length = size if self._is_root(node) else len(self._keys.field(0, node)) + size
         return sorted(int.from_bytes(field[-size:]) for field in fields if len(field) == length)
 
-    def _live_ids(self, first_code: bytes, fields: dict[bytes, bytes]) -> list[SemanticId]:
-        return [
-            read_semantic_id(first_code + field[1:], self._layout)
-            for field, holder in fields.items()
-            if len(field) > self._codes_width and read_holder(holder)[1]
-        ]
+    def _numbers_at(self, depth: int, packed: Iterable[bytes]) -> Iterator[int]:
+        """The number that each packed ID has at this place."""
+        size, width = self._layout.bytes_per_code, self._layout.width
+        if depth == self._levels:
+            return (int(semantic_id[width:]) for semantic_id in packed)
+        first = depth * size
+        return (int.from_bytes(semantic_id[first : first + size]) for semantic_id in packed)
 
     def _node(self, prefix: Codes) -> tuple[bytes, bytes]:
         """Where it is told what is known of a node: under the first codes alone, at the root."""
@@ -239,11 +247,6 @@ def _live(told: bytes | None) -> int:
 def _nodes_below(prefixes: Sequence[Codes], found: Sequence[_Under]) -> list[Codes]:
     """The prefixes of the nodes below, in order."""
     return [(*prefix, code) for prefix, under in zip(prefixes, found, strict=True) for code in under.below]
-
-
-def _numbers_at(depth: int, semantic_ids: Iterable[SemanticId]) -> list[int]:
-    """The number that each ID has at this place."""
-    return [(*semantic_id.codes, semantic_id.suffix)[depth] for semantic_id in semantic_ids]
 
 
 def _first_enough(
