@@ -34,7 +34,7 @@ local function read_run(first, last, prefix, above)
     local codes = parts[first]
     local tail = sub(codes, tail_at)
     if first == last then
-        local node, counter_there, first_there = read_node(prefix, above, tail, tail .. '0')
+        local node, counter_there, first_there = read_node(prefix, above, tail)
         keep_last(codes, counter_there, first_there)
         return node
     end

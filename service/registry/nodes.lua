@@ -84,16 +84,17 @@ local function write_open()
     open_node = nil
 end
 
--- The node at this prefix, and what stands in two fields of it.
-local function read_node(prefix, above, tail, other)
+-- The node at this prefix, what stands there for this tail of codes or of an ID, and for it with suffix 0.
+local function read_node(prefix, above, tail)
     local node = nodes[prefix]
     if node then
-        local head = node.head
-        local found = call('HMGET', node.key, head .. tail, head .. other)
+        local field = node.head .. tail
+        local found = call('HMGET', node.key, field, field .. '0')
         return node, found[1], found[2]
     end
     local key, head = bucket_of(prefix), head_of(prefix)
-    local found = call('HMGET', key, head .. sub(prefix, tail_at), head .. tail, head .. other)
+    local field = head .. tail
+    local found = call('HMGET', key, head .. sub(prefix, tail_at), field, field .. '0')
     return know_node(prefix, above, key, head, found[1]), found[2], found[3]
 end
 
@@ -104,10 +105,9 @@ local function look_up(codes)
         return node, highest
     end
     local tail, counter_there, first_there = sub(codes, tail_at), nil, nil
-    local zero = tail .. '0'
     node = nil
     for length = top_width, inner_width, code_bytes do
-        node, counter_there, first_there = read_node(sub(codes, 1, length), node, tail, zero)
+        node, counter_there, first_there = read_node(sub(codes, 1, length), node, tail)
         highest = math.max(highest, tonumber(counter_there) or first_there and 0 or -1)
         if has_room(node) then
             break
@@ -122,7 +122,7 @@ local function seek(id)
     write_open()
     local tail, node, holder = sub(id, tail_at), nil, nil
     for length = top_width, inner_width, code_bytes do
-        node, holder = read_node(sub(id, 1, length), node, tail, tail)
+        node, holder = read_node(sub(id, 1, length), node, tail)
         if holder or has_room(node) then
             break
         end
