@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol, Self
 import numpy as np
 import orjson
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Scope
 
 from service.errors import BodyTimeout, BodyTooLarge, NotJson, Overloaded
 
@@ -28,8 +29,8 @@ CALLER: Final = "semid.caller"  # in a scope, where the server tells of its call
 class Caller(Protocol):
     """Who sent a request, as the server sees it: with it neither a body nor a leave has to be waited for in turns."""
 
-    def whole_body(self) -> bytes | None:
-        """The body, once, where all of it has come and is small; else None."""
+    def whole_body(self, scope: Scope) -> bytes | None:
+        """The body of the request with this scope, once, where all of it has come and is small; else None."""
 
     def watch(self, left: Callable[[], None]) -> Callable[[], None]:
         """Have this called when the caller leaves, at once where that is done; returns what ends the watch."""
@@ -119,7 +120,7 @@ class BodyGate:
             Overloaded: Too many bytes are held already.
         """
         caller: Caller | None = request.scope.get(CALLER)
-        body = caller.whole_body() if caller is not None else None
+        body = caller.whole_body(request.scope) if caller is not None else None
         if body is not None:  # came with its head, as small ones do
             self._refuse_large(len(body))
             self.hold(len(body), share)

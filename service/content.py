@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -24,7 +25,9 @@ except ImportError:  # the same at a tenth of the pace
 MAX_ITEM_ID_BYTES = 256
 DIGEST_BYTES = 8
 KINDS = ("text", "fields", "embedding")
+MEMBERS = frozenset({"item_id", "display", *KINDS})
 
+_FLOAT32, _LITTLE_FLOAT32 = np.dtype(np.float32), np.dtype("<f4")
 _DIGESTS = {kind: blake2b(digest_size=DIGEST_BYTES, person=kind.encode()) for kind in ("text", "embedding")}
 
 
@@ -86,8 +89,8 @@ class ItemReader:
         if not isinstance(entry, dict):
             msg = f"an item is an object, this is {_kind_of(entry)}"
             raise InvalidItem(msg)
-        if unknown := sorted(set(entry) - {"item_id", "display", *KINDS}):
-            msg = f"unknown members: {listed(unknown)}"
+        if not entry.keys() <= MEMBERS:
+            msg = f"unknown members: {listed(sorted(entry.keys() - MEMBERS))}"
             raise InvalidItem(msg)
         item_id = read_item_id(entry.get("item_id"))
         given = [kind for kind in KINDS if entry.get(kind) is not None]
@@ -135,6 +138,8 @@ class ItemReader:
         if vector.shape != (self.shape.dimension,):
             msg = f"it has {vector.size} numbers, this tokenizer takes {self.shape.dimension}"
             raise InvalidEmbedding(msg)
+        if 0 < float(np.vdot(vector, vector)) < math.inf:  # a fraction of the time that the two questions take
+            return vector
         if not np.isfinite(vector).all():
             msg = "it has NaN or infinity, or a number beyond float32"
             raise InvalidEmbedding(msg)
@@ -204,7 +209,7 @@ def _from_base64(value: str) -> NDArray[np.float32]:
     if len(raw) % 4:
         msg = f"its base64 holds {len(raw)} bytes, not a multiple of 4"
         raise InvalidEmbedding(msg)
-    return np.frombuffer(raw, dtype="<f4").astype(np.float32, copy=False)
+    return np.frombuffer(raw, _LITTLE_FLOAT32).astype(_FLOAT32, copy=False)
 
 
 def bytes_of_base64(value: str) -> bytes:
@@ -238,7 +243,7 @@ def _from_list(value: object) -> NDArray[np.float32]:
 def _digest(content: str | NDArray[np.float32]) -> bytes:
     if isinstance(content, str):
         return digest_of("text", content.encode())
-    return digest_of("embedding", content.astype("<f4", copy=False).data)
+    return digest_of("embedding", content.astype(_LITTLE_FLOAT32, copy=False).data)
 
 
 def digest_of(kind: str, raw: bytes | memoryview) -> bytes:

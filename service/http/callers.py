@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -12,20 +12,22 @@ from service.bodies import CALLER, Caller, header_of
 from service.errors import UnsupportedMediaType
 from service.quoting import quoted
 
+JSON: Final = "application/json"
+
 T = TypeVar("T")
 
 
 def media_type_of(request: Request) -> str:
     """What the body says that it is; JSON where it says nothing."""
     said = header_of(request, b"content-type")
-    return "application/json" if said is None else said.partition(";")[0].strip().lower()
+    return JSON if said is None or said == JSON else said.partition(";")[0].strip().lower()
 
 
 def require_json(request: Request) -> None:
     """Raise UnsupportedMediaType unless the body says that it is JSON, or says nothing, and is not compressed."""
     require_plain(request)
     media_type = media_type_of(request)
-    if media_type != "application/json" and not media_type.endswith("+json"):
+    if media_type != JSON and not media_type.endswith("+json"):
         msg = f"the body is {quoted(media_type)}; send application/json"
         raise UnsupportedMediaType(msg)
 

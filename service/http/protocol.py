@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import h11
 import orjson
+from starlette.types import Scope
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -88,46 +89,17 @@ class Gathering:
         self._transport.close()
 
 
-class ConnectedCaller:
-    """The caller of one request of a connection: what has come of the body, and the leave (see `bodies.Caller`)."""
-
-    __slots__ = ("_connection", "_cycle")
-
-    def __init__(self, connection: Bounded, cycle: Any) -> None:
-        self._connection = connection
-        self._cycle = cycle
-
-    def whole_body(self) -> bytes | None:
-        """The body, once, where all of it has come and it was too short for the connection to be paused."""
-        cycle = self._cycle
-        if cycle.more_body or len(cycle.body) > HIGH_WATER_LIMIT or cycle.disconnected:
-            return None
-        body, cycle.body = bytes(cycle.body), bytearray()
-        return body
-
-    def watch(self, left: Callable[[], None]) -> Callable[[], None]:
-        """Have this called when the connection is lost, at once where it is; returns what ends the watch."""
-        if self._connection.lost:
-            left()
-        self._connection.left = left
-        return self._unwatch
-
-    def _unwatch(self) -> None:
-        self._connection.left = None
-
-
 class Bounded(asyncio.Protocol):
     """What holds whichever parser uvicorn has; comes before its protocol.
 
     A connection has one timer, which looks at it again and again: to set one for each head would cost every request.
 
-    Attributes:
-        lost: Whether the connection is.
-        left: Called when it is, for the request that is worked for: of those sent ahead none is yet.
+    It is the `service.bodies.Caller` of its requests, one for all: an object for each would lie in a circle with
+    its request, which only a search for garbage ends.
     """
 
-    lost = False
-    left: Callable[[], None] | None = None
+    _lost = False
+    _left: Callable[[], None] | None = None  # of the request that is worked for: of those sent ahead none is yet
 
     limits = ConnectionLimits()
     # uvicorn's own
@@ -146,10 +118,10 @@ class Bounded(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Look no more, and tell whoever works for the caller."""
         self._again.cancel()
-        self.lost = True
+        self._lost = True
         super().connection_lost(exc)
-        if self.left is not None:
-            self.left()
+        if self._left is not None:
+            self._left()
 
     def data_received(self, data: bytes) -> None:
         """Parse it; what comes when no request is due any bytes is the beginning of a head."""
@@ -159,9 +131,27 @@ class Bounded(asyncio.Protocol):
         super().data_received(data)
         if self.cycle is not before:
             self._head_since = None
-            self.cycle.scope[CALLER] = ConnectedCaller(self, self.cycle)  # its app runs later, in a task
+            self.cycle.scope[CALLER] = self  # its app runs later, in a task
         elif begins and self._head_since is None:
             self._head_since = self.loop.time()
+
+    def whole_body(self, scope: Scope) -> bytes | None:
+        """The body of the latest request, once, where all has come and it was too short for the connection to pause."""
+        cycle = self.cycle
+        if cycle.scope is not scope or cycle.more_body or cycle.disconnected or len(cycle.body) > HIGH_WATER_LIMIT:
+            return None
+        body, cycle.body = bytes(cycle.body), bytearray()
+        return body
+
+    def watch(self, left: Callable[[], None]) -> Callable[[], None]:
+        """Have this called when the connection is lost, at once where it is; returns what ends the watch."""
+        if self._lost:
+            left()
+        self._left = left
+        return self._unwatch
+
+    def _unwatch(self) -> None:
+        self._left = None
 
     def send_400_response(self, msg: str) -> None:
         """The parser's refusal, as a problem."""

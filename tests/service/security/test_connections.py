@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -28,7 +29,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     """Answers how long the body was; much, where that is asked for; late, where that is; never, but for a leave."""
     size = 0
     if scope["path"] == "/whole":
-        size = len(scope[CALLER].whole_body() or b"")
+        size = len(scope[CALLER].whole_body(scope) or b"")
     if scope["path"] == "/never":
         scope["state"]["left"].put_nowait("works")
         try:
@@ -189,6 +190,21 @@ POST = b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
 async def test_a_small_body_that_came_with_its_head_is_there_without_waiting(server: Server, size: int) -> None:
     async with server.connected(POST % (b"/whole", size) + b"z" * size) as (reader, _):
         assert (await asyncio.wait_for(reader.read(1000), SOON_S)).endswith(b"\r\n\r\n%d" % size)
+
+
+async def test_a_request_that_was_answered_is_let_go_without_a_search_for_garbage(server: Server) -> None:
+    gc.disable()
+    try:
+        async with server.connected() as (reader, writer):
+            for _ in range(3):
+                writer.write(POST % (b"/whole", 2) + b"zz")
+                await asyncio.wait_for(reader.readuntil(b"\r\n\r\n2"), SOON_S)
+            await asyncio.sleep(0.01)
+            (connection,) = server.connections
+            cycles = [found for found in gc.get_objects() if type(found) is type(connection.cycle)]
+            assert [cycle for cycle in cycles if cycle.transport is connection.transport] == [connection.cycle]
+    finally:
+        gc.enable()
 
 
 async def test_a_body_that_is_still_to_come_is_not_taken_for_whole(server: Server) -> None:
