@@ -92,7 +92,7 @@ class MicroBatches:
         self._under_way: set[asyncio.Task[None]] = set()
 
     async def answer(self, tokenizer: LoadedTokenizer, options: TokenizeOptions, items: Mapping[int, Item]) -> Outcome:
-        """The use case's outcome for these items.
+        """The use case's outcome for these items; alone where the model is busy: who is known need not wait for others.
 
         Raises:
             ServiceError: They all fail.
@@ -104,6 +104,8 @@ class MicroBatches:
             self._begin(key, batch)
             batch = None
         if batch is None:
+            if not tokenizer.batcher.encodes_soon:
+                return await self._use_case(tokenizer, options, items)
             batch = self._gathering[key] = _MicroBatch(tokenizer, options)
             loop.call_soon(self._gather, key, batch, 0)
         outcome: asyncio.Future[Outcome] = loop.create_future()

@@ -31,6 +31,9 @@ def protocol_for(settings: Settings) -> type[asyncio.Protocol]:
     return protocol_of(limits)
 
 
+NEW_OBJECTS = 10_000  # between two searches for garbage among them: of some hundred requests
+
+
 class Server(uvicorn.Server):
     """A uvicorn server with our settings."""
 
@@ -54,10 +57,14 @@ class Server(uvicorn.Server):
         super().__init__(config)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen. What was loaded until now stays: to search all of it for garbage takes a quarter of a second."""
+        """Listen. What was loaded until now stays: to search all of it for garbage takes a quarter of a second.
+
+        What comes after is searched seldom, as hardly any of it is garbage that lies in a circle.
+        """
         await super().startup(sockets)
         gc.collect()
         gc.freeze()
+        gc.set_threshold(NEW_OBJECTS, *gc.get_threshold()[1:])
 
     @property
     def refusal(self) -> str | None:

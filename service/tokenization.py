@@ -10,7 +10,7 @@ does a single text, where those before it were new.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import TypeVar, cast
 
 from service.answers import Answer, assigned, in_order, preview
@@ -98,10 +98,13 @@ class Tokenization:
         Raises:
             ServiceError: They all fail.
         """
-        items, failures = await _off_the_loop(_read, entries, tokenizer.reader)
+        if len(entries) < ENTRIES_ON_THE_LOOP:
+            items, failures = _read(entries, tokenizer.reader)
+        else:
+            items, failures = await asyncio.to_thread(_read, entries, tokenizer.reader)
         if failures:
             self._metrics.items.labels(tokenizer.full_name, "failed").inc(len(failures))
-        answer = self._together.answer if _goes_along(tokenizer, request, items) else self.items
+        answer = self._together.answer if request.assign and _may_share(items) else self.items
         answers, unplaced = await answer(tokenizer, request, items)
         return in_order(entries, answers, failures | unplaced)
 
@@ -248,10 +251,14 @@ class Tokenization:
             self._metrics.overflows.labels(tokenizer).inc(overflows)
 
 
-def _goes_along(tokenizer: LoadedTokenizer, request: TokenizeOptions, items: Mapping[int, Item]) -> bool:
-    """Whether these few go one way with those of other requests: where none of them has to wait for another's."""
-    few = 0 < len(items) <= TOGETHER and all(item.display is None for item in items.values())
-    return few and request.assign and _encodes_soon(tokenizer, items)
+def _may_share(items: Mapping[int, Item]) -> bool:
+    """Whether these few may go one way with those of other requests: embeddings without titles to keep."""
+    if not 0 < len(items) <= TOGETHER:
+        return False
+    for item in items.values():  # noqa: SIM110 - every request asks, and a generator takes three times as long
+        if item.display is not None or isinstance(item.content, str):
+            return False
+    return True
 
 
 def _encodes_soon(tokenizer: LoadedTokenizer, items: Mapping[int, Item]) -> bool:
@@ -282,15 +289,6 @@ def _told(
 def _stands(item: Item, assignment: Assignment, *, afresh: bool) -> bool:
     """Whether the assignment is the answer without the model; `afresh` where the codes of changed content count."""
     return item.digest == assignment.digest and not (afresh and assignment.content_changed)
-
-
-async def _off_the_loop(
-    read: Callable[[Sequence[object], ItemReader], R], entries: Sequence[object], reader: ItemReader
-) -> R:
-    """Reads in a thread where it may take long."""
-    if len(entries) < ENTRIES_ON_THE_LOOP:
-        return read(entries, reader)
-    return await asyncio.to_thread(read, entries, reader)
 
 
 def _read(entries: Sequence[object], reader: ItemReader) -> tuple[dict[int, Item], dict[int, ItemError]]:

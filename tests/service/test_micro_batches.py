@@ -16,7 +16,17 @@ from service.schemas import TokenizeOptions
 from service.telemetry.serving import SERVING, Part, Serving
 
 OPTIONS = TokenizeOptions()
-TOKENIZER: Any = object()
+
+
+class Loaded:
+    """A tokenizer whose model is busy with others' work, or not."""
+
+    def __init__(self, *, encodes_soon: bool) -> None:
+        self.batcher = self
+        self.encodes_soon = encodes_soon
+
+
+TOKENIZER: Any = Loaded(encodes_soon=True)
 
 
 class UseCase:
@@ -86,14 +96,24 @@ async def test_an_item_of_two_requests_is_in_two_micro_batches(use_case: UseCase
 
 async def test_requests_that_ask_for_other_things_do_not_go_together(use_case: UseCase) -> None:
     together = MicroBatches(use_case)
+    another: Any = Loaded(encodes_soon=True)
     asked = [OPTIONS, TokenizeOptions(namespace="shop"), TokenizeOptions(on_change="reassign")]
 
     await asyncio.gather(
-        together.answer(object(), OPTIONS, items("z")),  # type: ignore[arg-type]
+        together.answer(another, OPTIONS, items("z")),
         *[together.answer(TOKENIZER, options, items(f"{i}")) for i, options in enumerate(asked)],
     )
 
     assert sorted(use_case.calls) == [["0"], ["1"], ["2"], ["z"]]
+
+
+async def test_where_the_model_is_busy_nobody_waits_for_another(use_case: UseCase) -> None:
+    together = MicroBatches(use_case)
+    busy: Any = Loaded(encodes_soon=False)
+
+    await asyncio.gather(*[together.answer(busy, OPTIONS, items(item_id)) for item_id in "ab"])
+
+    assert use_case.calls == [["a"], ["b"]]
 
 
 async def test_the_items_of_a_caller_who_leaves_before_the_model_is_done_go_no_further(use_case: UseCase) -> None:
