@@ -121,6 +121,11 @@ class ItemColumns:
         """(B,). Of the contents, in the bytes' own order; computed when they are first asked for."""
         return self.contents.digests
 
+    @property
+    def has_digests(self) -> bool:
+        """Whether they are computed, or were given."""
+        return "digests" in vars(self.contents)
+
     def items(self, places: Places) -> dict[int, Item]:
         """The items at these places, one by one."""
         contents = self.contents.at(places)
@@ -201,7 +206,7 @@ class AnswerColumns:
             self.semantic_ids[place] = answer["semantic_id"]
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Work:
     """Items on their way to their answers; `done` are those that have theirs."""
 
@@ -210,7 +215,6 @@ class _Work:
     columns: ItemColumns
     answers: AnswerColumns
     done: NDArray[np.bool_]
-    _digests: NDArray[np.uint64] | None = None
 
     @classmethod
     def begin(cls, tokenizer: LoadedTokenizer, options: TokenizeOptions, columns: ItemColumns) -> _Work:
@@ -225,10 +229,9 @@ class _Work:
 
     async def digests(self) -> NDArray[np.uint64]:
         """Those of all items, computed off the loop unless they are few."""
-        if self._digests is None:
-            few = len(self.columns) < ROWS_ON_THE_LOOP
-            self._digests = self.columns.digests if few else await asyncio.to_thread(lambda: self.columns.digests)
-        return self._digests
+        if len(self.columns) >= ROWS_ON_THE_LOOP and not self.columns.has_digests:
+            await asyncio.to_thread(lambda: self.columns.digests)
+        return self.columns.digests
 
 
 class ColumnTokenization:
@@ -250,15 +253,11 @@ class ColumnTokenization:
         self._count(work, "failed", len(columns.failures))
         places = np.flatnonzero(columns.once())
         record = await self._records.of(options.namespace, tokenizer.manifest)
-        if not options.assign:
-            await self._preview(work, record, places)
-        elif self._are_new(record, columns):
-            await self._assign(work, places)
-            await self._recall(work, record, places[~work.done[places]])
+        if options.assign:
+            await work.digests()
+            await self._settle(work, record, places)
         else:
-            await self._assign(work, await self._recall(work, record, places))
-        if options.assign and len(places):
-            self._novelty.saw(record, work.answers.created[places].mean())
+            await self._preview(work, record, places)
         others = np.flatnonzero(~work.done)
         if len(others):
             await work.digests()
@@ -280,6 +279,16 @@ class ColumnTokenization:
             await record.displays.put(work.columns.named(given))
             await record.displays.retire([work.columns.item_ids[place] for place in lost])
 
+    async def _settle(self, work: _Work, record: Record, places: Places) -> None:
+        """Answers those that are known and unchanged, and those that are new."""
+        if self._are_new(record, work.columns):
+            await self._assign(work, places)
+            await self._recall(work, record, places[~work.done[places]])
+        else:
+            await self._assign(work, await self._recall(work, record, places))
+        if len(places):
+            self._novelty.saw(record, work.answers.created[places].mean())
+
     def _are_new(self, record: Record, columns: ItemColumns) -> bool:
         """Whether nearly all are likely to be: to encode an embedding in vain costs no more than to ask for it."""
         embeddings = isinstance(columns.contents, EmbeddingColumn)
@@ -289,8 +298,8 @@ class ColumnTokenization:
         """Answers those that are known and unchanged; returns those that are new."""
         if not len(places):
             return places
-        held, digests = await asyncio.gather(self._held(work, record, places), work.digests())
-        stands = held.live & (held.digests == digests[places])
+        held = await self._held(work, record, places)
+        stands = held.live & (held.digests == work.columns.digests[places])
         if work.options.on_change == "reassign":
             stands &= ~held.content_changed
         known, answers = places[stands], work.answers
@@ -305,7 +314,7 @@ class ColumnTokenization:
     async def _assign(self, work: _Work, places: Places) -> None:
         """Answers those that get the next suffix of their codes."""
         answers = work.answers
-        (places, codes), digests = await asyncio.gather(self._encode(work, places), work.digests())
+        places, codes = await self._encode(work, places)
         if not len(places):
             return
         answers.codes[places] = codes
@@ -314,7 +323,9 @@ class ColumnTokenization:
             announced = {place: shown[place] for place in places.tolist() if place in shown}
             await record.displays.announce(work.columns.named(announced))
         with self._metrics.registry_call("claim"):
-            suffixes = await record.claim_columns(work.item_ids(places), digests[places], answers.codes[places])
+            suffixes = await record.claim_columns(
+                work.item_ids(places), work.columns.digests[places], answers.codes[places]
+            )
         answers.suffixes[places] = suffixes
         created = places[suffixes >= 0]
         answers.created[created] = True

@@ -57,7 +57,7 @@ class EntryTokenization:
         """
         columns = None
         if len(entries) >= FEW:
-            columns = await asyncio.to_thread(read_entries, entries, tokenizer.reader)
+            columns = await asyncio.to_thread(read_entries, entries, tokenizer.reader, digests=options.assign)
         if columns is None:
             return await self._tokenization.entries(tokenizer, options, entries)
         answers = await self._columns.answer(tokenizer, options, columns)
@@ -67,8 +67,14 @@ class EntryTokenization:
 # Entries -> columns --------------------------------------------------------------------------------------------------
 
 
-def read_entries(entries: Sequence[object], reader: ItemReader) -> ItemColumns | None:
-    """The items of JSON entries; None where there are texts and embeddings."""
+def read_entries(entries: Sequence[object], reader: ItemReader, *, digests: bool = False) -> ItemColumns | None:
+    """The items of JSON entries; None where there are texts and embeddings.
+
+    Args:
+        entries: As parsed.
+        reader: Of the tokenizer.
+        digests: Whether to compute those of embeddings too.
+    """
     plain = _PlainReader(reader.shape.dimension)
     nothing = bytes(plain.width)
     item_ids: list[bytes] = []
@@ -98,6 +104,8 @@ def read_entries(entries: Sequence[object], reader: ItemReader) -> ItemColumns |
     for place in np.flatnonzero(doubtful).tolist():
         if isinstance(item := _read(entries[place], reader), ItemError):
             failures[place] = item
+    if digests:
+        _ = column.digests
     return ItemColumns(item_ids, column, failures, displays)
 
 

@@ -40,7 +40,7 @@ def test_a_large_request_is_answered_as_a_small_one(
     kind: str,
 ) -> None:
     read: list[int] = []
-    spied = lambda entries, reader: read.append(len(entries)) or read_entries(entries, reader)  # noqa: E731
+    spied = lambda entries, *rest, **more: read.append(len(entries)) or read_entries(entries, *rest, **more)  # noqa: E731
     for options, items in life:
         if items == [("gone", 0)]:
             for each in (f"{namespace}-few", f"{namespace}-many"):
