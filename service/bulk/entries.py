@@ -102,7 +102,7 @@ def read_entries(entries: Sequence[object], reader: ItemReader, *, digests: bool
     column = EmbeddingColumn(matrix)
     doubtful = column.doubtful | plain.may_hold_booleans(matrix)
     for place in np.flatnonzero(doubtful).tolist():
-        if isinstance(item := _read(entries[place], reader), ItemError):
+        if place not in failures and isinstance(item := _read(entries[place], reader), ItemError):
             failures[place] = item
     if digests:
         _ = column.digests

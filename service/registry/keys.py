@@ -8,7 +8,7 @@ from zlib import crc32
 from service.semantic_id import CodeLayout, hash_prefix
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
 
 def meta_key(name: str) -> bytes:
@@ -105,12 +105,6 @@ class RecordKeys:
         if not prefix and len(self.layout.codebook_sizes) > 1:
             return self.root
         return self.reverse_bucket(self.first_code(prefix), hash_prefix(prefix))
-
-    def reverses(self, first_codes: Sequence[bytes], numbers: Iterable[int]) -> list[bytes]:
-        """The bucket of each of many prefixes, by their first codes and their numbers, see `hash_prefix`."""
-        partitions = {code: self._partition(self.first_code(code)) for code in set(first_codes)}
-        buckets, pairs = self.partition_buckets, zip(first_codes, numbers, strict=True)
-        return [partitions[code] + b"%d" % (number % buckets) for code, number in pairs]
 
     def reverse_bucket(self, first_code: bytes, number: int) -> bytes:
         """The bucket of what begins with this code, by the number of a prefix, see `hash_prefix`."""
