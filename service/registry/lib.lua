@@ -51,8 +51,8 @@
 --                                      prefix and one code more -> empty: there is such a node, with live IDs
 --                                      ID -> item id, for good; FF item id once the ID is retired or replaced
 --                                      packed codes -> the highest suffix placed here; only there once it was not 0
---                                      Under one code of several levels only the second of these stands: of the nodes with
---                                      prefixes of 2 codes.
+--                                      Of three levels and more, there is no node under one code, but nodes under two; so
+--                                      only the second of these stands there.
 --   On a cluster there is more, as no call reaches two slots; see forward.lua, reverse.lua and feed.lua:
 --   sid:NAME:f:<bucket>                FE item id -> the control: what is being done with the item, and the version of the
 --                                          last thing done
