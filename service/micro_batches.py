@@ -42,7 +42,7 @@ class _MicroBatch:
         callers: Those.
         rows: How many items.
         item_ids: Theirs.
-        serving: Where the time of its way goes, once it is under way.
+        serving: Where the time of its way goes; None before it is under way.
         task: The way.
         unwanted: Whether the task was cancelled as a caller has left.
     """
@@ -53,7 +53,7 @@ class _MicroBatch:
         self.callers: list[_Caller] = []
         self.rows = 0
         self.item_ids: set[str] = set()
-        self.serving = ServingTogether(())
+        self.serving: ServingTogether | None = None
         self.task: asyncio.Task[None] | None = None
         self.unwanted = False
 
@@ -74,8 +74,9 @@ class _MicroBatch:
 
     def left(self) -> None:
         """A caller has left: its items go no further, unless they are through the model and others stay."""
-        before_the_model = Part.MODEL not in self.serving.seconds
-        if self.task is not None and not self.unwanted and (before_the_model or not self.staying()):
+        if self.task is None or self.serving is None or self.unwanted:
+            return  # what is not under way begins with those who stay: a task that is cancelled before never would
+        if Part.MODEL not in self.serving.seconds or not self.staying():
             self.unwanted = self.task.cancel()
 
 

@@ -163,14 +163,16 @@ async def test_where_all_have_left_nothing_goes_on(use_case: UseCase) -> None:
     assert (use_case.calls, use_case.dropped) == ([["a", "b"]], 1)
 
 
-async def test_those_who_leave_before_it_begins_are_not_in_it(use_case: UseCase) -> None:
+@pytest.mark.parametrize("turns", [1, 2], ids=["as they gather", "as its task is about to begin"])
+async def test_those_who_leave_before_it_begins_are_not_in_it(use_case: UseCase, turns: int) -> None:
     together = MicroBatches(use_case)
     leaver, stayer = (asyncio.create_task(together.answer(TOKENIZER, OPTIONS, items(item_id))) for item_id in "ab")
-    await asyncio.sleep(0)
+    for _ in range(turns):
+        await asyncio.sleep(0)
 
     leaver.cancel()
 
-    assert (await stayer)[0] == {1: {"item_id": "b"}}
+    assert (await asyncio.wait_for(stayer, 10))[0] == {1: {"item_id": "b"}}
     assert use_case.calls == [["b"]]
 
 
