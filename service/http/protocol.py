@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import h11
 import orjson
 from starlette.types import Scope
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.bodies import CALLER
@@ -105,6 +105,7 @@ class Bounded(asyncio.Protocol):
     # uvicorn's own
     loop: asyncio.AbstractEventLoop
     transport: Any
+    flow: FlowControl
     cycle: Any  # the latest request and its answer
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -148,6 +149,7 @@ class Bounded(asyncio.Protocol):
         if self._lost:
             left()
         self._left = left
+        self.flow.resume_reading()  # who does not read, as after much of a body, does not hear of a leave
         return self._unwatch
 
     def _unwatch(self) -> None:

@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 from starlette.requests import ClientDisconnect, Request
 
-from service.bodies import CALLER
+from service.bodies import CALLER, BodyGate
 from service.http.callers import unless_disconnected
 from service.http.protocol import REQUESTS_AHEAD, Bounded, BoundedH11, ConnectionLimits, HttpProtocol, protocol_of
 
@@ -23,6 +23,7 @@ IMPATIENT = ConnectionLimits(head_bytes=8192, head_timeout_s=0.4, taken_timeout_
 HEAD = b"GET / HTTP/1.1\r\nhost: x\r\n"
 BIG = 32 * 2**20  # more than the sockets of both sides hold
 SOON_S = 20  # at the latest
+GATE = BodyGate(max_body_bytes=2**20, inflight_bytes=2**24, timeout_s=SOON_S)
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -31,9 +32,11 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     if scope["path"] == "/whole":
         size = len(scope[CALLER].whole_body(scope) or b"")
     if scope["path"] == "/never":
-        scope["state"]["left"].put_nowait("works")
+        request = Request(scope, receive)
+        async with GATE.read(request):
+            scope["state"]["left"].put_nowait("works")
         try:
-            await unless_disconnected(Request(scope, receive), asyncio.sleep(SOON_S))
+            await unless_disconnected(request, asyncio.sleep(SOON_S))
         except ClientDisconnect:
             scope["state"]["left"].put_nowait("left")
             return
@@ -212,8 +215,10 @@ async def test_a_body_that_is_still_to_come_is_not_taken_for_whole(server: Serve
         assert (await asyncio.wait_for(reader.read(1000), SOON_S)).endswith(b"\r\n\r\n0")
 
 
-async def test_the_leave_of_a_caller_is_told_to_whoever_works_for_it(server: Server) -> None:
-    async with server.connected(POST % (b"/never", 0)):
+@pytest.mark.parametrize("size", [0, 3000, 200_000], ids="{} bytes".format)
+async def test_the_leave_of_a_caller_is_told_to_whoever_works_for_it(server: Server, size: int) -> None:
+    """Though the connection stops reading while much of a body waits to be taken."""
+    async with server.connected(POST % (b"/never", size) + b"z" * size):
         assert await asyncio.wait_for(server.left.get(), SOON_S) == "works"
 
     assert await asyncio.wait_for(server.left.get(), SOON_S / 2) == "left"
