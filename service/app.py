@@ -166,7 +166,6 @@ async def compose(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -
     )
     columns = ColumnTokenization(tokenization, records, metrics)
     return State(
-        tokenization=tokenization,
         assignments=Assignments(tokenizers, records, settings.max_lookups, metrics),
         columns=columns,
         entries=EntryTokenization(tokenization, columns),

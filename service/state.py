@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from service.metrics import Metrics
     from service.registry import Registry
     from service.stats.queries import Statistics
-    from service.tokenization import Tokenization
     from service.tokenizers import Tokenizers
 
 EXPLORER = Path(__file__).parent / "explorer"
@@ -34,7 +33,6 @@ EXPLORER = Path(__file__).parent / "explorer"
 class State:
     """The parts of a running app, composed in `service.app`."""
 
-    tokenization: Tokenization
     assignments: Assignments
     columns: ColumnTokenization
     entries: EntryTokenization

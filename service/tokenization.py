@@ -69,15 +69,6 @@ class Tokenization:
         self._together = MicroBatches(self.items)
         self._novelty = Novelty()
 
-    async def tokenize(self, request: TokenizeRequest) -> Answer:
-        """Answer `POST /tokenize`: an entry per item, in order.
-
-        Raises:
-            ServiceError: A fault of the whole request.
-        """
-        tokenizer = self.admitted(request)
-        return {**tokenizer.origin(request.namespace), "items": await self.entries(tokenizer, request, request.items)}
-
     def admitted(self, request: TokenizeRequest) -> LoadedTokenizer:
         """The tokenizer that a request names, to its end.
 

@@ -107,14 +107,14 @@ def test_content_that_comes_back_gets_its_codes_also_where_another_caller_was_fa
     mine, others = ({"item_id": "hot", "embedding": make_embedding(seed)} for seed in (1, 2))
     (held,) = shop.tokenize(mine, namespace=namespace)
     shop.http.delete("/assignment/hot", params={"namespace": namespace})
-    tokenization = shop.state.tokenization
+    tokenization = shop.state.entries._tokenization
     place, places = tokenization._place, list[Any]()
 
     async def overtaken(*arguments: Any) -> Any:
         places.append(arguments)
         monkeypatch.setattr(tokenization, "_place", place)
         request = TokenizeRequest(items=[others], namespace=namespace, on_change="reassign")
-        (faster,) = (await tokenization.tokenize(request))["items"]
+        (faster,) = (await shop.state.entries.tokenize(request))["items"]
         assert faster["codes"] != held["codes"]
         return await place(*arguments)
 
@@ -132,7 +132,7 @@ def test_it_comes_back_to_its_id_also_where_the_namespace_no_longer_overflows(
     items = [{"item_id": f"{i}", "embedding": make_embedding(1)} for i in range(3)]
     *_, placed = shop.tokenize(*items, namespace=namespace)
     shop.http.delete("/assignment/2", params={"namespace": namespace})
-    monkeypatch.setattr(shop.state.tokenization, "_overflow", OverflowPolicy({}))
+    monkeypatch.setattr(shop.state.entries._tokenization, "_overflow", OverflowPolicy({}))
 
     (returned,) = shop.tokenize(items[2], namespace=namespace, on_change="reassign")
 

@@ -9,12 +9,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import orjson
 import pytest
 
 from models import Tokenizer, read_manifest
+from service.answers import Answer
 from service.assignments import Assignments
 from service.batching.batcher import Batcher
 from service.batching.capacity import Capacity
+from service.bulk.columns import ColumnTokenization
+from service.bulk.entries import EntryTokenization
 from service.content import ItemReader
 from service.errors import (
     MalformedSemanticId,
@@ -30,7 +34,7 @@ from service.records import Records
 from service.registry import Registry
 from service.schemas import LookupRequest, RecordOptions, TokenizeRequest
 from service.stats.drift import ErrorWindow
-from service.tokenization import Tokenization
+from service.tokenization import TOGETHER, Tokenization
 from service.tokenizers import LoadedTokenizer, Tokenizers, TokenizerSet
 
 MakeEmbedding = Callable[[int], list[float]]
@@ -38,7 +42,7 @@ Connect = Callable[..., Awaitable[Registry]]
 
 
 class UseCases(NamedTuple):
-    tokenization: Tokenization
+    tokenization: EntryTokenization
     assignments: Assignments
 
 
@@ -69,7 +73,8 @@ async def compose(tokenizer: Tokenizer, checkpoint: Path, connect: Connect) -> A
         tokenization = Tokenization(
             tokenizers=tokenizers, records=records, max_items=max_items, overflow=OverflowPolicy({}), metrics=metrics
         )
-        return UseCases(tokenization, Assignments(tokenizers, records, max_lookups, metrics))
+        entries = EntryTokenization(tokenization, ColumnTokenization(tokenization, records, metrics))
+        return UseCases(entries, Assignments(tokenizers, records, max_lookups, metrics))
 
     yield compose
     await batcher.stop()
@@ -77,6 +82,11 @@ async def compose(tokenizer: Tokenizer, checkpoint: Path, connect: Connect) -> A
 
 def request(namespace: str, *items: Any, **members: Any) -> TokenizeRequest:
     return TokenizeRequest(items=list(items), namespace=namespace, **members)
+
+
+def entries_of(answer: Answer) -> list[Answer]:
+    """As the caller reads them."""
+    return orjson.loads(orjson.dumps(answer))["items"]
 
 
 async def test_replicas_agree_on_every_item(
@@ -95,16 +105,17 @@ async def test_replicas_agree_on_every_item(
     )
 
     held: dict[str, set[str]] = defaultdict(set)
-    for answer in answers:
-        for entry in answer["items"]:
-            held[entry["item_id"]].add(entry["semantic_id"])
+    entries = [entry for answer in answers for entry in entries_of(answer)]
+    for entry in entries:
+        held[entry["item_id"]].add(entry["semantic_id"])
     assert all(len(ids) == 1 for ids in held.values())
     assert len(set.union(*held.values())) == 40
-    assert sum(entry["created"] for answer in answers for entry in answer["items"]) == 40
+    assert sum(entry["created"] for entry in entries) == 40
 
 
+@pytest.mark.parametrize("size", [TOGETHER, TOGETHER + 6], ids=["in micro-batches of several", "alone"])
 async def test_a_caller_who_leaves_at_any_moment_leaves_nothing_half_assigned(
-    compose: Compose, shared_valkey: Any, namespace: str, make_embedding: MakeEmbedding
+    compose: Compose, shared_valkey: Any, namespace: str, make_embedding: MakeEmbedding, size: int
 ) -> None:
     tokenization, assignments = await compose(shared_valkey.url)
     chance = random.Random(7)
@@ -112,7 +123,7 @@ async def test_a_caller_who_leaves_at_any_moment_leaves_nothing_half_assigned(
     left = 0
     for _round in range(60):
         callers = [
-            asyncio.create_task(tokenization.tokenize(request(namespace, *chance.sample(items, 10))))
+            asyncio.create_task(tokenization.tokenize(request(namespace, *chance.sample(items, size))))
             for _caller in range(3)
         ]
         await asyncio.sleep(chance.random() * 0.002)
@@ -121,7 +132,7 @@ async def test_a_caller_who_leaves_at_any_moment_leaves_nothing_half_assigned(
         left += isinstance(outcomes[0], asyncio.CancelledError)
         assert not any(isinstance(outcome, BaseException) for outcome in outcomes[1:])
 
-    everything = (await tokenization.tokenize(request(namespace, *items)))["items"]
+    everything = entries_of(await tokenization.tokenize(request(namespace, *items)))
 
     options = RecordOptions(namespace=namespace)
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
@@ -151,7 +162,7 @@ async def test_nothing_is_acknowledged_that_the_registry_did_not_confirm(
         await assignments.of_semantic_ids(LookupRequest(semantic_ids=["1-2-3-0"], namespace=namespace))
 
     valkey.restart()
-    (entry,) = (await tokenization.tokenize(request(namespace, known)))["items"]
+    (entry,) = entries_of(await tokenization.tokenize(request(namespace, known)))
     assert not entry["created"]
 
 
@@ -166,7 +177,7 @@ async def test_the_limits_of_a_request_are_kept(compose: Compose, shared_valkey:
 
 async def test_only_the_loaded_tokenizer_answers(compose: Compose, shared_valkey: Any, namespace: str) -> None:
     tokenization, assignments = await compose(shared_valkey.url)
-    manifest = tokenization._tokenizers.current.default.manifest
+    manifest = assignments._tokenizers.current.default.manifest
     item = {"item_id": "a", "text": "kettle"}
 
     for other in ("other", "small@0000000000000000", "", "Small"):
