@@ -36,7 +36,7 @@ class Loader:
         torch.set_num_threads(settings.threads or max(1, _cores() // settings.workers))
 
     async def load(self, directory: Path, manifest: Manifest) -> LoadedTokenizer:
-        """The tokenizer of a checkpoint, whose model runs in a thread of its own until its batcher is stopped.
+        """The tokenizer of a checkpoint, whose model runs in threads of its own until its batcher is stopped.
 
         Raises:
             CheckpointError: It is not what was frozen, or no longer that of the manifest.

@@ -91,8 +91,7 @@ class Settings(BaseSettings):
     batch_ms: float = Field(
         default=12.0,
         gt=0,
-        description="Milliseconds of one forward pass, about: what a small request may have to wait for. Four times "
-        "that while none comes.",
+        description="Milliseconds of one forward pass, about. Four times that of bulk, where no small request waits.",
     )
     queue_tokens: int = Field(
         default=200_000,

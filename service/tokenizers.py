@@ -28,7 +28,7 @@ class LoadedTokenizer:
     Attributes:
         manifest: What it says of itself.
         reader: What content it takes.
-        batcher: Its model's thread.
+        batcher: Its model's threads, and what waits for them.
         explainer: Shows how one content comes to its codes.
         errors: The quantization errors of what its model encoded lately.
     """

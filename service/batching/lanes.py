@@ -1,7 +1,8 @@
 """Who is next: small requests have a lane of their own beside bulk, and bulk requests take turns.
 
 A new listing comes as a request of one row, a feed as requests of hundreds. In one queue the listing would wait for
-all of them. Here it waits for the batch that is under way, and for other small requests before it.
+all of them. Here it waits for other small requests before it and, where the lanes share their turns, for the batch
+that is under way.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from service.batching.lanes import SHARES, Lane
 # What small requests may have beyond their share before bulk goes on: so that some at once do not wait for it.
 LEAD_S = 0.25
 
-# Steps of niceness: a thread has a third of a processor's time beside one that is so much less nice.
+# Steps of niceness: a thread has a quarter of a processor's time beside one that is so much less nice.
 NICER = 5
 
 

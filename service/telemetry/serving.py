@@ -55,7 +55,7 @@ class Serving:
 
 
 class ServingTogether(Serving):
-    """Requests that go one way together: what is waited for on it, each of them waits for.
+    """Requests that go one way together: what is waited for on it, each of them waits for. Its id has all of theirs.
 
     Args:
         requests: Those.
