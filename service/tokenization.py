@@ -136,10 +136,13 @@ class Tokenization:
         return answers, failures
 
     def _encodes_unasked(self, tokenizer: LoadedTokenizer, record: Record, items: Mapping[int, Item]) -> bool:
-        """Whether these are encoded without a question to the registry which of them are known."""
-        if len(items) == 1 and _has_text(items):
-            return tokenizer.batcher.encodes_soon and self._novelty.expected(record)
-        return _encodes_soon(tokenizer, items)
+        """Whether these are encoded without a question to the registry which of them are known.
+
+        A few embeddings take less to encode than to ask for; a text is worth it where it is likely to be new.
+        """
+        has_text = any(isinstance(item.content, str) for item in items.values())
+        few = len(items) == 1 and self._novelty.expected(record) if has_text else len(items) <= SMALL_ROWS
+        return few and tokenizer.batcher.encodes_soon
 
     async def _keep_displays(
         self,
@@ -250,15 +253,6 @@ def _may_share(items: Mapping[int, Item]) -> bool:
         if item.display is not None or isinstance(item.content, str):
             return False
     return True
-
-
-def _encodes_soon(tokenizer: LoadedTokenizer, items: Mapping[int, Item]) -> bool:
-    """Whether these take less to encode than to ask first which of them are known."""
-    return len(items) <= SMALL_ROWS and not _has_text(items) and tokenizer.batcher.encodes_soon
-
-
-def _has_text(items: Mapping[int, Item]) -> bool:
-    return any(isinstance(item.content, str) for item in items.values())
 
 
 def _told(
