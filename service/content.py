@@ -10,17 +10,13 @@ from hashlib import blake2b
 from typing import Any, Protocol
 
 import numpy as np
+import pybase64
 from numpy.typing import NDArray
 
 from models import TextTemplate
 from models.catalogue import CatalogueItem
 from service.errors import InvalidContent, InvalidEmbedding, InvalidItem, InvalidItemId, InvalidText, ItemError
 from service.quoting import listed
-
-try:
-    from pybase64 import b64decode
-except ImportError:  # the same at a tenth of the pace
-    from base64 import b64decode
 
 MAX_ITEM_ID_BYTES = 256
 DIGEST_BYTES = 8
@@ -219,7 +215,7 @@ def bytes_of_base64(value: str) -> bytes:
         ValueError: It is none, or not all of it.
     """
     try:
-        raw: bytes = b64decode(value, None, True)
+        raw: bytes = pybase64.b64decode(value, None, True)
     except ValueError:
         return base64.b64decode(value, validate=True)  # which says what is wrong in the standard library's words
     return raw
