@@ -194,7 +194,7 @@ class LiveTree:
     def _codes_below(self, node: bytes, fields: Iterable[bytes]) -> list[int]:
         """The codes that follow a packed prefix to nodes with live IDs, by the fields that begin with it."""
         size = self._layout.bytes_per_code
-        if len(node) + size == self._layout.width and node:
+        if len(node) + size == self._layout.width:
             return []  # there is no node below, and a field of that length is a counter
         length = size if self._is_root(node) else len(self._keys.field(0, node)) + size
         return sorted(int.from_bytes(field[-size:]) for field in fields if len(field) == length)

@@ -106,6 +106,20 @@ async def test_a_prefix_dies_with_its_last_item_and_lives_again_with_it(record: 
     assert await record.tree.children([(), (1,), (1, 2), (1, 2, 3)]) == [{1: 1}, {2: 1}, {3: 1}, {0: 1}]
 
 
+@pytest.mark.parametrize("sizes", [(5,), (300,), (5, 5)])
+async def test_codes_whose_items_have_all_gone_lead_to_none(
+    shared_valkey: Valkey, connect: Connect, namespace: str, sizes: tuple[int, ...]
+) -> None:
+    record = await (await connect(shared_valkey.url)).record(namespace, FINGERPRINT, sizes)
+    dead, live = [(code,) * len(sizes) for code in (2, 3)]
+    await record.claim([claim("a", dead), claim("b", dead), claim("c", live)])
+
+    await record.retire(["a", "b"])
+
+    assert await record.tree.following([(), live[:-1], dead[:-1]]) == [[3], [3], [3] if len(sizes) == 1 else []]
+    assert await record.tree.children([()]) == [{3: 1}]
+
+
 async def test_nothing_is_kept_of_a_dead_prefix(record: Record, shared_valkey: Valkey, namespace: str) -> None:
     await record.claim([claim(f"{i}", (i, i, i)) for i in range(100)])
     await record.retire([f"{i}" for i in range(100)])
