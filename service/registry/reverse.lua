@@ -69,24 +69,29 @@ local function set_state(id, live, change)
     end
 end
 
--- The item's ID among those with these codes and suffixes, which may stand in any node down to this one.
-local function find(codes, from, highest, node)
-    local tail = sub(codes, tail_at)
-    while node do
-        for start = from, highest, FOUND_PER_CALL do
-            local fields = {}
-            for suffix = start, math.min(start + FOUND_PER_CALL - 1, highest) do
-                fields[#fields + 1] = node.head .. tail .. suffix
-            end
-            for i, holder in ipairs(call('HMGET', node.key, unpack(fields))) do
-                if holder and read_holder(holder) == item_id then
-                    return codes .. (start + i - 1)
-                end
+-- The item's ID with these codes and a suffix from one on, which may stand in any node down to this one; and what no
+-- suffix there is above. Few suffixes stand in nodes above, so that few are asked for there.
+local function find(codes, from, node)
+    local tail, id, highest = sub(codes, tail_at), nil, 0
+    if node.above then
+        id, highest = find(codes, from, node.above)
+    end
+    if id then
+        return id, highest
+    end
+    highest = math.max(highest, tonumber(call('HGET', node.key, node.head .. tail)) or 0)
+    for start = from, highest, FOUND_PER_CALL do
+        local fields = {}
+        for suffix = start, math.min(start + FOUND_PER_CALL - 1, highest) do
+            fields[#fields + 1] = node.head .. tail .. suffix
+        end
+        for i, holder in ipairs(call('HMGET', node.key, unpack(fields))) do
+            if holder and read_holder(holder) == item_id then
+                return codes .. (start + i - 1), highest
             end
         end
-        node = node.above
     end
-    return nil
+    return nil, highest
 end
 
 local function issue(bases, list, former)
@@ -94,7 +99,7 @@ local function issue(bases, list, former)
         local codes = sub(list, choice * width + 1, (choice + 1) * width)
         local node, highest = look_up(codes)
         local from = highest < SCANNED_WHOLE and 0 or unpack_time(bases, choice * 4 + 1)
-        local id = find(codes, from, highest, node)
+        local id = highest >= from and find(codes, from, node) or nil
         for i = 1, #former do
             id = id or (sub(former[i], 1, width) == codes and former[i]) or nil
         end
