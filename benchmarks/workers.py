@@ -18,10 +18,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
-from benchmarks.contents import Embeddings, Texts, as_base64, as_texts, new_prefix
+from benchmarks.bodies import as_base64, as_texts, json_bodies, new_prefix
+from benchmarks.contents import Embeddings, Texts
 from benchmarks.harness import Comparison, Result, keep, limit_threads, parser_of, rate, rounds_of
 from benchmarks.one_embedding import send_all
-from benchmarks.serving import Sender, json_bodies, service
+from benchmarks.serving import Sender, service
 
 CONNECTIONS = 32
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -31,6 +32,11 @@ MODULES = {
     for module in (argmin, embeddings, fairness, flips, known, one_embedding, overload, registry, texts)
 }
 SERVED = {"texts", "known", "embeddings", "one_embedding", "fairness", "overload"}
+
+
+@pytest.mark.parametrize("module", sorted(path.stem for path in Path(report.__file__).parent.glob("*.py")))
+def test_each_can_be_imported(module: str) -> None:
+    importlib.import_module(f"benchmarks.{module}")
 
 
 @pytest.fixture(scope="module")
