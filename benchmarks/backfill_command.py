@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from benchmarks.contents import DIMENSION, Embeddings
+from benchmarks.contents import DIMENSION, Embeddings, Recombined
 from benchmarks.harness import ROOT, Comparison, parser_of
 from benchmarks.serving import Sender, service
 from models.embedding_files import read_embeddings
@@ -47,25 +47,6 @@ def parser_of_catalogue(
     if engine is not None:
         parser.add_argument("--engine", choices=["local", "ray"], default=engine, help="(default %(default)s)")
     return parser
-
-
-class Recombined:
-    """Embeddings made of pairs of others.
-
-    Args:
-        base: (N, D) float32.
-        seed: Of the pairs.
-    """
-
-    def __init__(self, base: NDArray[np.float32], seed: int = 0) -> None:
-        self._base = base
-        self._draw = np.random.default_rng(seed)
-
-    def take(self, count: int) -> NDArray[np.float32]:
-        """So many, (count, D) float32 of length 1."""
-        one, other = self._draw.integers(len(self._base), size=(2, count))
-        rows = self._base[one] + np.float32(0.5) * self._base[other]
-        return np.float32(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
 
 def base_of(paths: Sequence[Path]) -> NDArray[np.float32]:

@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 
 sys.path.append(str(Path(__file__).parents[1]))
-from benchmarks.backfill_command import Command, Recombined, base_of, parser_of_catalogue, write_catalogue
+from benchmarks.backfill_command import Command, base_of, parser_of_catalogue, write_catalogue
 from benchmarks.bodies import as_base64, json_bodies, new_prefix
+from benchmarks.contents import Recombined
 from benchmarks.harness import Comparison, Result, keep, seconds
 from benchmarks.serving import Sender, service
 

@@ -89,3 +89,22 @@ class Embeddings:
     @staticmethod
     def _unit(rows: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         return np.float32(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+
+class Recombined:
+    """Embeddings made of pairs of others.
+
+    Args:
+        base: (N, D) float32.
+        seed: Of the pairs.
+    """
+
+    def __init__(self, base: NDArray[np.float32], seed: int = 0) -> None:
+        self._base = base
+        self._draw = np.random.default_rng(seed)
+
+    def take(self, count: int) -> NDArray[np.float32]:
+        """So many, (count, D) float32 of length 1."""
+        one, other = self._draw.integers(len(self._base), size=(2, count))
+        rows = self._base[one] + np.float32(0.5) * self._base[other]
+        return np.float32(rows / np.linalg.norm(rows, axis=1, keepdims=True))

@@ -1,6 +1,6 @@
 """Embeddings through HTTP, beside the model alone and beside a FastAPI route that validates lists of numbers.
 
-    python -P benchmarks/embeddings.py [--items 16384]
+    python -P benchmarks/embeddings.py [--items 16384] [--catalogue FILE]
 
 The service answers each with a Semantic ID that is on disk; in a dry run with its codes, what its id holds and how many
 items have these codes: the two differ by what the writing of the record costs. The model alone (encoder network and
@@ -23,7 +23,7 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1]))
 from benchmarks.bodies import ARROW, NDJSON, arrow_body, as_base64, as_floats, json_bodies, ndjson_body, new_prefix
-from benchmarks.contents import Embeddings, Texts
+from benchmarks.contents import Embeddings, Recombined, Texts
 from benchmarks.harness import Comparison, Result, keep, limit_threads, parser_of, rate, rounds_of
 from benchmarks.reference import RQVAE_CHECKPOINT, rqvae, tokenizer
 from benchmarks.serving import Sender, fastapi_routes, service
@@ -36,6 +36,7 @@ ALONE = "encoder and argmin alone, one process"
 RQVAE = ", RQ-VAE"
 FASTAPI = "FastAPI and pydantic, lists, no model"
 
+BASE_TEXTS = 2048
 AGAIN = 4  # the model alone does all that often: it is done too soon to be timed
 
 
@@ -44,22 +45,33 @@ def made_up(seed: int = 0) -> Embeddings:
     return Embeddings(tokenizer().embed(tokenizer().split(Texts(seed=seed).take(128))).numpy(), seed)
 
 
+def of_catalogue(catalogue: Path) -> Recombined:
+    """Embeddings as different from each other as those of the catalogue's texts: each of a pair of them."""
+    texts = sorted(Texts(catalogue).take(BASE_TEXTS), key=len)
+    pieces = tokenizer().split(texts)
+    parts = [tokenizer().embed(pieces[start : start + 64]) for start in range(0, len(pieces), 64)]
+    return Recombined(torch.cat(parts).numpy())
+
+
 def run(arguments: Namespace) -> Result:
     """Measure."""
-    embeddings = made_up()
+    embeddings = made_up() if arguments.catalogue is None else of_catalogue(arguments.catalogue)
     count, batch = arguments.items, arguments.batch
     result = Result("embeddings")
+    clients = arguments.clients
     with (
         service(arguments.url, further_checkpoints=RQVAE_CHECKPOINT) as url,
         fastapi_routes() as plain,
-        Sender(url) as as_json,
-        Sender(url, media_type=NDJSON) as lines,
-        Sender(url, media_type=ARROW) as arrow,
-        Sender(f"{url}?assign=false") as dry,
-        Sender(f"{url}?assign=false", media_type=ARROW) as dry_arrow,
-        Sender(f"{url}?tokenizer={rqvae().full_name}", media_type=ARROW) as arrow_rqvae,
-        Sender(f"{url}?assign=false&tokenizer={rqvae().full_name}", media_type=ARROW) as dry_arrow_rqvae,
-        Sender(f"{plain}/embeddings") as peer,
+        Sender(url, clients=clients) as as_json,
+        Sender(url, clients=clients, media_type=NDJSON) as lines,
+        Sender(url, clients=clients, media_type=ARROW) as arrow,
+        Sender(f"{url}?assign=false", clients=clients) as dry,
+        Sender(f"{url}?assign=false", clients=clients, media_type=ARROW) as dry_arrow,
+        Sender(f"{url}?tokenizer={rqvae().full_name}", clients=clients, media_type=ARROW) as arrow_rqvae,
+        Sender(
+            f"{url}?assign=false&tokenizer={rqvae().full_name}", clients=clients, media_type=ARROW
+        ) as dry_arrow_rqvae,
+        Sender(f"{plain}/embeddings", clients=clients) as peer,
     ):
         few = count // 4  # lists are slow
 
@@ -115,7 +127,11 @@ def run(arguments: Namespace) -> Result:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
     parser = parser_of(__doc__, serves=True)
+    parser.add_argument(
+        "--catalogue", type=Path, help="embeddings like those of its texts, of made-up ones where absent"
+    )
     parser.add_argument("--items", type=int, default=16384, help="embeddings a round (default %(default)s)")
+    parser.add_argument("--clients", type=int, default=4, help="JSON requests in flight (default %(default)s)")
     parser.add_argument("--batch", type=int, default=512, help="items of one JSON request (default %(default)s)")
     arguments = parser.parse_args(argv)
     limit_threads(arguments.threads or len(os.sched_getaffinity(0)))

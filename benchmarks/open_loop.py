@@ -55,6 +55,10 @@ class Outcomes:
         return 1000 * ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else float("inf")
 
 
+class Unheard(ConnectionError):
+    """A connection ended before anything was answered."""
+
+
 class Connections:
     """Connections to one server, as many as are needed at once; each is used again.
 
@@ -67,10 +71,26 @@ class Connections:
 
     async def post(self, body: bytes) -> Answer:
         """The answer to one request."""
-        reader, writer = await self._one()
-        head = f"POST {self._address.path} HTTP/1.1\r\nhost: {self._address.netloc}\r\ncontent-type: {JSON}\r\n"
-        writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
-        answered = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower().split("\r\n")
+        while self._free:
+            reader, writer = self._free.pop()
+            if reader.at_eof():  # the server closes what it has not heard of for some seconds
+                writer.close()
+                continue
+            try:
+                return await self._posted(body, reader, writer)
+            except Unheard:  # it closed it just now
+                writer.close()
+        opened = await asyncio.open_connection(self._address.hostname, self._address.port, limit=2**26)
+        return await self._posted(body, *opened)
+
+    async def _posted(self, body: bytes, reader: Reader, writer: Writer) -> Answer:
+        asked = f"POST {self._address.path} HTTP/1.1\r\nhost: {self._address.netloc}\r\ncontent-type: {JSON}\r\n"
+        writer.write(f"{asked}content-length: {len(body)}\r\n\r\n".encode() + body)
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except (ConnectionError, asyncio.IncompleteReadError) as error:
+            raise Unheard from error
+        answered = head.decode("latin-1").lower().split("\r\n")
         headers = dict(line.split(": ", 1) for line in answered[1:] if line)
         content = await reader.readexactly(int(headers["content-length"]))
         self._free.append((reader, writer))
@@ -81,14 +101,6 @@ class Connections:
         for _, writer in self._free:
             writer.close()
             await writer.wait_closed()
-
-    async def _one(self) -> tuple[Reader, Writer]:
-        while self._free:
-            reader, writer = self._free.pop()
-            if not reader.at_eof():  # the server closes what it has not heard of for some seconds
-                return reader, writer
-            writer.close()
-        return await asyncio.open_connection(self._address.hostname, self._address.port, limit=2**26)
 
 
 async def poisson(connections: Connections, bodies: Callable[[], bytes], rate: float, seconds: float) -> Outcomes:

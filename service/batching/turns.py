@@ -19,8 +19,8 @@ from service.batching.lanes import SHARES, Lane
 # What small requests may have beyond their share before bulk goes on: so that some at once do not wait for it.
 LEAD_S = 0.25
 
-# Steps of niceness: a thread has a quarter of a processor's time beside one that is so much less nice.
-NICER = 5
+# Steps of niceness: a thread has a fifteenth of a core beside one that is so much less nice.
+NICER = 12
 
 
 class Queue(Protocol):
