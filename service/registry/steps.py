@@ -331,6 +331,8 @@ class Work:
         former = [semantic_id for semantic_id, _ in split_former(self.former, keys.layout.width)]
         if self.operation == b"D":  # as this retired it, whatever came of it since
             return bytes([self.before[0] | RETIRED]) + self.control[5:9] + self.before[1:]
+        if self.operation == b"B" and self.value is not None:  # nor what the content has become since
+            return self.control[9:]
         if self.value is None or not issued or self.semantic_id in former:
             return self.value
         _, places = self.places(keys)
