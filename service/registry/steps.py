@@ -326,15 +326,15 @@ class Work:
         return semantic_id, b"r%b,%b," % (semantic_id, successor)
 
     def reply(self, keys: RecordKeys) -> int | bytes | list[Any] | None:
-        """What `record.lua` replies to the request that this was begun for."""
-        issued = self.operation in {b"A", b"R"}
-        former = [semantic_id for semantic_id, _ in split_former(self.former, keys.layout.width)]
-        if self.operation == b"D":  # as this retired it, whatever came of it since
+        """What `record.lua` replies to the request this was begun for: as this left it, whatever came of it since."""
+        if self.operation == b"D":
             return bytes([self.before[0] | RETIRED]) + self.control[5:9] + self.before[1:]
-        if self.operation == b"B" and self.value is not None:  # nor what the content has become since
+        if self.value is None:
+            return None
+        if self.operation == b"B":
             return self.control[9:]
-        if self.value is None or not issued or self.semantic_id in former:
-            return self.value
+        if held_at := dict(split_former(self.former, keys.layout.width)).get(self.semantic_id):
+            return b"\0" + held_at + self.control[9:17] + self.semantic_id
         _, places = self.places(keys)
         codes, suffix = self.semantic_id[: keys.layout.width], int(self.semantic_id[keys.layout.width :])
         return suffix if codes == places[0] else [suffix, codes[-keys.layout.bytes_per_code :]]

@@ -19,3 +19,15 @@ def test_an_item_that_came_back_is_told_its_own_content_though_another_was_kept_
     work.value = b"\1" + ASSIGNED_AT + b"anothers" + ID
 
     assert work.reply(KEYS) == back
+
+
+def test_an_item_that_got_back_an_earlier_id_is_told_so_though_another_content_was_kept_since() -> None:
+    other, earlier_at = b"\x00\x030", b"\0\0\0\x04"
+    digest, base, codes = b"contents", b"\xff" * 4, ID[:2]
+    before = b"\0" + ASSIGNED_AT + b"previous" + other
+    work = Work(b"item", b"\0\0\0\1R" + NOW + digest + base + codes, before, earlier_at + ID + b",")
+    work.semantic_id = ID
+
+    work.value = b"\1" + earlier_at + b"anothers" + ID
+
+    assert work.reply(KEYS) == b"\0" + earlier_at + digest + ID
