@@ -11,7 +11,6 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -167,10 +166,7 @@ def _named(kind: pa.DataType) -> str:
 @dataclass(frozen=True)
 class _Texts:
     column: pa.Array
-
-    @cached_property
-    def digests(self) -> NDArray[np.uint64]:
-        return digests_of("text", _binary(self.column))
+    digests: NDArray[np.uint64]
 
     def at(self, places: Places) -> list[str]:
         texts: list[str] = self.column.take(pa.array(places)).to_pylist()
@@ -190,7 +186,7 @@ def read_columns(rows: pa.RecordBatch, reader: ItemReader) -> ItemColumns:
     doubted |= _has_nul(item_ids)
     if kind == "text":
         raw = _binary(column)
-        contents: _Texts | EmbeddingColumn = _Texts(column)
+        contents: _Texts | EmbeddingColumn = _Texts(column, digests_of("text", raw))
         lengths = np.fromiter(map(len, raw), np.int64, len(raw))
         first = np.frombuffer(b"".join([text[:1] or b" " for text in raw]), np.uint8)
         doubted |= (lengths > reader.max_text_bytes) | _BEGINS_SPACE[first] | _has_nul(raw)

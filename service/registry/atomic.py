@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from redis.exceptions import ResponseError
 
-from service.registry.assignment import latest_time
+from service.registry.assignment import DEAD, latest_time
 from service.registry.history import RecordFacts, says_older
 from service.registry.primary import Primary, Script
 from service.registry.request_queue import REQUESTS_PER_CALL, Reply, Request, RequestQueue
@@ -96,17 +96,25 @@ class AtomicRecord:
         """
         return await self._restoring.submit(requests)
 
-    async def held(self, item_ids: Sequence[bytes]) -> list[tuple[bytes | None, bytes | None]]:
-        """What each item holds and what it held before, as the record has it, durable.
+    async def held(self, item_ids: Sequence[bytes]) -> list[bytes | None]:
+        """What each item holds, as the record has it, durable.
 
         Raises:
             RegistryUnavailable: The server cannot be reached, or cannot confirm that what it answered is durable.
         """
         if not item_ids:  # as of IDs that nobody holds
             return []
-        found = await self._recalling.submit(item_ids)
-        await self._until_durable([value for value, _ in found if value])
-        return found
+        values = await self._recalling.submit(item_ids)
+        await self._until_durable(values)
+        return values
+
+    async def histories(self, item_ids: Sequence[bytes]) -> list[tuple[bytes | None, bytes | None]]:
+        """What each item holds, and with it what it held before; else as `held`."""
+        if not item_ids:
+            return []
+        found = await self._recalling.submit([field for item_id in item_ids for field in (item_id, DEAD + item_id)])
+        await self._until_durable(found[::2])
+        return list(zip(found[::2], found[1::2], strict=True))
 
     async def holders(self, semantic_ids: Sequence[bytes]) -> list[bytes | None]:
         """What stands for each of these packed IDs, in order, see `lib.lua`; None for one never issued.
@@ -181,10 +189,10 @@ class AtomicRecord:
             found += answers
         return found
 
-    async def _recall(self, item_ids: Sequence[bytes]) -> list[tuple[bytes | None, bytes | None]]:
-        keys = self._keys.forwards(item_ids)
-        (found,) = await self._history.read([("EVAL", _RECALL, len(item_ids), *keys, *item_ids)])
-        return list(zip(found[::2], found[1::2], strict=True))
+    async def _recall(self, fields: Sequence[bytes]) -> list[bytes | None]:
+        keys = self._keys.forwards(fields)
+        (found,) = await self._history.read([("EVAL", _RECALL, len(fields), *keys, *fields)])
+        return cast("list[bytes | None]", found)
 
     async def _evaluate(
         self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes]
@@ -197,13 +205,13 @@ class AtomicRecord:
                 return error
             raise
 
-    async def _until_durable(self, values: Iterable[bytes]) -> None:
+    async def _until_durable(self, values: Iterable[bytes | None]) -> None:
         """Answering an assignment acknowledges it: one that may not be synced yet is waited for."""
         if self._primary.unchecked:
             await self._primary.call(self._primary.recheck)
         if not self._primary.waits:
             return
-        latest = max(map(latest_time, values), default=-1)
+        latest = max(map(latest_time, filter(None, values)), default=-1)
         if 0 <= latest < self._primary.durable_before:
             (returned,) = await self._history.read([("HGET", self._keys.meta, b"returned")])
             latest = max(latest, int(returned or 0))

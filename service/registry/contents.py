@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from service.registry.history import History
     from service.registry.keys import RecordKeys
 
-    ReadHeld = Callable[[Sequence[bytes]], Awaitable[list[tuple[bytes | None, bytes | None]]]]
+    ReadHistories = Callable[[Sequence[bytes]], Awaitable[list[tuple[bytes | None, bytes | None]]]]
 
 FIELDS_PER_SCAN = 10_000
 ITEMS_PER_READ = 20_000
@@ -46,11 +46,11 @@ class Part(NamedTuple):
 class Contents:
     """Reads what one record keeps of its items."""
 
-    def __init__(self, history: History, keys: RecordKeys, held: ReadHeld) -> None:
-        """Reads buckets whole; `held` reads items, and finishes what is being done with them."""
+    def __init__(self, history: History, keys: RecordKeys, histories: ReadHistories) -> None:
+        """Reads buckets whole; `histories` reads items, and finishes what is being done with them."""
         self._history = history
         self._keys = keys
-        self._held = held
+        self._histories = histories
 
     async def scan(self) -> AsyncIterator[Part]:
         """All items, each once, retired ones too; one that is there throughout is found.
@@ -79,7 +79,7 @@ class Contents:
         Raises:
             RegistryUnavailable: The server cannot be reached.
         """
-        held = await self._held(item_ids)
+        held = await self._histories(item_ids)
         titles = await self._history.read([("HGET", self._keys.display(item_id), item_id) for item_id in item_ids])
         return [
             Held(item_id, value, former or b"", title or b"")

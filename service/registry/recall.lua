@@ -1,12 +1,11 @@
--- What many items hold, in one call; it writes nothing.
+-- What stands for many items, in one call; it writes nothing.
 --
--- KEYS   for each item its forward bucket
--- ARGV   for each item its id
--- REPLY  for each item its assignment and the IDs it held before, nil where there is none
+-- KEYS   for each field its forward bucket
+-- ARGV   for each its name: an item id, or FF item id
+-- REPLY  for each what stands there, nil where there is nothing
 
 local found = {}
 for i = 1, #KEYS do
-    local values = redis.call('HMGET', KEYS[i], ARGV[i], '\255' .. ARGV[i])
-    found[2 * i - 1], found[2 * i] = values[1], values[2]
+    found[i] = redis.call('HGET', KEYS[i], ARGV[i])
 end
 return found

@@ -75,7 +75,7 @@ class Record:
             self._items = SteppedRecord(server, keys, facts, self.changes.revised)
         else:
             self._items = AtomicRecord(server, keys, facts, self.changes.revised)
-        self.contents = Contents(history, keys, self._items.held)
+        self.contents = Contents(history, keys, self._items.histories)
         self.displays = Displays(server, history, keys, max_bytes=display_bytes)
 
     @property
@@ -109,7 +109,7 @@ class Record:
         Raises:
             RegistryUnavailable: As in `by_item_ids`.
         """
-        return read_held([value for value, _ in await self._items.held(item_ids)], self.layout)
+        return read_held(await self._items.held(item_ids), self.layout)
 
     async def claim_columns(
         self, item_ids: Sequence[bytes], digests: NDArray[np.uint64], codes: NDArray[np.int32]
@@ -181,7 +181,7 @@ class Record:
         held = await self._items.held([item_id.encode() for item_id in item_ids])
         return [
             read_assignment(item_id, value, self.layout) if value else None
-            for item_id, (value, _) in zip(item_ids, held, strict=True)
+            for item_id, value in zip(item_ids, held, strict=True)
         ]
 
     async def by_semantic_ids(self, semantic_ids: Sequence[SemanticId]) -> list[Assignment | None]:
@@ -198,7 +198,7 @@ class Record:
             for semantic_id, holder in zip(semantic_ids, holders, strict=True)
             if holder
         ]
-        held = await self._items.held([item_id for _, item_id in asked])
+        held = await self._items.histories([item_id for _, item_id in asked])
         found = iter([self._assignment(*pair, *values) for pair, values in zip(asked, held, strict=True)])
         return [next(found) if holder else None for holder in holders]
 

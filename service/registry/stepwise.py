@@ -49,7 +49,7 @@ class SteppedRecord:
     async def issue(self, item_ids: Sequence[bytes], contents: Sequence[bytes]) -> list[int]:
         """As `AtomicRecord.issue`, but that items of equal codes get their suffixes in any order."""
         held = await self.held(item_ids)
-        new = [place for place, (value, _) in enumerate(held) if value is None]
+        new = [place for place, value in enumerate(held) if value is None]
         replies = await self._queue.submit([Request(item_ids[place], b"K" + contents[place]) for place in new])
         suffixes = [-1] * len(item_ids)
         for place, reply in zip(new, replies, strict=True):
@@ -61,8 +61,12 @@ class SteppedRecord:
         """As `AtomicRecord.restore`."""
         return await self._restoring.submit(requests)
 
-    async def held(self, item_ids: Sequence[bytes]) -> list[tuple[bytes | None, bytes | None]]:
-        """As `AtomicRecord.held`; what is being done with an item is finished first.
+    async def held(self, item_ids: Sequence[bytes]) -> list[bytes | None]:
+        """As `AtomicRecord.held`."""
+        return [value for value, _ in await self.histories(item_ids)]
+
+    async def histories(self, item_ids: Sequence[bytes]) -> list[tuple[bytes | None, bytes | None]]:
+        """As `AtomicRecord.histories`; what is being done with an item is finished first.
 
         What was committed can be read: were the commit lost, its durable steps before would lead to it again.
         """
