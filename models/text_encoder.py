@@ -107,10 +107,15 @@ class TextEncoder:
         """Word pieces of each text with the special ones, cut at `max_tokens`."""
         prompted = [self.prompt + text.strip() for text in texts]
         if self._splitter is not None:
-            return [encoding.ids for encoding in self._splitter.encode_batch(prompted)]
+            return [encoding.ids for encoding in self._splitter.encode_batch_fast(prompted)]
         encoded = self._word_piece_tokenizer(prompted, truncation=True, max_length=self.max_tokens)
         pieces: list[list[int]] = encoded["input_ids"]
         return pieces
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether a compiled forward pass embeds texts in float32."""
+        return isinstance(self._packed, CompiledBert)
 
     @property
     def forward_pass(self) -> str:

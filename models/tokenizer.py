@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from models.device.transfer import overlaps, together, uploaded
 from models.ladder import Encoding, ErrorBounds, Precision, Rung, climb
+from models.native.niceness import give_way, send_behind
 from models.network import DecoderNetwork, EncoderNetwork
 from models.packed_linear import FastNetwork
 from models.precision import full_precision
@@ -148,6 +149,19 @@ class Tokenizer:
     def split(self, texts: Sequence[str]) -> list[list[int]]:
         """Word pieces of texts, for `encode_texts`; safe to call from any thread."""
         return self._require_text_encoder().split(texts)
+
+    def give_way(self, steps: int) -> None:
+        """Let all others go before the forward passes that the calling thread asks for from now on, on processors.
+
+        Where texts are embedded by compiled passes, threads of their own make them and give way, and the calling one waits;
+        the little that is left to torch, it does as before. Else it gives way itself.
+
+        Args:
+            steps: Of niceness.
+        """
+        send_behind(steps)
+        if self._text_encoder is None or not self._text_encoder.is_compiled:
+            give_way(steps)
 
     @torch.inference_mode()
     def encode(self, embeddings: Tensor, *, alternatives: int = 0) -> Encoding:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from models.native.libraries import Interface, opened
+from models.native.niceness import behind
 from models.packed_bert import network_of, pooling_of
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _ADDRESS, _NUMBER, _COUNT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 INTERFACE = Interface(
     file="_packed_bert",
     prefix="packed_bert",
-    version=2,
+    version=3,
     functions={
         "can": (ctypes.c_bool, [_NUMBER] * 5),
         "new": (_ADDRESS, [*[_NUMBER] * 3, ctypes.c_float, _COUNT, _COUNT, *[_ADDRESS] * 3]),
@@ -35,7 +36,7 @@ INTERFACE = Interface(
         "free": (None, [_ADDRESS]),
         "cuts": (ctypes.c_bool, [_ADDRESS]),
         "room": (_NUMBER, [_ADDRESS, _NUMBER, _NUMBER, _COUNT]),
-        "embed": (ctypes.c_bool, [*[_ADDRESS] * 3, _NUMBER, _NUMBER, _ADDRESS, _ADDRESS, _NUMBER, _COUNT, _COUNT]),
+        "embed": (ctypes.c_bool, [*[_ADDRESS] * 3, _NUMBER, _NUMBER, _ADDRESS, _ADDRESS, _NUMBER, *[_COUNT] * 3]),
     },
 )
 
@@ -136,6 +137,7 @@ class CompiledBert:
             ROWS,
             threads,
             in_int16,
+            behind(),
         ):
             raise MemoryError("no memory for a compiled forward pass")
         return embeddings

@@ -35,7 +35,7 @@
 #define CUT_NORM 46000
 
 /* Of the functions below; INTERFACE of forward.py has the same, and both change with them. */
-const int32_t packed_bert_version = 2;
+const int32_t packed_bert_version = 3;
 
 #if defined(__x86_64__) && defined(__linux__)
 #include <sys/mman.h>
@@ -234,10 +234,10 @@ static void embed(void *asked, int thread)
 /* Embeddings (texts, D) of texts as word pieces, each of one at least, `longest` at most; false without memory.
  *
  * room: aligned to 64 bytes, see packed_bert_room; no other call may use it meanwhile. rows: of a share. cuts: multiply in
- * int16, where it packed_bert_cuts. */
+ * int16, where it packed_bert_cuts. nicer: see `work_together`. */
 bool packed_bert_embed(const packed_bert *bert, const int64_t *pieces, const int64_t *lengths, int64_t texts,
                        int64_t longest, float *embeddings, float *room, int64_t rows, int threads,
-                       int cuts)
+                       int cuts, int nicer)
 {
     int64_t total = 0;
     for (int64_t text = 0; text < texts; text++)
@@ -251,7 +251,7 @@ bool packed_bert_embed(const packed_bert *bert, const int64_t *pieces, const int
             return false;
         memset(asked.stages, 0, (size_t)(STAGES * bert->layers + 1) * sizeof(stage));
     }
-    work_together(embed, &asked, threads);
+    work_together(embed, &asked, threads, nicer);
     free(asked.stages);
     return true;
 }

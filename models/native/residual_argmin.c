@@ -43,7 +43,7 @@
 #define SMALLEST_NORM 1e-30f
 
 /* Of the functions below; INTERFACE of search.py has the same, and both change with them. */
-const int32_t residual_search_version = 2;
+const int32_t residual_search_version = 3;
 
 typedef struct {
     int64_t size;         /* K */
@@ -389,16 +389,17 @@ static void quantize_units(void *argument, int thread)
  * `request`.
  *
  * How many rows are left in doubt (their smallest margin is NaN, and their codes are none), or -1 without memory. The rows are
- * shared among at most so many threads, this one among them. */
+ * shared among at most so many threads; nicer: see `work_together`. */
 int64_t residual_search_quantize(const residual_search *search, const void *latents, int is_double, int64_t rows,
                                  int64_t *codes, void *smallest, void *errors, void *margins, void *residuals,
-                                 int threads)
+                                 int threads, int nicer)
 {
     const request asked = {latents, codes, margins, residuals, smallest, errors, is_double != 0};
-    if (threads <= 1)
+    if (threads <= 1 && nicer <= 0)
         return KINDS[search->kind].quantize(search, &asked, 0, rows);
+    threads = threads > 1 ? threads : 1;
     const int64_t each = whole(rows / (UNITS * threads) + 1, UNIT_ROWS);
     shared_rows all = {.search = search, .asked = &asked, .rows = rows, .each = each < BLOCK_ROWS ? each : BLOCK_ROWS};
-    work_together(quantize_units, &all, threads);
+    work_together(quantize_units, &all, threads, nicer);
     return all.short_of_memory ? -1 : (int64_t)all.doubtful;
 }

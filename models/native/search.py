@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from models.native.libraries import Interface, opened
+from models.native.niceness import behind
 
 if TYPE_CHECKING:
     from models.quantizer import SearchTable
@@ -25,14 +26,14 @@ _ADDRESS, _NUMBER, _COUNT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 INTERFACE = Interface(
     file="_residual_argmin",
     prefix="residual_search",
-    version=2,
+    version=3,
     functions={
         "kind": (_COUNT, [_COUNT]),
         "kind_name": (ctypes.c_char_p, [_COUNT]),
         "new": (_ADDRESS, [_NUMBER, _NUMBER, _COUNT]),
         "fill": (ctypes.c_bool, [_ADDRESS, _NUMBER, _NUMBER, *[_ADDRESS] * 4, ctypes.c_double, _ADDRESS]),
         "free": (None, [_ADDRESS]),
-        "quantize": (_NUMBER, [_ADDRESS, _ADDRESS, _COUNT, _NUMBER, *[_ADDRESS] * 5, _COUNT]),
+        "quantize": (_NUMBER, [_ADDRESS, _ADDRESS, _COUNT, _NUMBER, *[_ADDRESS] * 5, _COUNT, _COUNT]),
     },
 )
 
@@ -159,6 +160,7 @@ class CompiledSearch:
             None if margins is None else margins.data_ptr(),
             None if residuals is None else residuals.data_ptr(),
             threads if threads < 2 else min(threads, torch.get_num_threads()),
+            0 if threads < 2 else behind(),
         )
         if doubtful < 0:
             raise MemoryError("no memory for a search")

@@ -1,9 +1,12 @@
-/* Threads that stay and help a caller with a piece of work; each library that includes this has its own.
+/* Threads that stay and do a piece of work with or for a caller; each library that includes this has its own.
  *
- * A thread that the system wakes too late finds no seat left, and nobody waits for it: so work is cut into units that
- * threads take one by one. Two callers at a time are not both helped, the second one works alone. The threads are as nice
- * as the nicest caller they had, so that what he leaves to others they leave too. A process that was forked starts threads
- * of its own. */
+ * Work is cut into units that threads take one by one: a thread that the system wakes too late finds no seat left, and
+ * nobody waits for it. There are two crews. That beside its caller helps one that works too; of two callers at a time the
+ * second works alone. (Its threads are as nice as the caller for whom they were started, who should be no nicer than the
+ * process.) That behind works for callers that wait, one after the other, and is nicer: it leaves the processors to
+ * all others, while a caller keeps its own niceness for what it does before and after. (Were it as nice itself, it
+ * could be kept from a processor while it holds what others wait for, Python's lock above all.) A process that was forked
+ * starts threads of its own. */
 
 #include <pthread.h>
 #include <sched.h>
@@ -11,26 +14,44 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <unistd.h>
 #if defined(__linux__)
 #include <sys/resource.h> /* of a thread, there */
+#include <sys/syscall.h>
+#define HAS_NICE_THREADS true
+#else
+#define HAS_NICE_THREADS false
 #endif
 
 #define MOST_THREADS 64
 #define SPINS 4096          /* some microseconds */
 #define SPINS_FOR_WORK 2048 /* the next call often follows at once; while others want the processor they have it */
+#define MOST_NICE 19
+#define LONG_SLICE_NS 100000000 /* the longest there is */
 
 typedef void (*work_of)(void *argument, int thread);
 
-static struct {
-    pthread_mutex_t busy; /* held by the caller whom the threads help */
+typedef struct {
+    pthread_mutex_t busy; /* held by the caller for whom the threads work */
     pthread_mutex_t door;
-    pthread_cond_t opened;
+    pthread_cond_t opened, ended;
     atomic_uint calls; /* how often the door was opened */
-    atomic_int seats, left, nice;
-    int started; /* threads, beside the callers */
+    atomic_int seats;  /* that are free */
+    atomic_int owed;   /* seats that are not settled: whoever took them is not done, or somebody may take them yet */
+    int offered;       /* seats of this call */
+    int first;         /* number of a seat; the first one that is taken has it, as some work is for number 0 alone */
+    bool waited_for;   /* by a caller that sleeps */
+    int nicer;         /* than the process, in this call */
+    int started;       /* threads */
     work_of work;
     void *argument;
-} crew = {.busy = PTHREAD_MUTEX_INITIALIZER, .door = PTHREAD_MUTEX_INITIALIZER, .opened = PTHREAD_COND_INITIALIZER};
+} crew;
+
+#define NEW_CREW \
+    .busy = PTHREAD_MUTEX_INITIALIZER, .door = PTHREAD_MUTEX_INITIALIZER, .opened = PTHREAD_COND_INITIALIZER, \
+    .ended = PTHREAD_COND_INITIALIZER
+
+static crew crew_beside = {NEW_CREW, .first = 1}, crew_behind = {NEW_CREW, .first = 0, .waited_for = true};
 
 static inline void rest(int spins, int most)
 {
@@ -44,52 +65,82 @@ static inline void rest(int spins, int most)
     sched_yield(); /* the other one may wait for this core */
 }
 
-/* How nice the calling thread is, from 0 on; it becomes so nice first. */
-static int niceness(int least)
+/* Nicer than the process; and with a slice that is longer than that of others, who need not wait for its end then: so do
+ * newer kernels (6.12), older ones know of no slices. */
+static void give_way(int steps)
 {
 #if defined(__linux__)
-    int now = getpriority(PRIO_PROCESS, 0);
-    if (now < least && setpriority(PRIO_PROCESS, 0, least) == 0)
-        return least;
-    return now;
+    const int nicer = getpriority(PRIO_PROCESS, (id_t)getpid()) + steps;
+    setpriority(PRIO_PROCESS, 0, nicer < MOST_NICE ? nicer : MOST_NICE);
+    struct {
+        uint32_t size, policy;
+        uint64_t flags;
+        int32_t nice;
+        uint32_t priority;
+        uint64_t slice_ns, deadline, period;
+    } own = {.size = sizeof own};
+    if (syscall(SYS_sched_getattr, 0, &own, sizeof own, 0) != 0 || own.policy != SCHED_OTHER)
+        return;
+    own.slice_ns = LONG_SLICE_NS;
+    syscall(SYS_sched_setattr, 0, &own, 0);
 #else
-    return least;
+    (void)steps;
 #endif
+}
+
+/* No seat is taken any more: there are no units left for it. So many of those that were are settled; whether now all are. */
+static bool close_seats(crew *own, int settled)
+{
+    settled += atomic_exchange(&own->seats, 0);
+    return atomic_fetch_sub(&own->owed, settled) == settled;
 }
 
 static void *stay(void *argument)
 {
+    crew *own = argument;
     unsigned seen = 0;
-    int nice = niceness(0);
-    (void)argument;
+    int nicer = 0;
     for (;;) {
-        for (int spins = 0; spins < SPINS_FOR_WORK && atomic_load(&crew.calls) == seen; spins++)
-            rest(spins % 64, 63);
-        pthread_mutex_lock(&crew.door);
-        while (atomic_load(&crew.calls) == seen)
-            pthread_cond_wait(&crew.opened, &crew.door);
-        seen = atomic_load(&crew.calls);
-        pthread_mutex_unlock(&crew.door);
-        int seats = atomic_load(&crew.seats);
-        while (seats > 0 && !atomic_compare_exchange_weak(&crew.seats, &seats, seats - 1))
+        if (!own->waited_for)
+            for (int spins = 0; spins < SPINS_FOR_WORK && atomic_load(&own->calls) == seen; spins++)
+                rest(spins % 64, 63);
+        pthread_mutex_lock(&own->door);
+        while (atomic_load(&own->calls) == seen)
+            pthread_cond_wait(&own->opened, &own->door);
+        seen = atomic_load(&own->calls);
+        pthread_mutex_unlock(&own->door);
+        int seats = atomic_load(&own->seats);
+        while (seats > 0 && !atomic_compare_exchange_weak(&own->seats, &seats, seats - 1))
             ;
-        if (seats > 0) {
-            if (nice < atomic_load(&crew.nice))
-                nice = niceness(atomic_load(&crew.nice));
-            crew.work(crew.argument, seats);
-            atomic_fetch_add(&crew.left, 1);
+        if (seats <= 0)
+            continue;
+        if (nicer < own->nicer)
+            give_way(nicer = own->nicer);
+        own->work(own->argument, own->first + own->offered - seats);
+        if (close_seats(own, 1) && own->waited_for) {
+            pthread_mutex_lock(&own->door);
+            pthread_cond_signal(&own->ended);
+            pthread_mutex_unlock(&own->door);
         }
     }
     return NULL;
 }
 
+static void forget_threads_of(crew *own)
+{
+    pthread_mutex_init(&own->busy, NULL);
+    pthread_mutex_init(&own->door, NULL);
+    pthread_cond_init(&own->opened, NULL);
+    pthread_cond_init(&own->ended, NULL);
+    own->started = 0;
+    atomic_store(&own->seats, 0);
+    atomic_store(&own->owed, 0);
+}
+
 static void forget_threads(void)
 {
-    pthread_mutex_init(&crew.busy, NULL);
-    pthread_mutex_init(&crew.door, NULL);
-    pthread_cond_init(&crew.opened, NULL);
-    crew.started = 0;
-    atomic_store(&crew.seats, 0);
+    forget_threads_of(&crew_beside);
+    forget_threads_of(&crew_behind);
 }
 
 static __attribute__((constructor)) void watch_forks(void)
@@ -98,7 +149,7 @@ static __attribute__((constructor)) void watch_forks(void)
 }
 
 /* Signals are for the threads that the process had before. */
-static void start_threads(int count)
+static void start_threads(crew *own, int count)
 {
     sigset_t all, before;
     pthread_attr_t detached;
@@ -107,33 +158,67 @@ static void start_threads(int count)
     pthread_attr_init(&detached);
     pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
     pthread_t thread;
-    while (crew.started < count && pthread_create(&thread, &detached, stay, NULL) == 0)
-        crew.started++;
+    while (own->started < count && pthread_create(&thread, &detached, stay, own) == 0)
+        own->started++;
     pthread_attr_destroy(&detached);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
-/* Calls work(argument, thread) in this thread, as 0, and in up to `threads` - 1 others that come in time, as 1, 2, ... */
-static void work_together(work_of work, void *argument, int threads)
+/* Calls the crew, of which so many may take a seat. */
+static void open_door(crew *own, work_of work, void *argument, int seats, int nicer)
 {
-    const int most = (threads < MOST_THREADS ? threads : MOST_THREADS) - 1;
-    if (most < 1 || pthread_mutex_trylock(&crew.busy) != 0) {
+    own->work = work;
+    own->argument = argument;
+    own->offered = seats;
+    own->nicer = nicer;
+    atomic_store(&own->owed, seats);
+    atomic_store(&own->seats, seats);
+    pthread_mutex_lock(&own->door);
+    atomic_fetch_add(&own->calls, 1);
+    pthread_mutex_unlock(&own->door);
+    pthread_cond_broadcast(&own->opened);
+}
+
+static void work_beside(work_of work, void *argument, int helpers)
+{
+    crew *own = &crew_beside;
+    if (helpers < 1 || pthread_mutex_trylock(&own->busy) != 0) {
         work(argument, 0);
         return;
     }
-    start_threads(most);
-    crew.work = work;
-    crew.argument = argument;
-    atomic_store(&crew.left, 0);
-    atomic_store(&crew.nice, niceness(-20));
-    atomic_store(&crew.seats, most);
-    pthread_mutex_lock(&crew.door);
-    atomic_fetch_add(&crew.calls, 1);
-    pthread_mutex_unlock(&crew.door);
-    pthread_cond_broadcast(&crew.opened);
+    start_threads(own, helpers);
+    open_door(own, work, argument, helpers, 0);
     work(argument, 0);
-    const int entered = most - atomic_exchange(&crew.seats, 0);
-    for (int spins = 0; atomic_load(&crew.left) < entered; spins++)
+    bool ended = close_seats(own, 0);
+    for (int spins = 0; !ended && atomic_load(&own->owed) > 0; spins++)
         rest(spins, SPINS);
-    pthread_mutex_unlock(&crew.busy);
+    pthread_mutex_unlock(&own->busy);
+}
+
+static void work_behind(work_of work, void *argument, int threads, int nicer)
+{
+    crew *own = &crew_behind;
+    pthread_mutex_lock(&own->busy);
+    start_threads(own, threads);
+    if (own->started == 0)
+        work(argument, 0);
+    else {
+        open_door(own, work, argument, threads, nicer);
+        pthread_mutex_lock(&own->door);
+        while (atomic_load(&own->owed) > 0)
+            pthread_cond_wait(&own->ended, &own->door);
+        pthread_mutex_unlock(&own->door);
+    }
+    pthread_mutex_unlock(&own->busy);
+}
+
+/* Calls work(argument, thread) in up to `threads` threads, as 0, 1, ...: this one and others that come in time or, where it
+ * is to be done that much nicer, others alone. */
+static void work_together(work_of work, void *argument, int threads, int nicer)
+{
+    threads = threads < MOST_THREADS ? threads : MOST_THREADS;
+    if (nicer > 0 && HAS_NICE_THREADS)
+        work_behind(work, argument, threads > 1 ? threads : 1, nicer);
+    else
+        work_beside(work, argument, threads - 1);
 }

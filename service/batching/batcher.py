@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from models import Encoding
 from service.batching.capacity import Capacity
 from service.batching.jobs import Batch, Content, Contents, Encoded, Job, Kind, Outcome, Prepared, settle
-from service.batching.lanes import SMALL_ROWS, SMALL_TOKENS, Lane, LaneQueue, lane_of
-from service.batching.turns import Turns, give_way
+from service.batching.lanes import NICER, SMALL_ROWS, SMALL_TOKENS, Lane, LaneQueue, lane_of
+from service.batching.turns import Turns
 from service.batching.undecided import Undecided
 from service.errors import EncoderStopped, EncodingFailed
 from service.metrics import ModelMetrics
@@ -66,6 +66,9 @@ class Encoder(Protocol):
 
     def encode_text_alone(self, pieces: Sequence[int], *, alternatives: int = 0) -> Encoding:
         """Codes of one text, given as word pieces; called from another thread than the model's."""
+
+    def give_way(self, steps: int) -> None:
+        """Let all others go before the passes that the calling thread asks for from now on."""
 
 
 class Pace:
@@ -289,7 +292,7 @@ class Batcher:
     def _run(self, turns: Turns) -> None:
         """A worker: batch after batch until told to stop; however it ends, nobody is left waiting."""
         if Lane.SMALL not in turns.lanes:
-            give_way()
+            self._encoder.give_way(NICER)
         batch: Batch | None = None
         try:
             while self._wait(turns.lanes):

@@ -35,6 +35,9 @@ class Lane(StrEnum):
 # Of the model's time: what each lane has where both wait.
 SHARES = {Lane.SMALL: 3 / 4, Lane.BULK: 1 / 4}
 
+# Where they go side by side: by how many steps of niceness bulk gives way. It has a fifteenth of a core then.
+NICER = 12
+
 
 def lane_of(job: Job) -> Lane:
     """The lane of a job: of few rows, short together, or of a single one whatever its length; else that of bulk."""

@@ -5,10 +5,7 @@ Several processors let lanes go side by side, the system dividing between them; 
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import os
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,9 +15,6 @@ from service.batching.lanes import SHARES, Lane
 
 # What small requests may have beyond their share before bulk goes on: so that some at once do not wait for it.
 LEAD_S = 0.25
-
-# Steps of niceness: a thread has a fifteenth of a core beside one that is so much less nice.
-NICER = 12
 
 
 class Queue(Protocol):
@@ -87,14 +81,3 @@ class Turns:
         wanted = [lane for lane in self.lanes if waits[lane]] or self.lanes  # all callers may have left
         lane = min(wanted, key=lambda lane: self._had_s[lane] - (LEAD_S if lane is Lane.SMALL else 0.0))
         return next(iter(waits[lane] or self._waiting)), lane
-
-
-def give_way() -> None:
-    """Let the other threads of this process go before the calling one, and before those that it starts from now on.
-
-    Where the system has no such thing for a thread, they are as before.
-    """
-    if sys.platform == "linux":
-        thread = threading.get_native_id()
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICER)

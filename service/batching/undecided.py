@@ -11,11 +11,13 @@ import threading
 import time
 from collections.abc import Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Protocol, TypeAlias
 
 from models import Encoding
+from models.native.niceness import give_way
 from service.batching.jobs import Encoded, Job, settle
-from service.batching.turns import give_way
+from service.batching.lanes import NICER
 from service.errors import EncodingFailed
 from service.metrics import ModelMetrics
 
@@ -41,15 +43,14 @@ class Undecided:
     Args:
         encoder: The tokenizer.
         metrics: Where the paths on which rows were final are counted.
-        gives_way: Whether the thread gives way to the others, see `turns.give_way`.
+        gives_way: Whether the thread gives way to the others, see `niceness.give_way`.
     """
 
     def __init__(self, encoder: CanonicalEncoder, metrics: ModelMetrics, *, gives_way: bool) -> None:
         self._encoder = encoder
         self._metrics = metrics
-        self._thread = ThreadPoolExecutor(
-            1, thread_name_prefix="canonical", initializer=give_way if gives_way else None
-        )
+        begin = partial(give_way, NICER) if gives_way else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="canonical", initializer=begin)
         self._room = threading.Semaphore(ROOM)
 
     def decide(self, rows: Iterable[Row]) -> None:

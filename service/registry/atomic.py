@@ -190,7 +190,7 @@ class AtomicRecord:
         return found
 
     async def _recall(self, fields: Sequence[bytes]) -> list[bytes | None]:
-        keys = self._keys.forwards(fields)
+        keys = self._keys.forwards([field.lstrip(DEAD) for field in fields])
         (found,) = await self._history.read([("EVAL", _RECALL, len(fields), *keys, *fields)])
         return cast("list[bytes | None]", found)
 

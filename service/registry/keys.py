@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from zlib import crc32
 
-from service.registry.assignment import DEAD
 from service.semantic_id import CodeLayout, hash_prefix
 
 if TYPE_CHECKING:
@@ -60,10 +59,10 @@ class RecordKeys:
         """The bucket of an item."""
         return self.forward_bucket(crc32(item_id) % self.buckets)
 
-    def forwards(self, fields: Iterable[bytes]) -> list[bytes]:
-        """The bucket of each of many items, or of what is kept of it under another field."""
+    def forwards(self, item_ids: Iterable[bytes]) -> list[bytes]:
+        """The bucket of each of many items."""
         prefix, buckets = self._forward, self.buckets
-        return [prefix + b"%d" % (crc32(field.lstrip(DEAD)) % buckets) for field in fields]
+        return [prefix + b"%d" % (crc32(item_id) % buckets) for item_id in item_ids]
 
     def forward_bucket(self, number: int) -> bytes:
         """One of the buckets in which items stand, by its number from 0."""

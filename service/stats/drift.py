@@ -133,6 +133,10 @@ class WatchedEncoder:
         """See `Encoder.encode_text_alone`; counted when it was encoded in a batch."""
         return self._encoder.encode_text_alone(pieces, alternatives=alternatives)
 
+    def give_way(self, steps: int) -> None:
+        """See `Encoder.give_way`."""
+        self._encoder.give_way(steps)
+
     def _counted(self, encoding: Encoding, alternatives: int) -> Encoding:
         if not alternatives:  # whoever asks for them has encoded the same contents just before
             self._window.observe(encoding.quantization_error)

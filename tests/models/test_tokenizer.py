@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
+import sys
+import threading
 from dataclasses import replace
 
 import pytest
@@ -11,6 +14,7 @@ import torch
 
 from models import Tokenizer, load
 from models.checkpoint import DEFAULT_CHECKPOINT
+from models.native.niceness import behind
 from models.tokenizer import ErrorBounds
 
 
@@ -211,6 +215,29 @@ def test_the_quantization_error_is_the_squared_norm_of_what_no_level_took(make_p
 def test_embeddings_of_a_wrong_shape_or_not_finite_are_refused(embeddings, make_parts):
     with pytest.raises(ValueError, match="embedding"):
         Tokenizer("t", make_parts(), ErrorBounds()).encode(embeddings)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a niceness of their own on Linux alone")
+@pytest.mark.parametrize("texts_by", ["compiled passes", "torch"])
+def test_passes_give_way_and_their_thread_where_they_are_its_own(texts_by, shipped, make_parts):
+    # given
+    tokenizer = shipped if texts_by == "compiled passes" else Tokenizer("t", make_parts(), ErrorBounds())
+    if tokenizer is shipped and not shipped.text_encoder.is_compiled:
+        pytest.skip("no compiled pass for this processor")
+    found = []
+
+    def thread():
+        tokenizer.give_way(5)
+        found.append((behind(), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
+
+    # when
+    asking = threading.Thread(target=thread)
+    asking.start()
+    asking.join()
+    # then
+    niceness = os.getpriority(os.PRIO_PROCESS, 0)
+    assert found == [(5, niceness if texts_by == "compiled passes" else min(19, niceness + 5))]
+    assert behind() == 0
 
 
 def test_a_tokenizer_of_embeddings_refuses_texts(make_parts):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from models import Encoding, Precision
+from models.native.niceness import give_way
 from service.batching.batcher import Batcher
 from service.batching.capacity import Capacity
 from service.batching.jobs import Content, EncodedRow, Outcome
@@ -66,6 +67,9 @@ class LetterEncoder:
         measure = codes[:, 1].to(torch.float64)
         ranked = codes[:, 1:] + torch.arange(alternatives)
         return Encoding(codes, measure, measure / 2, torch.tensor([int(Precision.CANONICAL)]), ranked)
+
+    def give_way(self, steps: int) -> None:
+        give_way(steps)
 
     def encode(self, embeddings: torch.Tensor, *, alternatives: int = 0) -> Encoding:
         rows = embeddings.tolist()

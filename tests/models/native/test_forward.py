@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import subprocess
+import sys
 import threading
+import time
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +18,7 @@ import torch
 
 from models.native.forward import INTERFACE, CompiledBert, compiled_bert
 from models.native.libraries import open_library
+from models.native.niceness import send_behind
 from models.packed_bert import PackedBert
 from models.text_encoder import TextEncoder, TextEncoderConfig
 
@@ -119,7 +123,8 @@ def test_a_text_comes_to_the_same_bits_while_other_threads_embed_theirs(library,
     expected = forward(pieces)
     wrong = []
 
-    def embed(order):
+    def embed(order, behind):
+        send_behind(behind)
         for _ in range(4):
             found = forward([pieces[place] for place in order])
             wrong.extend(
@@ -128,13 +133,75 @@ def test_a_text_comes_to_the_same_bits_while_other_threads_embed_theirs(library,
 
     # when
     orders = [list(range(len(pieces))), list(reversed(range(len(pieces)))), [3]]
-    threads = [threading.Thread(target=embed, args=(order,)) for order in orders]
+    threads = [threading.Thread(target=embed, args=(order, behind)) for order in orders for behind in (0, 5)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     # then
     assert wrong == []
+
+
+def test_a_short_text_that_is_sent_behind_is_embedded_whoever_comes_in_time(library, text_encoder, pieces):
+    # given
+    forward = CompiledBert(library, text_encoder._model)
+    expected = forward(pieces[:1])
+    different = []
+
+    def embed():
+        send_behind(5)
+        different.extend(time for time in range(200) if not torch.equal(forward(pieces[:1]), expected))
+
+    # when
+    caller = threading.Thread(target=embed)
+    caller.start()
+    caller.join()
+    # then
+    assert different == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a niceness of their own on Linux alone")
+def test_what_is_sent_behind_is_done_by_threads_that_give_way(library, text_encoder, pieces):
+    # given
+    forward = CompiledBert(library, text_encoder._model)
+    niceness = os.getpriority(os.PRIO_PROCESS, os.getpid())
+    own, found, before = [], [], torch.get_num_threads()
+
+    def embed():
+        send_behind(5)
+        ticks = time.thread_time()
+        found.append(forward(pieces * 20))
+        own.append((os.getpriority(os.PRIO_PROCESS, threading.get_native_id()), time.thread_time() - ticks))
+
+    def giving_way():
+        return [task for task in tasks() if os.getpriority(os.PRIO_PROCESS, task) == min(19, niceness + 5)]
+
+    # when
+    torch.set_num_threads(3)
+    try:
+        caller = threading.Thread(target=embed)
+        started = sum(map(processor_s, giving_way()))
+        caller.start()
+        caller.join()
+        expected = forward(pieces * 20)
+    finally:
+        torch.set_num_threads(before)
+    # then
+    assert torch.equal(found[0], expected)
+    ((niceness_of_caller, seconds_of_caller),) = own
+    worked = sum(map(processor_s, giving_way())) - started
+    assert niceness_of_caller == niceness
+    assert worked > seconds_of_caller
+
+
+def tasks() -> list[int]:
+    """The threads of this process."""
+    return [int(task.name) for task in Path("/proc/self/task").iterdir()]
+
+
+def processor_s(task: int) -> float:
+    """Seconds of a processor that a thread has had."""
+    return int(Path(f"/proc/self/task/{task}/schedstat").read_text().split()[0]) / 1e9
 
 
 @pytest.mark.parametrize("width", [384, 768])

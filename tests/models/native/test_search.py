@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from models.errors import CheckpointError
 from models.exactness import self_test
 from models.ladder import ErrorBounds
 from models.native.libraries import open_library
+from models.native.niceness import send_behind
 from models.native.search import ANY_PROCESSOR, FASTEST, INTERFACE, CompiledSearch
 from models.quantizer import Codes, Quantization, search_table
 from models.residual import ResidualQuantizer
@@ -287,8 +289,9 @@ def test_threads_that_search_at_once_find_what_each_finds_alone(searching, gener
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     # when
+    behind = itertools.cycle([0, 5])
     try:
-        with ThreadPoolExecutor(6) as pool:
+        with ThreadPoolExecutor(6, initializer=lambda: send_behind(next(behind))) as pool:
             for _ in range(5):
                 together = [found.residuals for found in pool.map(quantizer._search, latents)]
                 # then
@@ -311,6 +314,8 @@ search = CompiledSearch(open_library(Path(sys.argv[1]), INTERFACE), codebooks, [
 
 FORKING = """
 import os
+from models.native.niceness import send_behind
+send_behind(int(sys.argv[2]))
 latents = torch.randn(6000, 48, dtype=torch.float64)
 torch.set_num_threads(3)
 found = search(latents)
@@ -331,9 +336,9 @@ time.sleep(0.2)
 """
 
 
-@pytest.mark.parametrize("what", [FORKING, ENDING], ids=["fork", "end"])
-def test_a_process_may_fork_after_a_search_and_end_within_one(library, what) -> None:
-    script = A_SEARCH + what
-    ended = subprocess.run([sys.executable, "-c", script, library._name], cwd=ROOT, check=False, timeout=60)
+@pytest.mark.parametrize(("what", "behind"), [(FORKING, 0), (FORKING, 5), (ENDING, 0)])
+def test_a_process_may_fork_after_a_search_and_end_within_one(library, what, behind) -> None:
+    command = [sys.executable, "-c", A_SEARCH + what, library._name, str(behind)]
+    ended = subprocess.run(command, cwd=ROOT, check=False, timeout=60)
 
     assert ended.returncode == 0

@@ -13,7 +13,7 @@ import pytest
 from models import Encoding
 from service.batching.batcher import TIMES_ALONE, Batcher
 from service.batching.capacity import Capacity
-from service.batching.turns import NICER
+from service.batching.lanes import NICER
 from tests.service.letters import LetterEncoder, batcher_of, queued, row_of, vector
 
 FEED = ["f" * 10] * 60
