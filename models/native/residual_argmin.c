@@ -10,6 +10,7 @@
  * Compiled without contraction (-ffp-contract=off): float64 sums are the same whatever the processor.
  */
 
+#define _GNU_SOURCE
 #include <float.h>
 #include <math.h>
 #include <stdatomic.h>

@@ -43,6 +43,8 @@ typedef struct {
     bool waited_for;   /* by a caller that sleeps */
     int nicer;         /* than the process, in this call */
     int started;       /* threads */
+    pthread_t threads[MOST_THREADS];
+    int off_core, kept_off; /* the core that so many of them are kept off, see `keep_off_this_core` */
     work_of work;
     void *argument;
 } crew;
@@ -132,7 +134,7 @@ static void forget_threads_of(crew *own)
     pthread_mutex_init(&own->door, NULL);
     pthread_cond_init(&own->opened, NULL);
     pthread_cond_init(&own->ended, NULL);
-    own->started = 0;
+    own->started = own->kept_off = 0;
     atomic_store(&own->seats, 0);
     atomic_store(&own->owed, 0);
 }
@@ -157,11 +159,31 @@ static void start_threads(crew *own, int count)
     pthread_sigmask(SIG_SETMASK, &all, &before);
     pthread_attr_init(&detached);
     pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
-    pthread_t thread;
-    while (own->started < count && pthread_create(&thread, &detached, stay, own) == 0)
+    while (own->started < count && pthread_create(&own->threads[own->started], &detached, stay, own) == 0)
         own->started++;
     pthread_attr_destroy(&detached);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+/* Helpers have any core but the caller's own: the system may wake one there, to wait for milliseconds while another core
+ * has nothing to do. */
+static void keep_off_this_core(crew *own)
+{
+#if defined(__linux__)
+    const int core = sched_getcpu();
+    cpu_set_t others;
+    if (core < 0 || (core == own->off_core && own->kept_off == own->started))
+        return;
+    if (sched_getaffinity(0, sizeof others, &others) != 0)
+        return;
+    CPU_CLR(core, &others);
+    for (int i = 0; CPU_COUNT(&others) > 0 && i < own->started; i++)
+        pthread_setaffinity_np(own->threads[i], sizeof others, &others);
+    own->off_core = core;
+    own->kept_off = own->started;
+#else
+    (void)own;
+#endif
 }
 
 /* Calls the crew, of which so many may take a seat. */
@@ -187,6 +209,7 @@ static void work_beside(work_of work, void *argument, int helpers)
         return;
     }
     start_threads(own, helpers);
+    keep_off_this_core(own);
     open_door(own, work, argument, helpers, 0);
     work(argument, 0);
     bool ended = close_seats(own, 0);
