@@ -153,7 +153,7 @@ class Tokenizer:
     def give_way(self, steps: int) -> None:
         """Let all others go before the forward passes that the calling thread asks for from now on, on processors.
 
-        Where texts are embedded by compiled passes, threads of their own make them and give way, and the calling one waits;
+        Where texts are embedded by compiled passes, other threads make them and give way, and the calling one waits;
         the little that is left to torch, it does as before. Else it gives way itself.
 
         Args:
