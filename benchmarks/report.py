@@ -85,7 +85,8 @@ def section(result: Mapping[str, Any]) -> str:
     told = ", ".join(f"{name} {value}" for name, value in arguments.items() if value is not None)
     measured = (
         f"`python -P benchmarks/{result['benchmark']}.py`, {result['date'][:10]}, commit {result['commit']}; {told}. "
-        f"Load of the machine at the end: {machine['load_1_5_15_min'][0]} on {machine['cores']} cores{shared(machine)}."
+        f"Load of the machine at the end: {machine['load_1_5_15_min'][0]} on {machine['cores']} cores "
+        f"({machine['processor']}){shared(machine)}."
     )
     parts = [
         f"## {HEADINGS[result['benchmark']]}",
