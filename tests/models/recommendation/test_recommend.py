@@ -106,9 +106,10 @@ def test_the_same_seed_gives_the_same_figures(measured) -> None:
 
 
 def test_the_encoder_of_the_paper_learns_too() -> None:
-    config = replace(CONFIG, shape=replace(SHAPE, looks_ahead=True))
+    longer = replace(CONFIG.training, steps=200)  # after 100 it depends on the processor
+    config = replace(CONFIG, shape=replace(SHAPE, looks_ahead=True), training=longer)
 
-    assert recommend(identified(), task(config), config)[1].test.recall[10] > 0.7  # .88 to .92, by the processor
+    assert recommend(identified(), task(config), config)[1].test.recall[10] > 0.9
 
 
 def test_a_training_that_diverges_says_so() -> None:
