@@ -51,26 +51,22 @@ INLINE void NAME(soften)(float *scores, int64_t length, float scale)
         _mm512_storeu_ps(scores + j, _mm512_mul_ps(_mm512_loadu_ps(scores + j), share));
 }
 
-/* One head's attention within one text; the contexts take the queries' place. Arrays (length, WIDTH) of this head. */
-static void NAME(attend)(int64_t length, int64_t size, float *queries, const float *keys, const float *values,
-                         float *turned)
+/* One head's attention within one text, of its queries from `from` to `to`; the contexts take their place. Arrays (length,
+ * WIDTH) of this head. */
+static void NAME(attend)(int64_t length, int64_t size, int64_t from, int64_t to, float *queries, const float *keys,
+                         const float *values, float *turned)
 {
     _Alignas(64) float scores[TILE * SCORES];
     const float scale = 1 / sqrtf((float)size);
     const int64_t groups = (length + PANEL - 1) / PANEL;
-    for (int64_t group = 0; group < groups; group++)
-        for (int64_t j = 0; j < PANEL; j++) {
-            float *to = turned + group * size * PANEL + j;
-            const float *key = keys + (group * PANEL + j) * WIDTH;
-            const bool there = group * PANEL + j < length;
-            for (int64_t i = 0; i < size; i++)
-                to[i * PANEL] = there ? key[i] : 0;
-        }
-    const int64_t blocks = (length + TILE - 1) / TILE;
+    for (int64_t j = 0; j < groups * PANEL; j += LANES)
+        for (int64_t i = 0; i < size; i += LANES)
+            turn(keys + j * WIDTH + i, WIDTH, length - j, turned + (j / PANEL * size + i) * PANEL + j % PANEL);
+    const int64_t blocks = (to - from + TILE - 1) / TILE;
     for (int64_t block = 0; block < blocks; block++) {
-        const int64_t from = length * block / blocks;
-        const int rows = (int)(length * (block + 1) / blocks - from);
-        float *own = queries + from * WIDTH;
+        const int64_t begin = from + (to - from) * block / blocks;
+        const int rows = (int)(from + (to - from) * (block + 1) / blocks - begin);
+        float *own = queries + begin * WIDTH;
         for (int64_t group = 0; group < groups; group++)
             NAME(score)(rows, size, own, turned + group * size * PANEL, scores + group * PANEL);
         for (int i = 0; i < rows; i++)
@@ -90,102 +86,127 @@ INLINE void NAME(cut_rows)(stage *own, int16_t *cut, int64_t rows, const float *
             scale[row] = NAME(cut)(numbers + row * WIDTH, cut + row * WIDTH);
 }
 
-/* One share, texts from `first` to `last` that begin at `start`; stages are none for a thread that is alone. */
-static void NAME(embed_share)(const request *asked, int64_t first, int64_t last, int64_t start, int64_t rows, float *room,
-                              stage *own, bool leads)
+/* A stage: layer norm of rows, which are cut where there is a place. */
+INLINE void NAME(normalize_rows)(stage *own, const place *at, const float *norm)
 {
-    const packed_bert *bert = asked->bert;
-    const int64_t panels = WIDTH / PANEL, square = WIDTH * WIDTH, head = WIDTH / bert->heads;
-    float *x = room, *query = x + rows * WIDTH, *key = query + rows * WIDTH, *value = key + rows * WIDTH;
-    float *inner = value + rows * WIDTH;
-    /* Cut rows, and of each row its scale: of one square's width, or of the four between up and down. */
-    int16_t *cut = asked->cuts ? (int16_t *)(inner + 4 * rows * WIDTH) : NULL;
-    float *scale = inner + 6 * rows * WIDTH;
+    EACH_RANGE(own, at->rows, 16)
+        for (int64_t row = from; row < to; row++) {
+            NAME(normalize)(at->x + row * WIDTH, norm, at->asked->bert->epsilon);
+            if (at->cut)
+                at->scale[row] = NAME(cut)(at->x + row * WIDTH, at->cut + row * WIDTH);
+        }
+}
+
+/* Rows before the first layer. */
+static stage *NAME(begin)(const place *at, stage *own)
+{
+    const request *asked = at->asked;
+    EACH_RANGE(own, at->rows, 16)
+        for (int64_t text = at->first, row = -at->from; text < at->last; row += asked->lengths[text++])
+            for (int64_t i = row < from ? from - row : 0; i < asked->lengths[text] && row + i < to; i++) {
+                float *x = at->x + (row + i) * WIDTH;
+                NAME(look_up)(asked->bert, asked->pieces[at->start + at->from + row + i], i, x);
+                if (at->cut)
+                    at->scale[row + i] = NAME(cut)(x, at->cut + (row + i) * WIDTH);
+            }
+    return after(own);
+}
+
+/* A layer's first step: query, key and value of rows. */
+static stage *NAME(project)(const place *at, int64_t layer, stage *own)
+{
+    const packed_bert *bert = at->asked->bert;
+    const int64_t squares = layer * SQUARES;
+    const float *vectors = bert->vectors + layer * VECTORS * WIDTH;
+    float *query = at->query + at->from * WIDTH;
+    EACH_RANGE(own, 3 * WIDTH / PANEL, 3)
+        if (at->cut)
+            NAME(cut_products)(NAME(cut_plain), bert->cut_weights + squares * WIDTH * WIDTH, bert->scales + squares * WIDTH,
+                               from, to, at->rows, at->cut, at->scale, query, at->all, vectors);
+        else
+            NAME(products)(NAME(plain), bert->weights + squares * WIDTH * WIDTH, from, to, at->rows, at->x, query, at->all,
+                           vectors);
+    return after(own);
+}
+
+/* Attention of rows, in the place of their queries. */
+static stage *NAME(attend_rows)(const place *at, stage *own)
+{
+    const request *asked = at->asked;
+    const int64_t head = WIDTH / asked->bert->heads, square = at->all * WIDTH, end = at->from + at->rows;
     _Alignas(64) float turned[MOST_TOKENS * MOST_HEAD];
-    EACH_RANGE(own, rows, 16)
-        for (int64_t text = first, row = 0; text < last; row += asked->lengths[text++])
-            for (int64_t place = 0; place < asked->lengths[text]; place++)
-                if (row + place >= from && row + place < to) {
-                    NAME(look_up)(bert, asked->pieces[start + row + place], place, x + (row + place) * WIDTH);
-                    if (cut)
-                        scale[row + place] = NAME(cut)(x + (row + place) * WIDTH, cut + (row + place) * WIDTH);
-                }
-    for (int64_t layer = 0; layer < bert->layers; layer++) {
-        const float *weights = bert->weights + layer * SQUARES * square, *vectors = bert->vectors + layer * VECTORS * WIDTH;
-        const int16_t *cut_weights = bert->cut_weights + layer * SQUARES * square;
-        const float *scales = bert->scales + layer * SQUARES * WIDTH;
-        own = after(own);
-        EACH_RANGE(own, 3 * panels, 3)
-            if (cut)
-                NAME(cut_products)(NAME(cut_plain), cut_weights, scales, from, to, rows, cut, scale, query, vectors);
-            else
-                NAME(products)(NAME(plain), weights, from, to, rows, x, query, vectors);
-        own = after(own);
-        EACH_RANGE(own, bert->heads, 1)
-            for (int64_t h = from; h < to; h++)
-                for (int64_t text = first, at = 0; text < last; at += asked->lengths[text++]) {
-                    const int64_t begin = at * WIDTH + h * head;
-                    NAME(attend)(asked->lengths[text], head, query + begin, key + begin, value + begin, turned);
-                }
-        NAME(cut_rows)(own = after(own), cut, rows, query, scale);
-        own = after(own);
-        EACH_RANGE(own, panels, 2)
-            if (cut)
-                NAME(cut_products)(NAME(cut_adding), cut_weights + 3 * square, scales + 3 * WIDTH, from, to, rows, cut,
-                                   scale, x, vectors + BIAS_ATTENDED * WIDTH);
-            else
-                NAME(products)(NAME(adding), weights + 3 * square, from, to, rows, query, x,
-                               vectors + BIAS_ATTENDED * WIDTH);
-        own = after(own);
-        EACH_RANGE(own, rows, 16)
-            for (int64_t row = from; row < to; row++) {
-                NAME(normalize)(x + row * WIDTH, vectors + NORM_ATTENDED * WIDTH, bert->epsilon);
-                if (cut)
-                    scale[row] = NAME(cut)(x + row * WIDTH, cut + row * WIDTH);
+    EACH_RANGE(own, asked->bert->heads, 1)
+        for (int64_t h = from; h < to; h++)
+            for (int64_t text = at->first, row = 0; text < at->last && row < end; row += asked->lengths[text++]) {
+                const int64_t length = asked->lengths[text];
+                const int64_t begin = row < at->from ? at->from - row : 0, stop = row + length > end ? end - row : length;
+                float *query = at->query + row * WIDTH + h * head;
+                if (begin < stop)
+                    NAME(attend)(length, head, begin, stop, query, query + square, query + 2 * square, turned);
             }
-        own = after(own);
-        EACH_RANGE(own, 4 * panels, 4)
-            if (cut)
-                NAME(cut_products)(NAME(cut_gelu), cut_weights + 4 * square, scales + 4 * WIDTH, from, to, rows, cut, scale,
-                                   inner, vectors + BIAS_UP * WIDTH);
+    return after(own);
+}
+
+/* What a layer does with rows behind their attention. */
+static stage *NAME(transform)(const place *at, int64_t layer, stage *own)
+{
+    const packed_bert *bert = at->asked->bert;
+    const int64_t panels = WIDTH / PANEL, square = WIDTH * WIDTH, rows = at->rows;
+    const float *weights = bert->weights + layer * SQUARES * square, *vectors = bert->vectors + layer * VECTORS * WIDTH;
+    const int16_t *cut_weights = bert->cut_weights + layer * SQUARES * square;
+    const float *scales = bert->scales + layer * SQUARES * WIDTH, *context = at->query + at->from * WIDTH;
+    NAME(cut_rows)(own, at->cut, rows, context, at->scale);
+    own = after(own);
+    EACH_RANGE(own, panels, 2)
+        if (at->cut)
+            NAME(cut_products)(NAME(cut_adding), cut_weights + 3 * square, scales + 3 * WIDTH, from, to, rows, at->cut,
+                               at->scale, at->x, rows, vectors + BIAS_ATTENDED * WIDTH);
+        else
+            NAME(products)(NAME(adding), weights + 3 * square, from, to, rows, context, at->x, rows,
+                           vectors + BIAS_ATTENDED * WIDTH);
+    own = after(own);
+    NAME(normalize_rows)(own, at, vectors + NORM_ATTENDED * WIDTH);
+    own = after(own);
+    EACH_RANGE(own, 4 * panels, 4)
+        if (at->cut)
+            NAME(cut_products)(NAME(cut_gelu), cut_weights + 4 * square, scales + 4 * WIDTH, from, to, rows, at->cut,
+                               at->scale, at->inner, rows, vectors + BIAS_UP * WIDTH);
+        else
+            NAME(products)(NAME(gelu), weights + 4 * square, from, to, rows, at->x, at->inner, rows,
+                           vectors + BIAS_UP * WIDTH);
+    own = after(own);
+    NAME(cut_rows)(own, at->cut, 4 * rows, at->inner, at->scale);
+    own = after(own);
+    EACH_RANGE(own, panels, 2)
+        for (int64_t s = 0; s < 4; s++) {
+            const float *bias = s == 0 ? vectors + BIAS_DOWN * WIDTH : NULL;
+            if (at->cut)
+                NAME(cut_products)(NAME(cut_adding), cut_weights + (8 + s) * square, scales + (8 + s) * WIDTH, from, to, rows,
+                                   at->cut + s * rows * WIDTH, at->scale + s * rows, at->x, rows, bias);
             else
-                NAME(products)(NAME(gelu), weights + 4 * square, from, to, rows, x, inner, vectors + BIAS_UP * WIDTH);
-        NAME(cut_rows)(own = after(own), cut, 4 * rows, inner, scale);
-        own = after(own);
-        EACH_RANGE(own, panels, 2)
-            for (int64_t s = 0; s < 4; s++) {
-                const float *down = weights + (8 + s) * square, *bias = s == 0 ? vectors + BIAS_DOWN * WIDTH : NULL;
-                if (cut) {
-                    NAME(cut_products)(NAME(cut_adding), cut_weights + (8 + s) * square, scales + (8 + s) * WIDTH, from, to,
-                                       rows, cut + s * rows * WIDTH, scale + s * rows, x, bias);
-                    continue;
-                }
-                for (int64_t panel = from; panel < to; panel++)
-                    NAME(multiply)(NAME(adding), rows, inner + s * rows * WIDTH, down + panel * WIDTH * PANEL,
-                                   x + panel * PANEL, bias ? bias + panel * PANEL : NULL,
-                                   down + (panel + 1) * WIDTH * PANEL);
-            }
-        own = after(own);
-        EACH_RANGE(own, rows, 16)
-            for (int64_t row = from; row < to; row++) {
-                NAME(normalize)(x + row * WIDTH, vectors + NORM * WIDTH, bert->epsilon);
-                if (cut)
-                    scale[row] = NAME(cut)(x + row * WIDTH, cut + row * WIDTH);
-            }
-    }
-    if (!leads)
-        return;
-    for (int64_t text = first, at = 0; text < last; at += asked->lengths[text++]) {
-        float *pooled = asked->embeddings + text * WIDTH, *own = x + at * WIDTH;
-        memcpy(pooled, own, WIDTH * sizeof(float));
-        if (bert->pools_mean) {
+                NAME(products)(NAME(adding), weights + (8 + s) * square, from, to, rows, at->inner + s * rows * WIDTH, at->x,
+                               rows, bias);
+        }
+    own = after(own);
+    NAME(normalize_rows)(own, at, vectors + NORM * WIDTH);
+    return after(own);
+}
+
+/* The embeddings of a share's texts, whose last rows are at `x`. */
+static void NAME(pool)(const place *at, const float *x)
+{
+    const request *asked = at->asked;
+    for (int64_t text = at->first; text < at->last; x += WIDTH * asked->lengths[text++]) {
+        float *pooled = asked->embeddings + text * WIDTH;
+        memcpy(pooled, x, WIDTH * sizeof(float));
+        if (asked->bert->pools_mean) {
             for (int64_t row = 1; row < asked->lengths[text]; row++)
                 for (int64_t i = 0; i < WIDTH; i++)
-                    pooled[i] += own[row * WIDTH + i];
+                    pooled[i] += x[row * WIDTH + i];
             for (int64_t i = 0; i < WIDTH; i++)
                 pooled[i] /= (float)asked->lengths[text];
         }
-        if (bert->normalizes) {
+        if (asked->bert->normalizes) {
             double squares = 0;
             for (int64_t i = 0; i < WIDTH; i++)
                 squares += (double)pooled[i] * pooled[i];
@@ -196,7 +217,43 @@ static void NAME(embed_share)(const request *asked, int64_t first, int64_t last,
     }
 }
 
-/* A thread's work: its part of the one share, or share after share. */
+/* All layers of a share: alone, or together by stages. */
+static void NAME(embed_share)(const place *at, stage *own)
+{
+    own = NAME(begin)(at, own);
+    for (int64_t layer = 0; layer < at->asked->bert->layers; layer++) {
+        own = NAME(project)(at, layer, own);
+        own = NAME(attend_rows)(at, own);
+        own = NAME(transform)(at, layer, own);
+    }
+}
+
+/* The same together by parts, of which this thread takes the one of its number if nobody was faster. */
+static void NAME(embed_parts)(const place *share, part *parts, int count, int thread)
+{
+    const request *asked = share->asked;
+    for (int step, next = thread; (next = next_part(parts, count, next, 2 * (int)asked->bert->layers, &step)) >= 0;) {
+        const int64_t from = share->rows * next / count, to = share->rows * (next + 1) / count;
+        const place at = {.asked = asked, .first = share->first, .last = share->last, .start = share->start,
+                          .all = share->all, .from = from, .rows = to - from, .x = share->x + from * WIDTH,
+                          .query = share->query, .inner = share->inner + 4 * from * WIDTH,
+                          .scale = share->scale + 4 * from,
+                          .cut = share->cut ? share->cut + 4 * from * WIDTH : NULL};
+        const int64_t layer = step / 2;
+        if (step == 0)
+            NAME(begin)(&at, NULL);
+        if (step % 2 == 0)
+            NAME(project)(&at, layer, NULL);
+        else {
+            NAME(attend_rows)(&at, NULL);
+            atomic_store_explicit(&parts[next].attended, (int)layer + 1, memory_order_release);
+            NAME(transform)(&at, layer, NULL);
+        }
+        atomic_store_explicit(&parts[next].done, step + 1, memory_order_release);
+    }
+}
+
+/* A thread's work: a part of the one share, or share after share. */
 static void NAME(embed)(request *asked, int thread)
 {
     float *room = asked->together ? asked->room : asked->room + thread * asked->room_each;
@@ -206,7 +263,16 @@ static void NAME(embed)(request *asked, int thread)
         while (last < asked->texts && rows + asked->lengths[last] <= asked->rows)
             rows += asked->lengths[last++];
         if (share == mine) {
-            NAME(embed_share)(asked, first, last, start, rows, room, asked->stages, thread == 0 || !asked->together);
+            const place at = {.asked = asked, .first = first, .last = last, .start = start, .all = rows, .rows = rows,
+                              .x = room, .query = room + rows * WIDTH, .inner = room + 4 * rows * WIDTH,
+                              .scale = room + 10 * rows * WIDTH,
+                              .cut = asked->cuts ? (int16_t *)(room + 8 * rows * WIDTH) : NULL};
+            if (asked->parts)
+                NAME(embed_parts)(&at, asked->parts, asked->threads, thread);
+            else
+                NAME(embed_share)(&at, asked->stages);
+            if (thread == 0 || !asked->together)
+                NAME(pool)(&at, at.x);
             mine = asked->together ? -1 : atomic_fetch_add(&asked->next_share, 1);
         }
         first = last;

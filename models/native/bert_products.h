@@ -57,6 +57,38 @@ INLINE void finish(float *to, __m512 sum, const float *bias, const int at, const
     _mm512_storeu_ps(to, sum);
 }
 
+/* Turns 16 rows, as far as they are there (else 0), of 16 numbers: to (16, of PANEL). */
+INLINE void turn(const float *rows, int64_t stride, int64_t there, float *to)
+{
+    __m512 a[LANES], b[LANES];
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++)
+        a[i] = i < there ? _mm512_loadu_ps(rows + i * stride) : _mm512_setzero_ps();
+#pragma GCC unroll 8
+    for (int i = 0; i < LANES; i += 2) {
+        b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+    }
+    /* a[4 g + i]: of rows 4 g to 4 g + 3, in each quarter q number 4 q + i. */
+#pragma GCC unroll 4
+    for (int i = 0; i < LANES; i += 4) {
+        a[i] = _mm512_shuffle_ps(b[i], b[i + 2], 0x44);
+        a[i + 1] = _mm512_shuffle_ps(b[i], b[i + 2], 0xee);
+        a[i + 2] = _mm512_shuffle_ps(b[i + 1], b[i + 3], 0x44);
+        a[i + 3] = _mm512_shuffle_ps(b[i + 1], b[i + 3], 0xee);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        const __m512 even = _mm512_shuffle_f32x4(a[i], a[i + 4], 0x88), odd = _mm512_shuffle_f32x4(a[i], a[i + 4], 0xdd);
+        const __m512 even2 = _mm512_shuffle_f32x4(a[i + 8], a[i + 12], 0x88);
+        const __m512 odd2 = _mm512_shuffle_f32x4(a[i + 8], a[i + 12], 0xdd);
+        _mm512_storeu_ps(to + i * PANEL, _mm512_shuffle_f32x4(even, even2, 0x88));
+        _mm512_storeu_ps(to + (i + 4) * PANEL, _mm512_shuffle_f32x4(odd, odd2, 0x88));
+        _mm512_storeu_ps(to + (i + 8) * PANEL, _mm512_shuffle_f32x4(even, even2, 0xdd));
+        _mm512_storeu_ps(to + (i + 12) * PANEL, _mm512_shuffle_f32x4(odd, odd2, 0xdd));
+    }
+}
+
 #endif
 
 /* c (rows, 32) = a (rows, depth) b (depth, 32), of rows that the compiler knows.
@@ -206,22 +238,22 @@ INLINE void NAME(multiply)(NAME(square_tile) tile, int64_t rows, const float *a,
     }
 }
 
-/* What one stage of a layer does with its squares: products with panels from `from` to `to` of all of them. */
+/* Products with panels from `from` to `to` of some squares: c, (apart, WIDTH) of each square, from a (rows, WIDTH). */
 INLINE void NAME(products)(NAME(square_tile) tile, const float *weights, int64_t from, int64_t to, int64_t rows,
-                           const float *a, float *c, const float *bias)
+                           const float *a, float *c, int64_t apart, const float *bias)
 {
     for (int64_t panel = from; panel < to; panel++) {
         const int64_t square = panel / (WIDTH / PANEL), column = panel % (WIDTH / PANEL) * PANEL;
         const float *of_panel = weights + panel * WIDTH * PANEL;
-        NAME(multiply)(tile, rows, a, of_panel, c + square * rows * WIDTH + column, bias + square * WIDTH + column,
+        NAME(multiply)(tile, rows, a, of_panel, c + square * apart * WIDTH + column, bias ? bias + panel * PANEL : NULL,
                        of_panel + WIDTH * PANEL);
     }
 }
 
-/* Panels from `from` to `to` of some squares, cut to int16: c from rows that are cut too, (rows, WIDTH) of each square. */
+/* The same of squares that are cut to int16, from rows that are cut too. */
 INLINE void NAME(cut_products)(NAME(cut_square_tile) tile, const int16_t *weights, const float *scales, int64_t from,
                                int64_t to, int64_t rows, const int16_t *a, const float *of_rows, float *c,
-                               const float *bias)
+                               int64_t apart, const float *bias)
 {
     const int64_t blocks = (rows + TILE - 1) / TILE;
     for (int64_t panel = from; panel < to; panel++) {
@@ -231,7 +263,7 @@ INLINE void NAME(cut_products)(NAME(cut_square_tile) tile, const int16_t *weight
         for (int64_t block = 0; block < blocks; block++) {
             const int64_t first = rows * block / blocks, last = rows * (block + 1) / blocks;
             tile((int)(last - first), (const int32_t *)(a + first * WIDTH), of_panel,
-                 c + square * rows * WIDTH + first * WIDTH + column, of_rows + first, scales + panel * PANEL,
+                 c + (square * apart + first) * WIDTH + column, of_rows + first, scales + panel * PANEL,
                  bias ? bias + panel * PANEL : NULL, ahead + (block == 1 ? WIDTH * 32 : 0));
         }
     }

@@ -13,7 +13,7 @@
  * else stays float32. An embedding errs by 5e-4 then; bfloat16 makes it ten times as much.
  *
  * A batch is worked on in shares of whole texts, each at most `rows` word pieces (a longer text is a share alone). Several
- * shares are spread over the threads; the panels, heads and rows of a single one are.
+ * shares are spread over the threads; how a single one is stands in bert_schedule.h.
  */
 
 #define _GNU_SOURCE
@@ -30,7 +30,6 @@
 #define MOST_HEAD 64
 #define PANEL 32
 #define SQUARES 12
-#define STAGES 9 /* of a layer */
 /* Norm, in whole numbers, of what is cut to int16: no sum of products leaves int32, by Cauchy and Schwarz. */
 #define CUT_NORM 46000
 
@@ -41,6 +40,7 @@ const int32_t packed_bert_version = 3;
 #include <sys/mman.h>
 
 #include "threads.h"
+#include "bert_schedule.h"
 
 typedef struct {
     int64_t width, layers, heads;
@@ -56,12 +56,6 @@ typedef struct {
 
 enum { BIAS_ATTENDED = 3, BIAS_UP = 4, BIAS_DOWN = 8, NORM_ATTENDED = 9, NORM = 11, VECTORS = 13 };
 
-/* A stage of one share that threads work on together: its units are taken one by one, so a thread that the system has
- * not woken yet keeps nobody waiting. */
-typedef struct {
-    _Alignas(64) atomic_int taken, done;
-} stage;
-
 typedef struct {
     const packed_bert *bert;
     const int64_t *pieces, *lengths; /* word pieces one after another, and how many each text has */
@@ -71,39 +65,23 @@ typedef struct {
     int64_t room_each, rows;
     bool together; /* all threads at one share */
     bool cuts;     /* multiplies in int16 */
+    int threads;
     atomic_long next_share;
-    stage *stages;
+    stage *stages; /* where threads are together: these, */
+    part *parts;   /* or these, one for each thread */
 } request;
 
-/* The next unit of a stage for this thread; -1 once all units are done, by whomever. */
-static int64_t next_unit(stage *own, int units, int64_t finished)
-{
-    if (finished >= 0)
-        atomic_fetch_add_explicit(&own->done, 1, memory_order_release);
-    const int unit = atomic_load_explicit(&own->taken, memory_order_relaxed) < units
-                         ? atomic_fetch_add_explicit(&own->taken, 1, memory_order_relaxed)
-                         : units;
-    if (unit < units)
-        return unit;
-    for (int spins = 0; atomic_load_explicit(&own->done, memory_order_acquire) < units; spins++)
-        rest(spins, SPINS);
-    return -1;
-}
+/* Where rows of a share are worked on. Query, key and value are the whole share's, as a row's attention takes in the keys
+ * of others; all else is of these rows alone. */
+typedef struct {
+    const request *asked;
+    int64_t first, last, start;       /* the share's texts, and where the word pieces of the first one begin */
+    int64_t all, from, rows;          /* rows of the share; the first of these, and how many they are */
+    float *x, *query, *inner, *scale; /* (rows, D), (3, all, D), (4, rows, D), (4, rows) */
+    int16_t *cut;                     /* (4, rows, D); or none */
+} place;
 
-static stage *after(stage *own)
-{
-    return own ? own + 1 : NULL;
-}
-
-/* For each range of `count` things in units of `each`, from `from` to `to`: one range of all where a thread is alone. */
-#define EACH_RANGE(own, count, each)                                                                                  \
-    for (int64_t of_one = (own) ? (each) : (count), units = ((count) + of_one - 1) / of_one,                          \
-                 unit = (own) ? next_unit(own, (int)units, -1) : 0, from, to;                                         \
-         unit >= 0 && (from = unit * of_one, to = from + of_one < (count) ? from + of_one : (count), true);           \
-         unit = (own) ? next_unit(own, (int)units, unit) : -1)
-
-/* Floats that a share of so many rows is worked on in: x, query, key, value, and four squares' width between up and down,
- * which take half of that again where they are cut; and scales. */
+/* Floats that a share of so many rows is worked on in, see `place`. */
 static int64_t room_of(int64_t width, int64_t rows)
 {
     return (10 * width + 16) * rows;
@@ -244,15 +222,20 @@ bool packed_bert_embed(const packed_bert *bert, const int64_t *pieces, const int
         total += lengths[text];
     request asked = {.bert = bert, .pieces = pieces, .lengths = lengths, .texts = texts, .embeddings = embeddings,
                      .room = room, .room_each = room_of(bert->width, longest > rows ? longest : rows), .rows = rows,
-                     .together = total <= rows || texts == 1, .cuts = cuts != 0};
+                     .together = total <= rows || texts == 1, .cuts = cuts != 0, .threads = threads};
+    void *schedule = NULL;
     if (threads > 1 && asked.together) {
-        asked.stages = aligned_alloc(sizeof(stage), (size_t)(STAGES * bert->layers + 1) * sizeof(stage));
-        if (!asked.stages)
+        const bool parts = total >= (int64_t)threads * FEWEST_ROWS;
+        const size_t bytes = parts ? (size_t)threads * sizeof(part) : (size_t)(STAGES * bert->layers + 1) * sizeof(stage);
+        schedule = aligned_alloc(sizeof(stage), bytes);
+        if (!schedule)
             return false;
-        memset(asked.stages, 0, (size_t)(STAGES * bert->layers + 1) * sizeof(stage));
+        memset(schedule, 0, bytes);
+        asked.parts = parts ? schedule : NULL;
+        asked.stages = parts ? NULL : schedule;
     }
     work_together(embed, &asked, threads, nicer);
-    free(asked.stages);
+    free(schedule);
     return true;
 }
 
