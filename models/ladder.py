@@ -95,12 +95,12 @@ class Rung(NamedTuple):
     Attributes:
         precision: Which.
         encode: Rows (n,) int64 -> their encoding, and what (n,) each latent may be off by before a code changes.
-        bound: (B,) float64, what the path may be off by, of all rows.
+        bound: What the path may be off by.
     """
 
     precision: Precision
     encode: Callable[[Tensor], tuple[Encoding, Tensor]]
-    bound: Tensor
+    bound: float
 
 
 def climb(
@@ -123,11 +123,10 @@ def climb(
         tried, certain = rung.encode(undecided)
         tried.precision.fill_(rung.precision)
         if encoding is None:
-            encoding, bound = tried, rung.bound
+            encoding = tried
         else:
             _put(encoding, undecided, tried)
-            bound = rung.bound[undecided]
-        final = certain > bound
+        final = certain > rung.bound
         if bool(final.all()):
             return encoding
         undecided = undecided[~final]

@@ -178,7 +178,7 @@ class Tokenizer:
         self._check_shape(embeddings)
 
         def rung(
-            precision: Precision, network: Callable[[Tensor], Tensor], dtype: torch.dtype, bound: float | None
+            precision: Precision, network: Callable[[Tensor], Tensor], dtype: torch.dtype, bound: float
         ) -> Rung:
             def encode(rows: Tensor) -> tuple[Encoding, Tensor]:
                 some = embeddings if len(rows) == len(embeddings) else embeddings[rows]
@@ -191,7 +191,7 @@ class Tokenizer:
                     _check_finite(some)
                 return encoding, certain
 
-            return Rung(precision, encode, torch.full((len(embeddings),), bound or 0.0, dtype=torch.float64))
+            return Rung(precision, encode, bound)
 
         rungs = [rung(Precision.FLOAT64, self._network, torch.float64, self.bounds.embedding)]
         # Numbers of more digits would lose some in float32 before anything is computed.
@@ -233,7 +233,7 @@ class Tokenizer:
                 latents = self._network(embeddings.to(torch.float64))
                 return _joined([_searched(self._quantizer, latents, alternatives)])
 
-            return Rung(precision, encode, torch.full((len(distinct),), bound, dtype=torch.float64))
+            return Rung(precision, encode, bound)
 
         rungs = [rung(Precision.FLOAT32, torch.float32, self.bounds.text)]
         if self.bounds.text_int16 is not None:
@@ -252,7 +252,7 @@ class Tokenizer:
                 if leave_undecided
                 else lambda row: self._canonical(text_encoder.embed_exactly(distinct[row]), alternatives),
             )
-        return Encoding(*(tensor[place] for tensor in encoding))
+        return encoding if len(distinct) == len(place) else Encoding(*(tensor[place] for tensor in encoding))
 
     @torch.inference_mode()
     def encode_text_alone(self, pieces: WordPieces, *, alternatives: int = 0) -> Encoding:

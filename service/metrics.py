@@ -319,5 +319,7 @@ class ModelMetrics:
         """Count rows by the path (rows,) int64 that each was final on."""
         counts = precision.bincount(minlength=len(Precision)).tolist()
         for counter, count in zip(self.final, counts[: len(self.final)], strict=True):
-            counter.inc(count)
-        self.recomputed.inc(counts[Precision.CANONICAL])
+            if count:
+                counter.inc(count)
+        if counts[Precision.CANONICAL]:
+            self.recomputed.inc(counts[Precision.CANONICAL])

@@ -69,7 +69,7 @@ def test_rows_go_on_together_and_each_is_final_on_the_first_path_without_doubt()
             certain = torch.tensor(margins[precision], dtype=torch.float64)[rows]
             return rows_of(*(10 * precision + rows).tolist(), margin=float(precision)), certain
 
-        return Rung(precision, encode, torch.full((6,), bound, dtype=torch.float64))
+        return Rung(precision, encode, bound)
 
     # when
     alone: list[int] = []
