@@ -21,6 +21,10 @@ class Novelty:
         """Whether nearly all were."""
         return self._shares.get(record, 0.0) > EXPECTED_SHARE
 
+    def unlikely(self, record: Record) -> bool:
+        """Whether hardly any were."""
+        return self._shares.get(record, 1.0) < 1 - EXPECTED_SHARE
+
     def saw(self, record: Record, share: float) -> None:
         """Learn of a request: the share of its contents that had to be encoded."""
         before = self._shares.get(record, 0.0)

@@ -20,14 +20,13 @@ from numpy.typing import NDArray
 
 from service.bodies import Allowance
 from service.bulk.arrow_messages import messages, read_batch, read_schema
-from service.bulk.columns import ROWS_ON_THE_LOOP, AnswerColumns, EmbeddingColumn, ItemColumns, Places
+from service.bulk.columns import ROWS_ON_THE_LOOP, TEXTS_AT_ONCE, AnswerColumns, EmbeddingColumn, ItemColumns, Places
 from service.content import MAX_ITEM_ID_BYTES, ItemReader, digests_of
 from service.errors import BrokenStream, InvalidItemId, ItemError, MalformedRequest, SemidError
 from service.quoting import bare, listed
 
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
-TEXTS_PER_GROUP = 1024  # some seconds of a processor's time
-EMBEDDINGS_PER_GROUP = 4096  # the more, the more of them share a prefix, which costs the registry less
+ROWS_AT_ONCE = 4096  # the more, the less each costs, and the more embeddings share a prefix in the registry
 
 _DISPLAY = "display"
 _END = b"\xff\xff\xff\xff\0\0\0\0"
@@ -66,15 +65,24 @@ class ArrowStream:
         levels: L.
         origin: Whose IDs these are.
         max_batch_bytes: Of one record batch.
+        knows: Whether what comes is known, most likely, and takes no time of the model.
     """
 
     media_type = MEDIA_TYPE
     ahead_bytes = 0
 
     def __init__(
-        self, use_case: UseCase, reader: ItemReader, levels: int, origin: Mapping[str, str], *, max_batch_bytes: int
+        self,
+        use_case: UseCase,
+        reader: ItemReader,
+        levels: int,
+        origin: Mapping[str, str],
+        *,
+        max_batch_bytes: int,
+        knows: Callable[[], Awaitable[bool]],
     ) -> None:
         self._use_case = use_case
+        self._knows = knows
         self._reader = reader
         self._schema = answer_schema(levels, origin)
         self._max_batch_bytes = max_batch_bytes
@@ -93,17 +101,20 @@ class ArrowStream:
         """
         schema = None
         async for message in messages(chunks, allowance, self._max_batch_bytes):
-            size, slices = len(message), deque[pa.RecordBatch]()
+            size, rest = len(message), deque[pa.RecordBatch]()
             if schema is None:
                 schema = read_schema(message)
                 _check_schema(schema, self._reader)
             else:
-                slices = await asyncio.to_thread(_read_slices, message, schema)
+                rest.append(await asyncio.to_thread(read_batch, message, schema))
+                if not rest[0].num_rows:
+                    rest.clear()
             del message
-            if not slices:
+            if not rest:
                 allowance.give(size)
-            while slices:
-                yield slices.popleft(), 0 if slices else size
+            while rest:
+                rows = ROWS_AT_ONCE if "text" not in schema.names or await self._knows() else TEXTS_AT_ONCE
+                yield _first(rest, rows), 0 if rest else size
         if schema is None:
             raise BrokenStream("it has no schema")
 
@@ -127,10 +138,12 @@ class ArrowStream:
         return _message(pa.RecordBatch.from_pylist([row], schema=self._schema)) + _END
 
 
-def _read_slices(message: bytearray, schema: pa.Schema) -> deque[pa.RecordBatch]:
-    """A record batch, in parts that are worked on together."""
-    batch, rows = read_batch(message, schema), TEXTS_PER_GROUP if "text" in schema.names else EMBEDDINGS_PER_GROUP
-    return deque(batch.slice(start, rows) for start in range(0, batch.num_rows, rows))
+def _first(rest: deque[pa.RecordBatch], rows: int) -> pa.RecordBatch:
+    """So many rows of a record batch, which are worked on together; what is left of it stays, if anything."""
+    batch = rest.popleft()
+    if batch.num_rows > rows:
+        rest.append(batch.slice(rows))
+    return batch.slice(0, rows)
 
 
 def _check_schema(schema: pa.Schema, reader: ItemReader) -> None:

@@ -37,6 +37,7 @@ from service.tokenizers import LoadedTokenizer
 Places = NDArray[np.int64]
 
 ROWS_ON_THE_LOOP = 16  # a thread costs as much as reading these
+TEXTS_AT_ONCE = 1024  # some seconds of a processor's time; they have their IDs before the next ones are queued
 
 _NO_DIGEST = bytes(DIGEST_BYTES)
 
@@ -243,6 +244,11 @@ class ColumnTokenization:
         self._metrics = metrics
         self._novelty = Novelty()
 
+    async def knows(self, tokenizer: LoadedTokenizer, options: TokenizeOptions) -> bool:
+        """Whether what comes is likely to be known: nearly all that came lately was."""
+        record = await self._records.of(options.namespace, tokenizer.manifest)
+        return options.assign and self._novelty.unlikely(record)
+
     async def answer(self, tokenizer: LoadedTokenizer, options: TokenizeOptions, columns: ItemColumns) -> AnswerColumns:
         """The answer to each item.
 
@@ -281,13 +287,18 @@ class ColumnTokenization:
 
     async def _settle(self, work: _Work, record: Record, places: Places) -> None:
         """Answers those that are known and unchanged, and those that are new."""
+        if not len(places):
+            return
         if self._are_new(record, work.columns):
             await self._assign(work, places)
-            await self._recall(work, record, places[~work.done[places]])
-        else:
-            await self._assign(work, await self._recall(work, record, places))
-        if len(places):
             self._novelty.saw(record, work.answers.created[places].mean())
+            await self._recall(work, record, places[~work.done[places]])
+            return
+        new = await self._recall(work, record, places)
+        self._novelty.saw(record, len(new) / len(places))
+        at_once = len(places) if isinstance(work.columns.contents, EmbeddingColumn) else TEXTS_AT_ONCE
+        for start in range(0, len(new), at_once):
+            await self._assign(work, new[start : start + at_once])
 
     def _are_new(self, record: Record, columns: ItemColumns) -> bool:
         """Whether nearly all are likely to be: to encode an embedding in vain costs no more than to ask for it."""

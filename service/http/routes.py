@@ -88,7 +88,10 @@ async def tokenize(request: Request) -> Response:
             return streamed(request, state.gate, state.terms, lines, origin)
         use_case = partial(state.columns.answer, named, options)
         levels = len(named.manifest.codebook_sizes)
-        bulk = ArrowStream(use_case, named.reader, levels, origin, max_batch_bytes=state.gate.max_body_bytes)
+        knows = partial(state.columns.knows, named, options)
+        bulk = ArrowStream(
+            use_case, named.reader, levels, origin, max_batch_bytes=state.gate.max_body_bytes, knows=knows
+        )
         return streamed(request, state.gate, state.terms, bulk, origin)
     tokenize = state.entries.tokenize
     beside_query = (lambda body: tokenize(body.beside(options))) if request.scope["query_string"] else tokenize

@@ -14,9 +14,9 @@ from starlette.types import Message
 
 from models import Tokenizer
 from service.bodies import STREAM_BYTES, BodyGate
-from service.bulk import arrow_messages
-from service.bulk.arrow import EMBEDDINGS_PER_GROUP, MEDIA_TYPE, TEXTS_PER_GROUP, ArrowStream
-from service.bulk.columns import AnswerColumns, ItemColumns
+from service.bulk import arrow, arrow_messages, columns
+from service.bulk.arrow import MEDIA_TYPE, ROWS_AT_ONCE, ArrowStream
+from service.bulk.columns import TEXTS_AT_ONCE, AnswerColumns, ItemColumns
 from service.bulk.streams import StreamedAnswer
 from service.bulk.terms import StreamTerms
 from service.content import ItemReader
@@ -36,6 +36,11 @@ from tests.streaming import StreamingCaller
 MakeEmbedding = Callable[[int], list[float]]
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
+
+
+async def never() -> bool:
+    """What comes is new."""
+    return False
 
 
 # As JSON does --------------------------------------------------------------------------------------------------------
@@ -149,6 +154,29 @@ def test_no_rows_have_no_answers(service: Any, namespace: str) -> None:
     assert tokenize(service, texts(("a", "x")).slice(0, 0), namespace=namespace) == []
 
 
+def test_texts_that_are_likely_known_are_asked_for_many_at_once_and_new_ones_not_encoded_so(
+    service: Any, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrow, "ROWS_AT_ONCE", 32)
+    for module in (arrow, columns):
+        monkeypatch.setattr(module, "TEXTS_AT_ONCE", 8)
+    calls = []
+
+    def told(*names: int) -> list[dict[str, Any]]:
+        before = [service.metric("semid_registry_seconds_count", call=call) for call in ("recall", "claim")]
+        rows = tokenize(service, texts(*((f"{i}", f"kettle {i}") for i in names)), namespace=namespace)
+        after = [service.metric("semid_registry_seconds_count", call=call) for call in ("recall", "claim")]
+        calls.append(tuple(b - a for a, b in zip(before, after, strict=True)))
+        return rows
+
+    first, *again = (told(*range(64)) for _ in range(3))
+    new = told(*range(64, 96))
+
+    assert all(row["created"] for row in [*first, *new])
+    assert [[row["semantic_id"] for row in rows] for rows in again] == [[row["semantic_id"] for row in first]] * 2
+    assert (calls[0], calls[2], calls[3]) == ((8, 8), (2, 0), (1, 4))
+
+
 # Pace ----------------------------------------------------------------------------------------------------------------
 
 
@@ -173,7 +201,7 @@ def test_the_first_batch_is_answered_before_the_last_is_sent(service: Any, names
 async def test_what_is_answered_is_not_held_while_the_caller_thinks(tokenizer: Tokenizer) -> None:
     arriving: asyncio.Queue[Message] = asyncio.Queue()
     answered: list[Message] = []
-    body = written(texts(*((f"{i}", "x" * 1000) for i in range(2 * TEXTS_PER_GROUP))))[:-8]
+    body = written(texts(*((f"{i}", "x" * 1000) for i in range(2 * TEXTS_AT_ONCE))))[:-8]
 
     async def answer(columns: ItemColumns) -> AnswerColumns:
         return AnswerColumns.empty(len(columns), 3)
@@ -181,7 +209,7 @@ async def test_what_is_answered_is_not_held_while_the_caller_thinks(tokenizer: T
     async def send(message: Message) -> None:
         answered.append(message)
 
-    stream = ArrowStream(answer, ItemReader(tokenizer, max_text_bytes=2000), 3, {}, max_batch_bytes=2**22)
+    stream = ArrowStream(answer, ItemReader(tokenizer, max_text_bytes=2000), 3, {}, max_batch_bytes=2**22, knows=never)
     gate = BodyGate(max_body_bytes=1, inflight_bytes=2**28, timeout_s=60.0)
     tracemalloc.start()
     try:
@@ -204,8 +232,8 @@ async def test_what_is_answered_is_not_held_while_the_caller_thinks(tokenizer: T
 @pytest.mark.parametrize(
     "batch",
     [
-        lambda _: texts(*((f"{i}", "kettle") for i in range(2 * TEXTS_PER_GROUP + 1))),
-        lambda width: embeddings(*((f"{i}", [0.5] * width) for i in range(2 * EMBEDDINGS_PER_GROUP + 1))),
+        lambda _: texts(*((f"{i}", "kettle") for i in range(2 * TEXTS_AT_ONCE + 1))),
+        lambda width: embeddings(*((f"{i}", [0.5] * width) for i in range(2 * ROWS_AT_ONCE + 1))),
     ],
 )
 async def test_a_batch_has_its_room_until_its_last_slice_is_answered(
@@ -220,7 +248,7 @@ async def test_a_batch_has_its_room_until_its_last_slice_is_answered(
     async def refuse(_columns: ItemColumns) -> AnswerColumns:
         raise AssertionError
 
-    stream = ArrowStream(refuse, ItemReader(tokenizer, max_text_bytes=100), 3, {}, max_batch_bytes=2**26)
+    stream = ArrowStream(refuse, ItemReader(tokenizer, max_text_bytes=100), 3, {}, max_batch_bytes=2**26, knows=never)
     with gate.allowance() as allowance:
         sizes = [size async for _, size in stream.groups(chunks(), allowance)]
 
