@@ -107,6 +107,7 @@ class Bounded(asyncio.Protocol):
     transport: Any
     flow: FlowControl
     cycle: Any  # the latest request and its answer
+    scope: Any  # its
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for a head, for so long; gather what is written."""
@@ -117,10 +118,15 @@ class Bounded(asyncio.Protocol):
         self._again = self.loop.call_later(self.limits.head_timeout_s, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Look no more, and tell whoever works for the caller."""
+        """Look no more, tell whoever works for the caller, and let go of the latest request.
+
+        It lies in a circle with each, which only a search for garbage would end: that is seldom, and by then the memory
+        of thousands of connections would wait for it.
+        """
         self._again.cancel()
         self._lost = True
         super().connection_lost(exc)
+        self.cycle = self.scope = None
         if self._left is not None:
             self._left()
 
@@ -139,7 +145,7 @@ class Bounded(asyncio.Protocol):
     def whole_body(self, scope: Scope) -> bytes | None:
         """The body of the latest request, once, where all has come and it was too short for the connection to pause."""
         cycle = self.cycle
-        if cycle.scope is not scope or cycle.more_body or cycle.disconnected or len(cycle.body) > HIGH_WATER_LIMIT:
+        if cycle is None or cycle.scope is not scope or cycle.more_body or cycle.disconnected or len(cycle.body) > HIGH_WATER_LIMIT:
             return None
         body, cycle.body = bytes(cycle.body), bytearray()
         return body
