@@ -177,9 +177,7 @@ class Tokenizer:
         """
         self._check_shape(embeddings)
 
-        def rung(
-            precision: Precision, network: Callable[[Tensor], Tensor], dtype: torch.dtype, bound: float
-        ) -> Rung:
+        def rung(precision: Precision, network: Callable[[Tensor], Tensor], dtype: torch.dtype, bound: float) -> Rung:
             def encode(rows: Tensor) -> tuple[Encoding, Tensor]:
                 some = embeddings if len(rows) == len(embeddings) else embeddings[rows]
                 parts = uploaded(some, self.device, self._at_once)

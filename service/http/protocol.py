@@ -145,7 +145,9 @@ class Bounded(asyncio.Protocol):
     def whole_body(self, scope: Scope) -> bytes | None:
         """The body of the latest request, once, where all has come and it was too short for the connection to pause."""
         cycle = self.cycle
-        if cycle is None or cycle.scope is not scope or cycle.more_body or cycle.disconnected or len(cycle.body) > HIGH_WATER_LIMIT:
+        if cycle is None or cycle.scope is not scope or cycle.more_body:
+            return None
+        if cycle.disconnected or len(cycle.body) > HIGH_WATER_LIMIT:
             return None
         body, cycle.body = bytes(cycle.body), bytearray()
         return body

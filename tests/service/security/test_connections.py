@@ -244,7 +244,7 @@ async def test_a_connection_that_was_closed_is_let_go_without_a_search_for_garba
 async def until(true: Callable[[], T]) -> T:
     """What it comes to once it is true."""
     async with asyncio.timeout(SOON_S):
-        while not (found := true()):
+        while not (found := true()):  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.01)
     return found
 
