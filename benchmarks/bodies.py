@@ -58,8 +58,8 @@ def ndjson_body(items: Items) -> bytes:
     return b"".join(orjson.dumps(item) + b"\n" for item in items)
 
 
-def arrow_body(prefix: str, content: Sequence[str] | NDArray[np.float32], rows: int = 4096) -> bytes:
-    """All texts or embeddings as an Arrow stream, so many rows a record batch."""
+def arrow_body(prefix: str, content: Sequence[str] | NDArray[np.float32], *, rows: int = 4096, times: int = 1) -> bytes:
+    """All texts or embeddings as an Arrow stream, so many rows a record batch, once or several times."""
     ids = pa.array([f"{prefix}-{number}" for number in range(len(content))])
     if isinstance(content, np.ndarray):
         column = pa.FixedSizeListArray.from_arrays(pa.array(content.ravel()), content.shape[1])
@@ -68,7 +68,8 @@ def arrow_body(prefix: str, content: Sequence[str] | NDArray[np.float32], rows: 
         table = pa.table({"item_id": ids, "text": pa.array(content)})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:
-        stream.write_table(table, max_chunksize=rows)
+        for _ in range(times):
+            stream.write_table(table, max_chunksize=rows)
     body: bytes = sink.getvalue().to_pybytes()
     return body
 

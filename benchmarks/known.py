@@ -1,6 +1,6 @@
 """Items that the service knows, sent again through HTTP, beside an embedding of their texts.
 
-    python -P benchmarks/known.py [--items 4096]
+    python -P benchmarks/known.py [--items 4096] [--times 4]
 
 Known items with unchanged content are answered from the registry, without the model; a peer without a record computes
 them again.
@@ -27,9 +27,11 @@ def run(arguments: Namespace) -> Result:
     """Make the items known, then measure."""
     peer = sentence_transformer()
     texts = Texts(arguments.catalogue).take(arguments.items)
-    count, prefix = arguments.items, new_prefix()
+    count, prefix = arguments.items * arguments.times, new_prefix()
     items = as_texts(prefix, texts)
-    bodies, lines, arrow = json_bodies(items, arguments.batch), ndjson_body(items), arrow_body(prefix, texts)
+    known = json_bodies(items, arguments.batch)
+    bodies, lines = known * arguments.times, ndjson_body(items * arguments.times)
+    arrow = arrow_body(prefix, texts, times=arguments.times)
     peer(texts[:32])
     with (
         service(arguments.url) as url,
@@ -37,7 +39,7 @@ def run(arguments: Namespace) -> Result:
         Sender(url, media_type=NDJSON) as as_lines,
         Sender(url, media_type=ARROW) as as_arrow,
     ):
-        as_json.send(bodies)
+        as_json.send(known)
         again: dict[str, Callable[[int], float]] = {
             FLOAT32: lambda _: rate(arguments.embedded, lambda: peer(texts[: arguments.embedded])),
             AS_ARROW: lambda _: as_arrow.checked_rate(count, arrow),
@@ -54,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__, serves=True)
     parser.add_argument("--catalogue", type=Path, help="texts of this catalogue, made-up ones where absent")
     parser.add_argument("--items", type=int, default=4096, help="known items (default %(default)s)")
+    parser.add_argument("--times", type=int, default=4, help="times that each is sent a round (default %(default)s)")
     parser.add_argument("--embedded", type=int, default=256, help="texts a round of the peer (default %(default)s)")
     parser.add_argument("--batch", type=int, default=1024, help="items of one JSON request (default %(default)s)")
     arguments = parser.parse_args(argv)
