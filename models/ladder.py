@@ -95,7 +95,7 @@ class Rung(NamedTuple):
     Attributes:
         precision: Which.
         encode: Rows (n,) int64 -> their encoding, and what (n,) each latent may be off by before a code changes.
-        bound: What the path may be off by.
+        bound: What the path may be off by; a row is final beyond it.
     """
 
     precision: Precision

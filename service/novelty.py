@@ -8,7 +8,8 @@ from service.registry import Record
 
 # To encode what is known after all takes several times as long as to ask; so that is for feeds of nothing but new ones.
 EXPECTED_SHARE = 0.9
-WEIGHT = 1 / 4  # of the latest request in the share: after nine of new texts the next one is expected to be new
+WEIGHT = 1 / 4  # of the latest request in the share: after six of new texts the next one is expected to be new
+UNSEEN = 0.5  # the share where nothing came yet
 
 
 class Novelty:
@@ -19,13 +20,13 @@ class Novelty:
 
     def expected(self, record: Record) -> bool:
         """Whether nearly all were."""
-        return self._shares.get(record, 0.0) > EXPECTED_SHARE
+        return self._shares.get(record, UNSEEN) > EXPECTED_SHARE
 
     def unlikely(self, record: Record) -> bool:
         """Whether hardly any were."""
-        return self._shares.get(record, 1.0) < 1 - EXPECTED_SHARE
+        return self._shares.get(record, UNSEEN) < 1 - EXPECTED_SHARE
 
     def saw(self, record: Record, share: float) -> None:
         """Learn of a request: the share of its contents that had to be encoded."""
-        before = self._shares.get(record, 0.0)
+        before = self._shares.get(record, UNSEEN)
         self._shares[record] = before + WEIGHT * (share - before)

@@ -21,9 +21,9 @@ INLINE void NAME(normalize)(float *row, const float *norm, float epsilon)
 }
 
 /* A word piece's row before the first layer. */
-INLINE void NAME(look_up)(const packed_bert *bert, int64_t piece, int64_t place, float *row)
+INLINE void NAME(look_up)(const packed_bert *bert, int64_t piece, int64_t position, float *row)
 {
-    const float *word = bert->words + piece * WIDTH, *at = bert->places + place * WIDTH;
+    const float *word = bert->words + piece * WIDTH, *at = bert->places + position * WIDTH;
     for (int64_t i = 0; i < WIDTH; i++)
         row[i] = word[i] + at[i];
     NAME(normalize)(row, bert->norm, bert->epsilon);

@@ -7,7 +7,8 @@
  * Either way work is taken as it becomes ready, so a thread that the system has not woken yet keeps nobody waiting. */
 
 #define STAGES 9       /* of a layer */
-#define FEWEST_ROWS 12 /* of a part: below, its weights take longer to come than to be multiplied */
+#define FEWEST_ROWS 12 /* of a part: below, its weights take longer to come than to be multiplied (on two cores) */
+#define MOST_PARTS 4   /* more would wait for weights, each for all of them, where a caller may find nobody to help */
 
 typedef struct {
     _Alignas(64) atomic_int taken, done; /* units */
@@ -57,7 +58,7 @@ static bool ready(const part *parts, int count, int step)
     return true;
 }
 
-/* The part that this thread takes its next step with, and the step: that of its last one if nobody has; -1 once all is done. */
+/* The part that this thread takes the next step of, and which: of its last part, if nobody else does; -1 once all is done. */
 static int next_part(part *parts, int count, int last, int steps, int *step)
 {
     for (int spins = 0, open = 1; open > 0; spins++) {

@@ -225,7 +225,7 @@ bool packed_bert_embed(const packed_bert *bert, const int64_t *pieces, const int
                      .together = total <= rows || texts == 1, .cuts = cuts != 0, .threads = threads};
     void *schedule = NULL;
     if (threads > 1 && asked.together) {
-        const bool parts = total >= (int64_t)threads * FEWEST_ROWS;
+        const bool parts = threads <= MOST_PARTS && total >= (int64_t)threads * FEWEST_ROWS;
         const size_t bytes = parts ? (size_t)threads * sizeof(part) : (size_t)(STAGES * bert->layers + 1) * sizeof(stage);
         schedule = aligned_alloc(sizeof(stage), bytes);
         if (!schedule)

@@ -12,18 +12,19 @@ are not answered, and asks how many items have their codes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Protocol
+from functools import cached_property, partial
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.answers import Answer
 from service.batching.jobs import Contents
+from service.bulk.terms import pause
 from service.content import DIGEST_BYTES, Item, digests_of
-from service.errors import ItemError
+from service.errors import ItemError, Overloaded
 from service.metrics import Metrics
 from service.novelty import Novelty
 from service.records import Records
@@ -33,6 +34,8 @@ from service.schemas import TokenizeOptions
 from service.semantic_id import SemanticId
 from service.tokenization import Tokenization
 from service.tokenizers import LoadedTokenizer
+
+T = TypeVar("T")
 
 Places = NDArray[np.int64]
 
@@ -246,8 +249,9 @@ class ColumnTokenization:
 
     async def knows(self, tokenizer: LoadedTokenizer, options: TokenizeOptions) -> bool:
         """Whether what comes is likely to be known: nearly all that came lately was."""
-        record = await self._records.of(options.namespace, tokenizer.manifest)
-        return options.assign and self._novelty.unlikely(record)
+        if not options.assign:
+            return False
+        return self._novelty.unlikely(await self._records.of(options.namespace, tokenizer.manifest))
 
     async def answer(self, tokenizer: LoadedTokenizer, options: TokenizeOptions, columns: ItemColumns) -> AnswerColumns:
         """The answer to each item.
@@ -267,7 +271,8 @@ class ColumnTokenization:
         others = np.flatnonzero(~work.done)
         if len(others):
             await work.digests()
-            found, failures = await self._tokenization.items(tokenizer, options, columns.items(others))
+            items = columns.items(others)
+            found, failures = await _patiently(work, lambda: self._tokenization.items(tokenizer, options, items))
             work.answers.failures.update(failures)
             for place, answer in found.items():
                 work.answers.put(place, answer)
@@ -295,10 +300,13 @@ class ColumnTokenization:
             await self._recall(work, record, places[~work.done[places]])
             return
         new = await self._recall(work, record, places)
-        self._novelty.saw(record, len(new) / len(places))
-        at_once = len(places) if isinstance(work.columns.contents, EmbeddingColumn) else TEXTS_AT_ONCE
-        for start in range(0, len(new), at_once):
-            await self._assign(work, new[start : start + at_once])
+        if isinstance(work.columns.contents, EmbeddingColumn):
+            self._novelty.saw(record, len(new) / len(places))
+            await self._assign(work, new)
+            return
+        self._novelty.saw(record, 1 - work.done[places].mean())
+        for start in range(0, len(new), TEXTS_AT_ONCE):
+            await _patiently(work, partial(self._assign, work, new[start : start + TEXTS_AT_ONCE]))
 
     def _are_new(self, record: Record, columns: ItemColumns) -> bool:
         """Whether nearly all are likely to be: to encode an embedding in vain costs no more than to ask for it."""
@@ -388,6 +396,21 @@ class ColumnTokenization:
 
     def _count(self, work: _Work, outcome: str, items: int) -> None:
         self._metrics.items.labels(work.tokenizer.full_name, outcome).inc(items)
+
+
+async def _patiently(work: _Work, attempt: Callable[[], Awaitable[T]]) -> T:
+    """What comes of it. Once some of these items got their IDs, room is waited for: sent again, they would be known.
+
+    Raises:
+        Overloaded: There is no room, and none of them has one.
+    """
+    while True:
+        try:
+            return await attempt()
+        except Overloaded as error:
+            if not work.answers.created.any():
+                raise
+            await pause(error)
 
 
 def _written(answers: AnswerColumns, places: Places) -> list[str]:

@@ -26,7 +26,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.bodies import Allowance
 from service.bulk.caller import Caller, Stalled
-from service.bulk.terms import StreamTerms
+from service.bulk.terms import StreamTerms, pause
 from service.errors import Overloaded, SemidError, ServiceError, ShuttingDown
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,6 @@ G = TypeVar("G")
 T = TypeVar("T")
 
 GROUPS_IN_FLIGHT = 4
-SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0  # before a group is tried again; its items are looked up again each time
 LINGER_S = 0.5
 
 
@@ -209,7 +208,7 @@ class _Exchange(Generic[G]):
             try:
                 return await self.bulk.answer(group)
             except Overloaded as error:  # the caller's sending stands still meanwhile
-                await asyncio.sleep(min(max(error.retry_after_s or 0, SHORTEST_PAUSE_S), LONGEST_PAUSE_S))
+                await pause(error)
 
     async def _write(self) -> None:
         """Sends the answers in the order of the groups, and says how the stream ended.

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from service.errors import Overloaded
+
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0  # before items are tried again, which may look them up again each time
 READING_SHARE = 0.5  # of the time in which the service has to end: bodies that end meanwhile are answered as ever
 ANSWERING_SHARE = 0.9  # the rest is for the last entry to reach the caller
 
@@ -44,3 +47,8 @@ class StreamTerms:
 
     patience_s: float
     drain: Drain = field(default_factory=Drain)
+
+
+async def pause(error: Overloaded) -> None:
+    """Returns when there may be room again."""
+    await asyncio.sleep(min(max(error.retry_after_s or 0, SHORTEST_PAUSE_S), LONGEST_PAUSE_S))

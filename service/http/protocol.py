@@ -107,7 +107,7 @@ class Bounded(asyncio.Protocol):
     transport: Any
     flow: FlowControl
     cycle: Any  # the latest request and its answer
-    scope: Any  # its
+    scope: Any  # of the latest head
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for a head, for so long; gather what is written."""
@@ -240,6 +240,11 @@ else:
             super().connection_made(transport)
             self._kept_bytes = 0
             self._found: ServiceError | None = None
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            """Requests that were sent ahead are answered no more."""
+            super().connection_lost(exc)
+            self.pipeline.clear()
 
         def data_received(self, data: bytes) -> None:
             """Parse it, unless too much is kept already."""

@@ -100,5 +100,19 @@ def test_known_texts_are_asked_for_until_nearly_all_are_new() -> None:
         novelty.saw(one, share)
         expected.append(novelty.expected(one))
 
-    assert expected == [False] * 8 + [True] + [False] * 4
+    assert expected == [False] * 5 + [True] * 4 + [False] * 4
     assert not novelty.expected(other)
+
+
+def test_new_texts_are_unlikely_once_hardly_any_came() -> None:
+    class Record:
+        pass
+
+    novelty, one, other = Novelty(), Record(), Record()
+    unlikely = []
+    for share in [0.3] + [0.0] * 6 + [1.0]:
+        novelty.saw(one, share)
+        unlikely.append(novelty.unlikely(one))
+
+    assert unlikely == [False] * 6 + [True, False]
+    assert not novelty.unlikely(other)

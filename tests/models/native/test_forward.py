@@ -99,20 +99,28 @@ def test_other_widths_and_heads_come_to_what_torch_comes_to(library, width, head
     assert torch.allclose(embeddings, expected, rtol=0, atol=1e-5 * float(expected.norm(dim=1).max()))
 
 
+def one_share_of(pieces: list[list[int]]) -> list[int]:
+    """The places of texts that are short enough for threads to work on them together."""
+    return sorted(sorted(range(len(pieces)), key=lambda place: len(pieces[place]))[:10])
+
+
 def test_a_text_comes_to_the_same_bits_alone_in_any_batch_and_on_any_threads(library, text_encoder, pieces):
     # given
     forward = CompiledBert(library, text_encoder._model)
     whole = forward(pieces)
+    few = one_share_of(pieces)
     before = torch.get_num_threads()
     # when
     try:
-        for threads in (1, 2, 5):
+        for threads in (1, 2, 3, 5):
             torch.set_num_threads(threads)
             backwards = forward(pieces[::-1])
             alone = torch.cat([forward([row]) for row in pieces])
+            together = forward([pieces[place] for place in few])
             # then
             assert torch.equal(backwards.flip(0), whole)
             assert torch.equal(alone, whole)
+            assert torch.equal(together, whole[few])
     finally:
         torch.set_num_threads(before)
 
@@ -217,8 +225,10 @@ def test_products_of_int16_err_little_and_come_to_the_same_bits_in_any_batch(lib
     assert 1e-6 < float((whole - exact).norm(dim=1).max() / exact.norm(dim=1).max()) < 1e-3
     before = torch.get_num_threads()
     try:
+        few = one_share_of(pieces)
         for threads in (1, 3):
             torch.set_num_threads(threads)
+            assert torch.equal(forward([pieces[place] for place in few], in_int16=True), whole[few])
             assert torch.equal(torch.cat([forward([row], in_int16=True) for row in pieces]), whole)
             assert torch.equal(forward(pieces[::-1], in_int16=True).flip(0), whole)
     finally:

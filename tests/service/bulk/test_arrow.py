@@ -20,6 +20,7 @@ from service.bulk.columns import TEXTS_AT_ONCE, AnswerColumns, ItemColumns
 from service.bulk.streams import StreamedAnswer
 from service.bulk.terms import StreamTerms
 from service.content import ItemReader
+from service.errors import Overloaded
 from tests.service.bulk.arrow_calls import (
     D,
     as_row,
@@ -175,6 +176,28 @@ def test_texts_that_are_likely_known_are_asked_for_many_at_once_and_new_ones_not
     assert all(row["created"] for row in [*first, *new])
     assert [[row["semantic_id"] for row in rows] for rows in again] == [[row["semantic_id"] for row in first]] * 2
     assert (calls[0], calls[2], calls[3]) == ((8, 8), (2, 0), (1, 4))
+
+
+async def test_new_texts_that_are_refused_after_others_got_their_ids_are_tried_again_alone(
+    service: Any, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(columns, "TEXTS_AT_ONCE", 8)
+    batcher = service.state.tokenizers.named(None).batcher
+    encode, asked = batcher.encode_columns, []
+
+    async def refusing(contents: Any, **options: Any) -> Any:
+        asked.append(len(contents))
+        if len(asked) in {1, 3}:
+            raise Overloaded("no room", retry_after_s=0)
+        return await encode(contents, **options)
+
+    monkeypatch.setattr(batcher, "encode_columns", refusing)
+    rows = await asyncio.to_thread(
+        tokenize, service, texts(*((f"{i}", f"kettle {i}") for i in range(16))), namespace=namespace
+    )
+
+    assert asked == [8, 8, 8, 8]
+    assert all(row["created"] and row["margin"] is not None for row in rows)
 
 
 # Pace ----------------------------------------------------------------------------------------------------------------

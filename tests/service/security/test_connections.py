@@ -216,6 +216,7 @@ async def test_a_request_that_was_answered_is_let_go_without_a_search_for_garbag
 CALLS = {
     "answered": HEAD + b"\r\n",
     "answered twice": 2 * (HEAD + b"\r\n"),
+    "sent ahead": POST % (b"/late", 2) + b"zz" + 9 * (HEAD + b"\r\n"),
     "still worked for": POST % (b"/never", 2) + b"zz",
     "in the middle of a body": POST % (b"/", 9) + b"zz",
     "in the middle of a head": HEAD,
