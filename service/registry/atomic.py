@@ -173,7 +173,7 @@ class AtomicRecord:
         """The time by the server's clock, the revision after it, and its replies to these requests."""
         await self._history.begin()
         arguments = [*self._facts, b"%d" % self._history.revision, requests]
-        reply = await self._primary.call(partial(self._evaluate, script, [self._keys.meta], arguments))
+        reply = await self._primary.call_unshielded(partial(self._evaluate, script, [self._keys.meta], arguments))
         if isinstance(reply, ResponseError):
             await self._history.refused(reply)
         now, revision, *replies = reply

@@ -66,6 +66,20 @@ class Calls:
         task.add_done_callback(self._finished)
         return await asyncio.shield(task)
 
+    async def call_unshielded(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """The same from a task that no caller cancels, as a queue's: one of its own would take longer.
+
+        Raises:
+            RegistryUnavailable: It failed.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            return await self._retried(operation, self._retry_s)
+        finally:
+            self._tasks.discard(task)
+
     async def finish_calls(self) -> None:
         """Returns when no call is under way; each is bounded in time."""
         if self._tasks:

@@ -66,6 +66,14 @@ class Sentinels(Sentinel):
 class SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
     """Connections to the primary that the sentinels name when the connection is made."""
 
+    async def get_master_address(self) -> Any:
+        """The primary's address; the connections to the one before are dropped, those that are taken too."""
+        before = self.master_address
+        address = await super().get_master_address()  # type: ignore[no-untyped-call]
+        if before not in {None, address}:
+            await self.disconnect()
+        return address
+
     async def aclose(self) -> None:
         """Closes the connections, to the sentinels too."""
         await super().aclose()
@@ -107,7 +115,7 @@ def open_connections(
         else:
             found = _of_one_address(url, options)
         found.pool.connection_kwargs["decode_responses"] = False  # keys and values are bytes, whatever the URL says
-        found.pool.connection_class = _packing(found.pool.connection_class)
+        found.pool.connection_class = _brisk(found.pool.connection_class)
         found.pool.connection_class(**found.pool.connection_kwargs)  # now, as an unknown option would fail each call
     except (ValueError, TypeError):
         # Without the cause: it may quote a piece of a password that holds a character of the URL's own.
@@ -118,18 +126,28 @@ def open_connections(
     return found
 
 
-def _packing(connection_class: type[Any]) -> type[Any]:
-    """The same connections, whose commands hiredis packs: redis-py itself takes many times as long for a batch."""
+def _brisk(connection_class: type[Any]) -> type[Any]:
+    """The same connections, quicker: hiredis packs the commands, and what is written is not waited for.
 
-    class Packing(connection_class):  # type: ignore[misc]
+    redis-py packs a batch in many times as long, and makes a task and a timer for each write. What the system does not
+    take at once lies in the transport's buffer, and whoever wrote it waits for the reply, within a time.
+    """
+
+    class Brisk(connection_class):  # type: ignore[misc]
         def pack_command(self, *parts: Any) -> list[bytes]:
             if isinstance(parts[0], str) and " " in parts[0]:  # which redis-py sends as two
                 packed: list[bytes] = super().pack_command(*parts)
                 return packed
             return [hiredis.pack_command(parts)]
 
-    Packing.__name__ = f"Packing{connection_class.__name__}"
-    return Packing
+        async def send_packed_command(self, command: Any, check_health: bool = True) -> None:  # noqa: FBT001, FBT002
+            if self._writer is None or self.health_check_interval:
+                await super().send_packed_command(command, check_health)
+            else:
+                self._writer.writelines(command)
+
+    Brisk.__name__ = f"Brisk{connection_class.__name__}"
+    return Brisk
 
 
 def _timeouts(timeout_s: float) -> dict[str, Any]:

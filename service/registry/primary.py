@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from redis import exceptions as redis_errors
-from redis.asyncio import Redis
 
 from service.errors import RegistryRefused, RegistryUnavailable
 from service.registry.calls import Calls, cause, demoted
 from service.registry.connections import open_connections
 from service.registry.durability import PROBE, Durability, Promise, Wait
+from service.registry.exchange import Exchange
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,7 +91,7 @@ class Primary(Calls):
         self.connections_made = 0
         self._connections_checked = -1
         pool, self.address = open_connections(url, timeout_ms, self._on_connect)
-        self._client: Redis = Redis.from_pool(pool)
+        self._exchange = Exchange(pool, timeout_ms / 1000)
 
     @property
     def waits(self) -> bool:
@@ -105,8 +104,7 @@ class Primary(Calls):
     async def close(self) -> None:
         """Waits for the calls under way, each bounded in time, and closes the connections."""
         await self.finish_calls()
-        with contextlib.suppress(redis_errors.RedisError, OSError):
-            await self._client.connection_pool.aclose()
+        await self._exchange.close()
 
     async def matching(self, pattern: bytes) -> list[bytes]:
         """The keys that match a pattern; some may come twice. Inside `call` only."""
@@ -123,34 +121,16 @@ class Primary(Calls):
 
     async def recover(self, _error: Exception) -> None:
         """Drops the connections to a server that is no longer the primary."""
-        if demoted(_error):
-            await self._disconnect()
-
-    async def _disconnect(self) -> None:
-        """Drops all connections: those that only read would be answered by the demoted primary for ever."""
-        with contextlib.suppress(redis_errors.RedisError, OSError):
-            await self._client.connection_pool.disconnect()
+        if demoted(_error):  # those that only read would be answered by it for ever
+            await self._exchange.disconnect()
 
     async def command(self, *parts: Any) -> Any:
         """One command's answer; inside `call` only."""
-        return await self._client.execute_command(*parts)  # type: ignore[no-untyped-call]
+        return (await self.pipelined([parts]))[0]
 
     async def pipelined(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         """These commands' answers, in one round trip; inside `call` only."""
-        return _none_failed(await self._round_trip(commands))
-
-    async def _round_trip(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """These commands' answers, on one connection, the server's errors in their places."""
-        if len(commands) == 1:
-            try:
-                return [await self.command(*commands[0])]
-            except redis_errors.ResponseError as error:
-                return [error]
-        pipeline = self._client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
-        # Not raised there: redis-py's own raising writes whole commands, contents and all, into the message.
-        return await pipeline.execute(raise_on_error=False)
+        return _none_failed(await self._exchange.commands(commands))
 
     async def read(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         """The answers of commands that write nothing, however many, in order.
@@ -215,7 +195,7 @@ class Primary(Calls):
                 sent.append(command.command(in_full=full, waits=wait.needed))
             else:
                 sent.append(command)
-        answers = await self._round_trip([*sent, *wait.commands(self._timeout_ms)])
+        answers = await self._exchange.commands([*sent, *wait.commands(self._timeout_ms)])
         replies, confirmed = answers[: len(sent)], answers[len(sent) :]
         _none_failed([reply for reply in replies if not isinstance(reply, redis_errors.NoScriptError)])
         if all(isinstance(reply, redis_errors.NoScriptError) for reply in replies):
@@ -236,6 +216,8 @@ class Primary(Calls):
         Raises:
             RegistryUnavailable: It cannot keep the promise.
         """
+        if not self.unchecked:
+            return
         try:
             await self.check()
         except RegistryRefused as error:
