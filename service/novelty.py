@@ -8,7 +8,7 @@ from service.registry import Record
 
 # To encode what is known after all takes several times as long as to ask; so that is for feeds of nothing but new ones.
 EXPECTED_SHARE = 0.9
-WEIGHT = 1 / 4  # of the latest request in the share: after six of new texts the next one is expected to be new
+WEIGHT = 1 / 4  # of the latest request in the share: after six to nine of new texts the next one is expected to be new
 UNSEEN = 0.5  # the share where nothing came yet
 
 

@@ -15,7 +15,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +34,6 @@ from service.schemas import TokenizeOptions
 from service.semantic_id import SemanticId
 from service.tokenization import Tokenization
 from service.tokenizers import LoadedTokenizer
-
-T = TypeVar("T")
 
 Places = NDArray[np.int64]
 
@@ -217,16 +215,19 @@ class _Work:
     tokenizer: LoadedTokenizer
     options: TokenizeOptions
     columns: ItemColumns
+    patient: bool
     answers: AnswerColumns
     done: NDArray[np.bool_]
 
     @classmethod
-    def begin(cls, tokenizer: LoadedTokenizer, options: TokenizeOptions, columns: ItemColumns) -> _Work:
+    def begin(
+        cls, tokenizer: LoadedTokenizer, options: TokenizeOptions, columns: ItemColumns, *, patient: bool
+    ) -> _Work:
         answers = AnswerColumns.empty(len(columns), len(tokenizer.manifest.codebook_sizes))
         answers.failures.update(columns.failures)
         done = np.zeros(len(columns), np.bool_)
         done[list(columns.failures)] = True
-        return cls(tokenizer, options, columns, answers, done)
+        return cls(tokenizer, options, columns, patient, answers, done)
 
     def item_ids(self, places: Places) -> list[bytes]:
         return [self.columns.item_ids[i] for i in places.tolist()]
@@ -253,32 +254,47 @@ class ColumnTokenization:
             return False
         return self._novelty.unlikely(await self._records.of(options.namespace, tokenizer.manifest))
 
-    async def answer(self, tokenizer: LoadedTokenizer, options: TokenizeOptions, columns: ItemColumns) -> AnswerColumns:
+    async def answer(
+        self, tokenizer: LoadedTokenizer, options: TokenizeOptions, columns: ItemColumns, *, patient: bool = False
+    ) -> AnswerColumns:
         """The answer to each item.
+
+        Args:
+            tokenizer: Which.
+            options: Of the request.
+            columns: The items.
+            patient: Where the queue has no room, wait for some: of a stream, whose caller can be kept from sending.
 
         Raises:
             ServiceError: They all fail.
         """
-        work = _Work.begin(tokenizer, options, columns)
+        work = _Work.begin(tokenizer, options, columns, patient=patient)
         self._count(work, "failed", len(columns.failures))
-        places = np.flatnonzero(columns.once())
+        once = columns.once()
+        places = np.flatnonzero(once)
         record = await self._records.of(options.namespace, tokenizer.manifest)
         if options.assign:
             await work.digests()
             await self._settle(work, record, places)
         else:
             await self._preview(work, record, places)
-        others = np.flatnonzero(~work.done)
-        if len(others):
+        if not work.done.all():
             await work.digests()
-            items = columns.items(others)
-            found, failures = await _patiently(work, lambda: self._tokenization.items(tokenizer, options, items))
-            work.answers.failures.update(failures)
-            for place, answer in found.items():
-                work.answers.put(place, answer)
+            # Those that stand twice have to be seen together.
+            for part in (np.flatnonzero(~work.done & ~once), *_portions(np.flatnonzero(~work.done & once))):
+                await _patiently(work, partial(self._answer_others, work, part))
         if options.assign and columns.displays:
             await self._keep_displays(work)
         return work.answers
+
+    async def _answer_others(self, work: _Work, places: Places) -> None:
+        """Answers items as those of a JSON body are."""
+        if not len(places):
+            return
+        found, failures = await self._tokenization.items(work.tokenizer, work.options, work.columns.items(places))
+        work.answers.failures.update(failures)
+        for place, answer in found.items():
+            work.answers.put(place, answer)
 
     async def _keep_displays(self, work: _Work) -> None:
         """Keeps the titles of those that did not fail."""
@@ -304,9 +320,10 @@ class ColumnTokenization:
             self._novelty.saw(record, len(new) / len(places))
             await self._assign(work, new)
             return
-        self._novelty.saw(record, 1 - work.done[places].mean())
-        for start in range(0, len(new), TEXTS_AT_ONCE):
-            await _patiently(work, partial(self._assign, work, new[start : start + TEXTS_AT_ONCE]))
+        share = 1 - work.done[places].mean()
+        for part in _portions(new):
+            await _patiently(work, partial(self._assign, work, part))
+        self._novelty.saw(record, share)
 
     def _are_new(self, record: Record, columns: ItemColumns) -> bool:
         """Whether nearly all are likely to be: to encode an embedding in vain costs no more than to ask for it."""
@@ -398,17 +415,22 @@ class ColumnTokenization:
         self._metrics.items.labels(work.tokenizer.full_name, outcome).inc(items)
 
 
-async def _patiently(work: _Work, attempt: Callable[[], Awaitable[T]]) -> T:
-    """What comes of it. Once some of these items got their IDs, room is waited for: sent again, they would be known.
+def _portions(places: Places) -> list[Places]:
+    """Of texts, or of what is as dear."""
+    return [places[start : start + TEXTS_AT_ONCE] for start in range(0, len(places), TEXTS_AT_ONCE)]
+
+
+async def _patiently(work: _Work, attempt: Callable[[], Awaitable[None]]) -> None:
+    """Attempts a part of the work. Who is patient waits for room: sent again, what has its ID already would be known.
 
     Raises:
-        Overloaded: There is no room, and none of them has one.
+        Overloaded: There is no room, and the caller is to hear of it.
     """
     while True:
         try:
             return await attempt()
         except Overloaded as error:
-            if not work.answers.created.any():
+            if not work.patient:
                 raise
             await pause(error)
 

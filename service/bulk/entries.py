@@ -48,9 +48,9 @@ class EntryTokenization:
         return {**tokenizer.origin(request.namespace), "items": await self.entries(tokenizer, request, request.items)}
 
     async def entries(
-        self, tokenizer: LoadedTokenizer, options: TokenizeOptions, entries: Sequence[object]
+        self, tokenizer: LoadedTokenizer, options: TokenizeOptions, entries: Sequence[object], *, patient: bool = False
     ) -> Sequence[Entry]:
-        """An entry of the answer for each of a request, or of a part of a stream, in order.
+        """An entry of the answer for each of a request, or of a part of a stream, in order; `patient` is a stream's.
 
         Raises:
             ServiceError: They all fail.
@@ -60,7 +60,7 @@ class EntryTokenization:
             columns = await asyncio.to_thread(read_entries, entries, tokenizer.reader, digests=options.assign)
         if columns is None:
             return await self._tokenization.entries(tokenizer, options, entries)
-        answers = await self._columns.answer(tokenizer, options, columns)
+        answers = await self._columns.answer(tokenizer, options, columns, patient=patient)
         return await asyncio.to_thread(write_entries, entries, columns, answers)
 
 

@@ -268,6 +268,7 @@ else:
                 raise self._found
             self._kept_bytes = 0
             super().on_headers_complete()
+            self.cycle.scope[CALLER] = self  # of each, where several came together
 
         def on_body(self, body: bytes) -> None:
             """A part of a body is handed on."""

@@ -84,9 +84,9 @@ async def tokenize(request: Request) -> Response:
         named = state.tokenizers.named(options.tokenizer)
         origin = named.origin(options.namespace)
         if media_type == ndjson.MEDIA_TYPE:
-            lines = Ndjson(partial(state.entries.entries, named, options))
+            lines = Ndjson(partial(state.entries.entries, named, options, patient=True))
             return streamed(request, state.gate, state.terms, lines, origin)
-        use_case = partial(state.columns.answer, named, options)
+        use_case = partial(state.columns.answer, named, options, patient=True)
         levels = len(named.manifest.codebook_sizes)
         knows = partial(state.columns.knows, named, options)
         bulk = ArrowStream(

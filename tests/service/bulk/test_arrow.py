@@ -21,6 +21,7 @@ from service.bulk.streams import StreamedAnswer
 from service.bulk.terms import StreamTerms
 from service.content import ItemReader
 from service.errors import Overloaded
+from service.schemas import TokenizeOptions
 from tests.service.bulk.arrow_calls import (
     D,
     as_row,
@@ -178,26 +179,71 @@ def test_texts_that_are_likely_known_are_asked_for_many_at_once_and_new_ones_not
     assert (calls[0], calls[2], calls[3]) == ((8, 8), (2, 0), (1, 4))
 
 
-async def test_new_texts_that_are_refused_after_others_got_their_ids_are_tried_again_alone(
-    service: Any, namespace: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def refusals(service: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[set[int], list[int]]:
+    """Which calls of the model find no room, by their number from 1; and of how many texts each call was."""
     monkeypatch.setattr(columns, "TEXTS_AT_ONCE", 8)
     batcher = service.state.tokenizers.named(None).batcher
-    encode, asked = batcher.encode_columns, []
+    encode, refused, asked = batcher.encode_columns, set[int](), list[int]()
 
     async def refusing(contents: Any, **options: Any) -> Any:
         asked.append(len(contents))
-        if len(asked) in {1, 3}:
+        if len(asked) in refused:
             raise Overloaded("no room", retry_after_s=0)
         return await encode(contents, **options)
 
     monkeypatch.setattr(batcher, "encode_columns", refusing)
-    rows = await asyncio.to_thread(
-        tokenize, service, texts(*((f"{i}", f"kettle {i}") for i in range(16))), namespace=namespace
-    )
+    return refused, asked
+
+
+def test_new_texts_that_are_refused_after_others_got_their_ids_are_tried_again_alone(
+    service: Any, namespace: str, refusals: Any
+) -> None:
+    refused, asked = refusals
+    refused |= {1, 3}
+
+    rows = tokenize(service, texts(*((f"{i}", f"kettle {i}") for i in range(16))), namespace=namespace)
 
     assert asked == [8, 8, 8, 8]
     assert all(row["created"] and row["margin"] is not None for row in rows)
+
+
+def test_changed_texts_that_are_refused_after_new_ones_got_their_ids_are_tried_again_alone(
+    service: Any, namespace: str, refusals: Any
+) -> None:
+    tokenize(service, texts(*((f"{i}", "kettle") for i in range(12))), namespace=namespace)
+    refused, asked = refusals
+    asked.clear()
+    refused |= {2, 4}
+
+    rows = tokenize(service, texts(*((f"{i}", f"lamp {i}") for i in range(16))), namespace=namespace)
+
+    assert asked == [4, 8, 8, 4, 4]
+    assert [row["created"] for row in rows] == [False] * 12 + [True] * 4
+    assert all(row["margin"] is not None for row in rows)
+
+
+def test_the_caller_of_a_json_body_hears_that_there_is_no_room(service: Any, namespace: str, refusals: Any) -> None:
+    refused, asked = refusals
+    refused |= {2}
+    items = [{"item_id": f"{i}", "text": f"kettle {i}"} for i in range(16)]
+
+    first, second = (service.http.post("/tokenize", json={"namespace": namespace, "items": items}) for _ in range(2))
+
+    assert (first.status_code, second.status_code) == (429, 200)
+    assert asked == [8, 8, 8]
+    assert [item["created"] for item in second.json()["items"]] == [False] * 8 + [True] * 8
+
+
+async def test_texts_that_changed_do_not_count_as_known(service: Any, namespace: str) -> None:
+    def batch(word: str) -> pa.RecordBatch:
+        return texts(*((f"{i}", f"{word} {i}") for i in range(32)))
+
+    tokenizer = service.state.tokenizers.named(None)
+    for word in ("kettle", "lamp", "chair", "table", "mouse", "glove", "cable", "mug", "hose", "jazz"):
+        await asyncio.to_thread(tokenize, service, batch(word), namespace=namespace)
+
+    assert not await service.state.columns.knows(tokenizer, TokenizeOptions(namespace=namespace))
 
 
 # Pace ----------------------------------------------------------------------------------------------------------------

@@ -264,6 +264,13 @@ async def test_the_leave_of_a_caller_is_told_to_whoever_works_for_it(server: Ser
     assert await asyncio.wait_for(server.left.get(), SOON_S / 2) == "left"
 
 
+async def test_the_leave_of_a_caller_is_told_to_the_first_of_its_requests_that_came_together(server: Server) -> None:
+    async with server.connected(2 * (POST % (b"/never", 3) + b"zzz")):
+        assert await asyncio.wait_for(server.left.get(), SOON_S) == "works"
+
+    assert await asyncio.wait_for(server.left.get(), SOON_S / 2) == "left"
+
+
 async def test_a_head_that_is_too_large_and_comes_at_once_is_refused_too(server: Server) -> None:
     head = b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"y" * (LIMITS.head_bytes + 1) + b"\r\n\r\n"
 
