@@ -8,7 +8,14 @@ from setuptools import Extension, setup
 
 LIBRARIES = {
     "_residual_argmin": ("residual_argmin.c", "residual_kinds.h", "residual_search.h", "threads.h"),
-    "_packed_bert": ("packed_bert.c", "bert_layers.h", "bert_products.h", "bert_schedule.h", "threads.h"),
+    "_packed_bert": (
+        "packed_bert.c",
+        "bert_layers.h",
+        "bert_numbers.h",
+        "bert_products.h",
+        "bert_schedule.h",
+        "threads.h",
+    ),
 }
 
 setup(

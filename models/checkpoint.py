@@ -207,9 +207,7 @@ def load(
     float16_share = _float16_share(tokenizer.device, text_precision) if tokenizer.takes_text else None
     on_device = tokenizer.device.type != "cpu"
     if tests_itself or on_device or bfloat16 or float16_share is not None or int16_share is not None:
-        tokenizer.bounds = self_test(
-            tokenizer, bfloat16=bfloat16, float16_share=float16_share, int16_share=int16_share, float64=on_device
-        )
+        tokenizer.bounds = self_test(tokenizer, bfloat16=bfloat16, float16_share=float16_share, int16_share=int16_share)
     else:
         tokenizer.bounds = replace(
             tokenizer.bounds, text_bfloat16=None, text_float16=None, text_int16=None, text_float64=None

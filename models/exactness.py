@@ -163,7 +163,6 @@ def self_test(
     bfloat16: bool = False,
     float16_share: float | None = None,
     int16_share: float | None = None,
-    float64: bool = False,
 ) -> ErrorBounds:
     """The bounds that the fast paths need on this machine, with these libraries and this number of threads.
 
@@ -175,7 +174,6 @@ def self_test(
         float16_share: Whether the path of texts in float16 is: it is taken where at most this share of the test's texts
             would be computed again.
         int16_share: The same of texts with products in int16, where the text encoder has them.
-        float64: Whether the path of texts in a float64 batch is, where the text encoder has it.
 
     Returns:
         At least the tokenizer's own bounds; a path that these do not have is bounded by what was seen.
@@ -208,7 +206,7 @@ def self_test(
     if torch.get_num_threads() > 1:
         errors += _text_errors(tokenizer, pieces, canonical, TEST_PASSES).values()
     widened = replace(widened, text=max(bounds.text, SAFETY_FACTOR * max(errors)))
-    if float64 and tokenizer.text_encoder is not None and tokenizer.text_encoder.has_float64:
+    if tokenizer.text_encoder is not None and tokenizer.text_encoder.has_float64:
         double = _text_errors(tokenizer, pieces, canonical, TEST_PASSES, torch.float64)
         floor = EMBEDDING_FLOOR * tokenizer.scale
         widened = replace(widened, text_float64=max(floor, SAFETY_FACTOR * max(double.values())))

@@ -28,7 +28,7 @@ class Precision(IntEnum):
     FLOAT32 = 3
     """Texts and embeddings, in a batch."""
     FLOAT64 = 4
-    """Embeddings, and on a device texts, in a batch."""
+    """Embeddings, and texts where their forward pass has it, in a batch."""
     CANONICAL = 5
     """Alone, in float64, on the CPU, distances by differences."""
     UNDECIDED = 6
@@ -47,7 +47,7 @@ class ErrorBounds:
         text_bfloat16: Of texts embedded in bfloat16.
         text_float16: The same in float16.
         text_int16: The same with products in int16.
-        text_float64: The same in a float64 batch, on the device.
+        text_float64: The same in a float64 batch.
     """
 
     text: float = 1e-4

@@ -10,6 +10,7 @@ import copy
 import hashlib
 import json
 import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,7 @@ from models.device.graphs import ReplayedBert, with_graphs
 from models.device.unpadded_bert import UnpaddedBert
 from models.errors import CheckpointError
 from models.native.forward import CompiledBert, compiled_bert
+from models.native.niceness import give_way
 from models.packed_bert import PackedBert, is_packable, is_plain_bert
 from models.precision import require_full_precision
 from models.text_encoder_files import (
@@ -50,6 +52,9 @@ CANARY_TEXTS = (
     "Crème BRÛLÉE torch. Küchenprofi. İstanbul ﬁne print, naïve coöperation",
     "無線マウス 2.4GHz 🎧👩‍🔬 ½ oz.\tA4\u00a0copy-paper [SEP] 500x",
 )
+
+# Of texts together: up to here the calling thread splits them, as it takes longer to wake the library's threads.
+CHARACTERS_SPLIT_HERE = 1_024
 
 # How far an embedding of the packed forward pass may be from sentence-transformers' own in float32: usual are 1e-6.
 PACKED_TOLERANCE = 1e-4
@@ -107,6 +112,8 @@ class TextEncoder:
         """Word pieces of each text with the special ones, cut at `max_tokens`."""
         prompted = [self.prompt + text.strip() for text in texts]
         if self._splitter is not None:
+            if sum(map(len, prompted)) <= CHARACTERS_SPLIT_HERE:
+                return [self._splitter.encode(text).ids for text in prompted]
             return [encoding.ids for encoding in self._splitter.encode_batch_fast(prompted)]
         encoded = self._word_piece_tokenizer(prompted, truncation=True, max_length=self.max_tokens)
         pieces: list[list[int]] = encoded["input_ids"]
@@ -137,8 +144,8 @@ class TextEncoder:
             (B, D) on `device`, float64 where that was asked for, else float32. The last bits depend on the neighbours;
             see `embed_exactly`.
         """
-        if dtype == torch.int16 and isinstance(self._packed, CompiledBert):
-            return self._packed(pieces, in_int16=True)
+        if isinstance(self._packed, CompiledBert) and dtype in {torch.int16, torch.float64}:
+            return self._packed(pieces, dtype)
         if self._packed is not None and dtype in {torch.float32, torch.bfloat16}:
             return (self._packed if dtype == torch.float32 else self._packed_in_bfloat16)(pieces)
         if (unpadded := self._unpadded(dtype)) is not None:
@@ -153,7 +160,9 @@ class TextEncoder:
 
     @property
     def has_float64(self) -> bool:
-        """Whether `embed` takes float64."""
+        """Whether `embed` takes float64, for less than `embed_exactly` does."""
+        if self.device.type == "cpu":
+            return self.is_compiled
         return self._unpadded(torch.float64) is not None
 
     def embed_exactly(self, pieces: WordPieces) -> Tensor:
@@ -269,6 +278,26 @@ class _PrecisionWatch(TorchDispatchMode):
             if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dtype != torch.float64:
                 self.lowered.add(str(func))
         return result
+
+
+def split_behind(steps: int) -> None:
+    """Have the threads that split many texts let all others go before them; only before any text was split here.
+
+    The library starts them once a process, and they have the niceness of the thread that asks first.
+
+    Args:
+        steps: Of niceness.
+    """
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    def start() -> None:
+        give_way(steps)
+        Tokenizer(WordLevel({"": 0}, unk_token="")).encode_batch_fast(["a", "b"])
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
 
 
 def _load(directory: Path, device: torch.device) -> SentenceTransformer:

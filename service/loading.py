@@ -12,8 +12,10 @@ import numpy as np
 import torch
 
 from models import CheckpointError, Manifest, load
+from models.text_encoder import split_behind
 from service.batching.batcher import Batcher
 from service.batching.capacity import Capacity
+from service.batching.lanes import NICER
 from service.content import ItemReader
 from service.explaining.explainer import Explainer
 from service.metrics import Metrics
@@ -33,6 +35,8 @@ class Loader:
         self._metrics = metrics
         self._capacity = Capacity(settings.queue_tokens, side_by_side=_device(settings) == "cpu")
         metrics.queue_tokens_limit.set(settings.queue_tokens)
+        if _device(settings) == "cpu":
+            split_behind(NICER)
         torch.set_num_threads(settings.threads or max(1, _cores() // settings.workers))
 
     async def load(self, directory: Path, manifest: Manifest) -> LoadedTokenizer:

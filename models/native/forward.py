@@ -1,4 +1,4 @@
-"""The compiled forward pass of a BERT encoder in float32, see `packed_bert.c`; for processors with AVX-512.
+"""The compiled forward pass of a BERT encoder, see `packed_bert.c`; for processors with AVX-512.
 
 What a text comes to depends neither on the texts beside it nor on the number of threads, to the last bit.
 """
@@ -28,17 +28,20 @@ _ADDRESS, _NUMBER, _COUNT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 INTERFACE = Interface(
     file="_packed_bert",
     prefix="packed_bert",
-    version=3,
+    version=4,
     functions={
         "can": (ctypes.c_bool, [_NUMBER] * 5),
-        "new": (_ADDRESS, [*[_NUMBER] * 3, ctypes.c_float, _COUNT, _COUNT, *[_ADDRESS] * 3]),
+        "new": (_ADDRESS, [*[_NUMBER] * 3, ctypes.c_double, _COUNT, _COUNT, *[_ADDRESS] * 4]),
         "fill": (None, [_ADDRESS, _NUMBER, _ADDRESS, _ADDRESS]),
         "free": (None, [_ADDRESS]),
         "cuts": (ctypes.c_bool, [_ADDRESS]),
-        "room": (_NUMBER, [_ADDRESS, _NUMBER, _NUMBER, _COUNT]),
+        "room": (_NUMBER, [_ADDRESS, _NUMBER, _NUMBER, _COUNT, _COUNT]),
         "embed": (ctypes.c_bool, [*[_ADDRESS] * 3, _NUMBER, _NUMBER, _ADDRESS, _ADDRESS, _NUMBER, *[_COUNT] * 3]),
     },
 )
+
+# What a pass is computed in, in the order of `packed_bert.c`.
+PRECISIONS = (torch.float32, torch.int16, torch.float64)
 
 # Word pieces that go through all layers together: their activations stay in a core's cache.
 ROWS = 128
@@ -73,11 +76,11 @@ class CompiledBert:
             msg = f"no compiled forward pass for {shape} on this processor"
             raise ValueError(msg)
         norm = embeddings.LayerNorm
-        token_type = embeddings.token_type_embeddings.weight[0]
         words = embeddings.word_embeddings.weight
         self._tables = [
             _dense(words, len(words), self._width),
-            _dense(embeddings.position_embeddings.weight + token_type, self._longest, self._width),
+            _dense(embeddings.position_embeddings.weight, self._longest, self._width),
+            _dense(embeddings.token_type_embeddings.weight[0], self._width),
             _dense(torch.cat([norm.weight, norm.bias]), 2 * self._width),
         ]
         self._embed, self._room_of = library.packed_bert_embed, library.packed_bert_room
@@ -102,30 +105,36 @@ class CompiledBert:
         self.has_int16: bool = library.packed_bert_cuts(self._handle)
 
     @torch.inference_mode()
-    def __call__(self, pieces: Sequence[Sequence[int]], *, in_int16: bool = False) -> Tensor:
-        """Embeddings of texts as word pieces, each of one piece at least: (B, D) float32, in the order given.
+    def __call__(self, pieces: Sequence[Sequence[int]], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Embeddings of texts as word pieces, each of one piece at least: (B, D), in the order given.
 
         Args:
             pieces: Of B texts.
-            in_int16: Multiply in int16, in half the time; where it `has_int16`.
+            dtype: float32; or int16, to multiply in it, in half the time, where it `has_int16`; or float64.
+
+        Returns:
+            (B, D) float64 where that was asked for, else float32.
 
         Raises:
             IndexError: There is no such word piece, or a text has none or more than there are positions for.
             MemoryError: There is no room to work in.
-            ValueError: There are no products of int16 here.
+            ValueError: It has no such precision.
         """
         ids = torch.tensor(list(chain.from_iterable(pieces)), dtype=torch.int64)
         counts = [len(row) for row in pieces]
         longest, threads = max(counts), torch.get_num_threads()
-        if in_int16 and not self.has_int16:
-            raise ValueError("this processor has no products of int16")
+        if dtype not in PRECISIONS or (dtype == torch.int16 and not self.has_int16):
+            msg = f"no compiled forward pass in {dtype} on this processor"
+            raise ValueError(msg)
+        precision = PRECISIONS.index(dtype)
         if not (0 < min(counts) <= longest <= self._longest) or not (
             0 <= ids.min() <= ids.max() < len(self._tables[0])
         ):
             raise IndexError("a text has no word pieces, too many, or one that is not in the vocabulary")
         lengths = torch.tensor(counts, dtype=torch.int64)
-        embeddings = torch.empty(len(pieces), self._width, dtype=torch.float32)
-        room = self._room(self._room_of(self._handle, longest, ROWS, threads))
+        number = torch.float64 if dtype == torch.float64 else torch.float32
+        embeddings = torch.empty(len(pieces), self._width, dtype=number)
+        room = self._room(self._room_of(self._handle, longest, ROWS, threads, precision))
         if not self._embed(
             self._handle,
             ids.data_ptr(),
@@ -136,17 +145,17 @@ class CompiledBert:
             room,
             ROWS,
             threads,
-            in_int16,
+            precision,
             behind(),
         ):
             raise MemoryError("no memory for a compiled forward pass")
         return embeddings
 
-    def _room(self, floats: int) -> int:
-        """Where the calling thread has room for so many, at the beginning of a line."""
+    def _room(self, size: int) -> int:
+        """Where the calling thread has room for so many bytes, at the beginning of a line."""
         room: Tensor | None = getattr(self._rooms, "room", None)
-        if room is None or len(room) < floats + LINE:
-            room = self._rooms.room = torch.empty(floats + LINE, dtype=torch.float32)
+        if room is None or len(room) < size + LINE:
+            room = self._rooms.room = torch.empty(size + LINE, dtype=torch.uint8)
         return -(-room.data_ptr() // LINE) * LINE
 
 

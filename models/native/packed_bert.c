@@ -1,4 +1,4 @@
-/* A BERT encoder's forward pass over packed texts in float32, for processors with AVX-512.
+/* A BERT encoder's forward pass over packed texts, for processors with AVX-512.
  *
  * What a library's product of few rows waits for is memory: a text's forty rows meet forty megabytes of weights. Here
  * the weights of all layers lie in the order of their use, on large pages, in panels that fit the second cache; while
@@ -7,6 +7,9 @@
  *
  * All matrices are cut into squares of the model's width (384 or 768, see bert_layers.h): three of query, key and
  * value, one behind attention, four up and four down. A square is width / 32 panels of (width, 32).
+ *
+ * A pass is computed in float32; or, where that leaves a code in doubt, in float64, from the same weights, which become float64
+ * as they are read: three times as long, where torch takes ten times and more for a text.
  *
  * Where the processor has VNNI, a pass can multiply in int16: each row of a product's left side and each column of its
  * right side is cut to whole numbers, whose products are summed exactly; two multiplications for one, and half the bytes. All
@@ -34,7 +37,7 @@
 #define CUT_NORM 46000
 
 /* Of the functions below; INTERFACE of forward.py has the same, and both change with them. */
-const int32_t packed_bert_version = 3;
+const int32_t packed_bert_version = 4;
 
 #if defined(__x86_64__) && defined(__linux__)
 #include <sys/mman.h>
@@ -44,9 +47,9 @@ const int32_t packed_bert_version = 3;
 
 typedef struct {
     int64_t width, layers, heads;
-    float epsilon;
+    double epsilon;
     bool pools_mean, normalizes;
-    const float *words, *places, *norm; /* (V, D), (P, D), weight and bias (2, D): kept by the caller */
+    const float *words, *places, *type, *norm; /* (V, D), (P, D), (D), weight and bias (2, D): kept by the caller */
     float *weights;                     /* (layers, SQUARES, D / PANEL, D, PANEL) */
     int16_t *cut_weights;               /* the same cut to int16, (layers, SQUARES, D / PANEL, D / 2, PANEL, 2); or none */
     float *scales;                      /* (layers, SQUARES, D), of their columns */
@@ -54,34 +57,28 @@ typedef struct {
     float *vectors; /* (layers, 13, D): biases of query, key, value, attention, up (4), down; two norms */
 } packed_bert;
 
+/* What a pass is computed in; PRECISIONS of forward.py has the same. */
+enum { FLOAT32 = 0, INT16 = 1, FLOAT64 = 2 };
+
 enum { BIAS_ATTENDED = 3, BIAS_UP = 4, BIAS_DOWN = 8, NORM_ATTENDED = 9, NORM = 11, VECTORS = 13 };
 
 typedef struct {
     const packed_bert *bert;
     const int64_t *pieces, *lengths; /* word pieces one after another, and how many each text has */
     int64_t texts;
-    float *embeddings; /* (texts, D) */
-    float *room;       /* of each thread, or of all */
+    void *embeddings; /* (texts, D) of REAL */
+    void *room;       /* of each thread, or of all; numbers of REAL */
     int64_t room_each, rows;
     bool together; /* all threads at one share */
     bool cuts;     /* multiplies in int16 */
+    bool exact;    /* in float64 */
     int threads;
     atomic_long next_share;
     stage *stages; /* where threads are together: these, */
     part *parts;   /* or these, one for each thread */
 } request;
 
-/* Where rows of a share are worked on. Query, key and value are the whole share's, as a row's attention takes in the keys
- * of others; all else is of these rows alone. */
-typedef struct {
-    const request *asked;
-    int64_t first, last, start;       /* the share's texts, and where the word pieces of the first one begin */
-    int64_t all, from, rows;          /* rows of the share; the first of these, and how many they are */
-    float *x, *query, *inner, *scale; /* (rows, D), (3, all, D), (4, rows, D), (4, rows) */
-    int16_t *cut;                     /* (4, rows, D); or none */
-} place;
-
-/* Floats that a share of so many rows is worked on in, see `place`. */
+/* Numbers that a share of so many rows is worked on in, see `place`. */
 static int64_t room_of(int64_t width, int64_t rows)
 {
     return (10 * width + 16) * rows;
@@ -91,6 +88,8 @@ static int64_t room_of(int64_t width, int64_t rows)
 #pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma")
 #include <immintrin.h>
 
+#define EXACT 0
+
 #define WIDTH 384
 #define NAME(x) x##_384
 #include "bert_layers.h"
@@ -99,6 +98,21 @@ static int64_t room_of(int64_t width, int64_t rows)
 
 #define WIDTH 768
 #define NAME(x) x##_768
+#include "bert_layers.h"
+#undef WIDTH
+#undef NAME
+
+#undef EXACT
+#define EXACT 1
+
+#define WIDTH 384
+#define NAME(x) x##_384_exact
+#include "bert_layers.h"
+#undef WIDTH
+#undef NAME
+
+#define WIDTH 768
+#define NAME(x) x##_768_exact
 #include "bert_layers.h"
 #undef WIDTH
 #undef NAME
@@ -128,9 +142,9 @@ void packed_bert_free(packed_bert *bert)
 }
 
 /* A forward pass whose layers are to be filled by packed_bert_fill; none without memory. The tables are kept as they are:
- * words (V, D), places (P, D), norm (2, D), its weight and bias. */
-packed_bert *packed_bert_new(int64_t width, int64_t layers, int64_t heads, float epsilon, int pools_mean,
-                             int normalizes, const float *words, const float *places, const float *norm)
+ * words (V, D), places (P, D), the token type (D), norm (2, D), its weight and bias. */
+packed_bert *packed_bert_new(int64_t width, int64_t layers, int64_t heads, double epsilon, int pools_mean, int normalizes,
+                             const float *words, const float *places, const float *type, const float *norm)
 {
     packed_bert *bert = calloc(1, sizeof *bert);
     if (!bert)
@@ -140,7 +154,7 @@ packed_bert *packed_bert_new(int64_t width, int64_t layers, int64_t heads, float
     const size_t bytes = count * (sizeof(float) + (cuts ? sizeof(int16_t) : 0));
     *bert = (packed_bert){.width = width, .layers = layers, .heads = heads, .epsilon = epsilon,
                           .pools_mean = pools_mean, .normalizes = normalizes, .words = words, .places = places,
-                          .norm = norm, .bytes = (bytes + page - 1) / page * page};
+                          .type = type, .norm = norm, .bytes = (bytes + page - 1) / page * page};
     bert->vectors = aligned_alloc(64, (size_t)(layers * VECTORS * width) * sizeof(float));
     bert->scales = aligned_alloc(64, (size_t)(layers * SQUARES * width) * sizeof(float));
     /* Large pages have to begin at multiples of their size: what lies around that is given back. */
@@ -198,31 +212,39 @@ void packed_bert_fill(packed_bert *bert, int64_t layer, const float *squares, co
     memcpy(bert->vectors + layer * VECTORS * width, vectors, (size_t)(VECTORS * width) * sizeof(float));
 }
 
-/* Floats of room that packed_bert_embed needs for texts of at most `longest` word pieces with so many threads. */
-int64_t packed_bert_room(const packed_bert *bert, int64_t longest, int64_t rows, int threads)
+/* Bytes of room that packed_bert_embed needs for texts of at most `longest` word pieces with so many threads. */
+int64_t packed_bert_room(const packed_bert *bert, int64_t longest, int64_t rows, int threads, int precision)
 {
-    return room_of(bert->width, longest > rows ? longest : rows) * threads;
+    const size_t number = precision == FLOAT64 ? sizeof(double) : sizeof(float);
+    return room_of(bert->width, longest > rows ? longest : rows) * threads * (int64_t)number;
 }
 
-static void embed(void *asked, int thread)
+static void embed(void *given, int thread)
 {
-    (((request *)asked)->bert->width == 384 ? embed_384 : embed_768)(asked, thread);
+    request *asked = given;
+    const bool narrow = asked->bert->width == 384;
+    if (asked->exact)
+        (narrow ? embed_384_exact : embed_768_exact)(asked, thread);
+    else
+        (narrow ? embed_384 : embed_768)(asked, thread);
 }
 
-/* Embeddings (texts, D) of texts as word pieces, each of one at least, `longest` at most; false without memory.
+/* Embeddings (texts, D) of texts as word pieces, each of one at least, `longest` at most; false without memory. They are
+ * float64 where that is the precision, else float32.
  *
- * room: aligned to 64 bytes, see packed_bert_room; no other call may use it meanwhile. rows: of a share. cuts: multiply in
- * int16, where it packed_bert_cuts. nicer: see `work_together`. */
+ * room: aligned to 64 bytes, see packed_bert_room; no other call may use it meanwhile. rows: of a share. precision: INT16 only
+ * where it packed_bert_cuts. nicer: see `work_together`. */
 bool packed_bert_embed(const packed_bert *bert, const int64_t *pieces, const int64_t *lengths, int64_t texts,
-                       int64_t longest, float *embeddings, float *room, int64_t rows, int threads,
-                       int cuts, int nicer)
+                       int64_t longest, void *embeddings, void *room, int64_t rows, int threads,
+                       int precision, int nicer)
 {
     int64_t total = 0;
     for (int64_t text = 0; text < texts; text++)
         total += lengths[text];
     request asked = {.bert = bert, .pieces = pieces, .lengths = lengths, .texts = texts, .embeddings = embeddings,
                      .room = room, .room_each = room_of(bert->width, longest > rows ? longest : rows), .rows = rows,
-                     .together = total <= rows || texts == 1, .cuts = cuts != 0, .threads = threads};
+                     .together = total <= rows || texts == 1, .cuts = precision == INT16, .exact = precision == FLOAT64,
+                     .threads = threads};
     void *schedule = NULL;
     if (threads > 1 && asked.together) {
         const bool parts = threads <= MOST_PARTS && total >= (int64_t)threads * FEWEST_ROWS;

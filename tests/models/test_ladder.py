@@ -171,7 +171,7 @@ def test_embeddings_are_final_in_float32_where_that_leaves_no_doubt(shipped, emb
 def test_the_self_test_takes_no_bound_below_the_frozen_one(shipped, monkeypatch):
     high = ErrorBounds(text=0.5, embedding=0.25, embedding_float32=0.125, text_bfloat16=0.75)
     monkeypatch.setattr(shipped, "bounds", high)
-    assert self_test(shipped, bfloat16=True) == high
+    assert replace(self_test(shipped, bfloat16=True), text_float64=None) == high
     assert self_test(shipped).text_bfloat16 is None
 
 
@@ -267,6 +267,23 @@ def test_texts_are_tried_in_int16_where_few_of_them_go_on(shipped):
     assert none is None
     assert (all_of_them is not None) is shipped.text_encoder.has_int16
     assert all_of_them is None or shipped.bounds.text < all_of_them < 2e-3
+
+
+def test_texts_in_doubt_are_final_in_float64_where_the_forward_pass_has_it(shipped, pieces, monkeypatch):
+    # given bounds by which float32 decides nothing
+    bounds = self_test(shipped)
+    assert (bounds.text_float64 is not None) is shipped.text_encoder.has_float64
+    if bounds.text_float64 is None:
+        pytest.skip("no compiled forward pass here")
+    assert bounds.text_float64 < 1e-3 * bounds.text
+    expected = [shipped.encode_text_alone(row) for row in pieces[:20]]
+    monkeypatch.setattr(shipped, "bounds", replace(bounds, text=INFINITE))
+    # when
+    encoding = shipped.encode_texts(pieces[:20])
+    # then
+    assert torch.equal(encoding.codes, torch.cat([row.codes for row in expected]))
+    assert encoding.precision.tolist() == [Precision.FLOAT64] * 20
+    assert torch.allclose(encoding.margin, torch.cat([row.margin for row in expected]), rtol=0, atol=1e-12)
 
 
 def test_where_there_is_nothing_to_choose_bfloat16_moves_no_margin(make_parts, text_encoder):

@@ -120,10 +120,11 @@ def give(found):
     return found
 
 
-def test_texts_climb_from_float16_through_float32_and_float64_to_canonical_codes():
+def test_texts_climb_from_float16_through_float32_and_float64_to_canonical_codes(monkeypatch):
     # given bounds so wide that some rows are in doubt on every path but the last
+    monkeypatch.setattr(TextEncoder, "has_float64", True)  # as on a device, where nothing may be compiled
     tokenizer = load(DEFAULT_CHECKPOINT)
-    bounds = self_test(tokenizer, float16_share=1.0, float64=True)
+    bounds = self_test(tokenizer, float16_share=1.0)
     assert bounds.text_float64 < bounds.text < bounds.text_float16
     texts = tokenizer.split([f"{text}, {number} pieces" for text in TEXTS[:3] for number in range(4)])
     expected = canonical(tokenizer, texts)

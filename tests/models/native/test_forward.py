@@ -220,7 +220,7 @@ def test_products_of_int16_err_little_and_come_to_the_same_bits_in_any_batch(lib
         pytest.skip("this processor has no VNNI")
     exact = forward(pieces)
     # when
-    whole = forward(pieces, in_int16=True)
+    whole = forward(pieces, torch.int16)
     # then
     assert 1e-6 < float((whole - exact).norm(dim=1).max() / exact.norm(dim=1).max()) < 1e-3
     before = torch.get_num_threads()
@@ -228,11 +228,55 @@ def test_products_of_int16_err_little_and_come_to_the_same_bits_in_any_batch(lib
         few = one_share_of(pieces)
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            assert torch.equal(forward([pieces[place] for place in few], in_int16=True), whole[few])
-            assert torch.equal(torch.cat([forward([row], in_int16=True) for row in pieces]), whole)
-            assert torch.equal(forward(pieces[::-1], in_int16=True).flip(0), whole)
+            assert torch.equal(forward([pieces[place] for place in few], torch.int16), whole[few])
+            assert torch.equal(torch.cat([forward([row], torch.int16) for row in pieces]), whole)
+            assert torch.equal(forward(pieces[::-1], torch.int16).flip(0), whole)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("width", "heads"), [(384, 6), (384, 12), (768, 24)])
+def test_float64_comes_to_what_torch_comes_to_in_it_and_to_the_same_bits_in_any_batch(library, width, heads, pieces):
+    # given texts, one of them as long as there are positions
+    model = bert(width, heads)
+    forward = CompiledBert(library, model)
+    texts = [*pieces, random.Random(5).choices(range(30522), k=512)]
+    network, pooling = deepcopy(model[0].auto_model).double(), model[1]
+    expected = torch.cat([alone_in_torch(network, pooling, row) for row in texts])
+    # when
+    whole = forward(texts, torch.float64)
+    # then
+    assert whole.dtype == torch.float64
+    assert float((whole - expected).norm(dim=1).max()) < 1e-13 * float(expected.norm(dim=1).max())
+    few, before = one_share_of(texts), torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            assert torch.equal(forward([texts[place] for place in few], torch.float64), whole[few])
+            assert torch.equal(torch.cat([forward([row], torch.float64) for row in texts]), whole)
+            assert torch.equal(forward(texts[::-1], torch.float64).flip(0), whole)
+    finally:
+        torch.set_num_threads(before)
+
+
+@torch.inference_mode()
+def alone_in_torch(network, pooling, row: list[int]) -> torch.Tensor:
+    """The embedding (1, D) of one text, in the network's precision."""
+    ids = torch.tensor([row])
+    tokens = network(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    return pooling({"token_embeddings": tokens, "attention_mask": torch.ones_like(ids)})["sentence_embedding"]
+
+
+def test_normalised_embeddings_in_float64_are_the_canonical_ones(library, text_encoder, pieces):
+    embeddings = CompiledBert(library, text_encoder._model)(pieces, torch.float64)
+    expected = torch.cat([text_encoder.embed_exactly(row) for row in pieces])
+    assert torch.allclose(embeddings, expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int8])
+def test_a_precision_that_there_is_nothing_for_is_refused(library, text_encoder, dtype):
+    with pytest.raises(ValueError, match=f"no compiled forward pass in {dtype}"):
+        CompiledBert(library, text_encoder._model)([[101, 102]], dtype)
 
 
 def test_numbers_that_int16_cannot_stand_for_end_as_no_numbers(library, pieces):
@@ -241,7 +285,7 @@ def test_numbers_that_int16_cannot_stand_for_end_as_no_numbers(library, pieces):
     model[0].auto_model.embeddings.LayerNorm.weight[5] = torch.nan
     forward = CompiledBert(library, model)
     # then
-    assert not forward.has_int16 or forward(pieces, in_int16=True).isnan().all()
+    assert not forward.has_int16 or forward(pieces, torch.int16).isnan().all()
 
 
 @pytest.mark.parametrize("wrong", [[], [101, 30522], [-1], [7] * 513])
