@@ -24,7 +24,7 @@ setup(
             f"models.native.{name}",
             sources=[f"models/native/{source}"],
             depends=[f"models/native/{header}" for header in headers],
-            extra_compile_args=["-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-pthread"],
+            extra_compile_args=["-O3", "-g0", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-pthread"],
             extra_link_args=["-pthread"],
             libraries=["m"],
             optional=True,

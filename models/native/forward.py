@@ -135,18 +135,20 @@ class CompiledBert:
         number = torch.float64 if dtype == torch.float64 else torch.float32
         embeddings = torch.empty(len(pieces), self._width, dtype=number)
         room = self._room(self._room_of(self._handle, longest, ROWS, threads, precision))
-        if not self._embed(
-            self._handle,
-            ids.data_ptr(),
-            lengths.data_ptr(),
-            len(pieces),
-            longest,
-            embeddings.data_ptr(),
-            room,
-            ROWS,
-            threads,
-            precision,
-            behind(),
+        if not behind(
+            lambda steps: self._embed(
+                self._handle,
+                ids.data_ptr(),
+                lengths.data_ptr(),
+                len(pieces),
+                longest,
+                embeddings.data_ptr(),
+                room,
+                ROWS,
+                threads,
+                precision,
+                steps,
+            )
         ):
             raise MemoryError("no memory for a compiled forward pass")
         return embeddings

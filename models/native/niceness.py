@@ -6,8 +6,21 @@ import contextlib
 import os
 import sys
 import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+R = TypeVar("R")
 
 _thread = threading.local()
+
+# More steps than there are: where no other thread wants a processor, and else next to never (SCHED_IDLE).
+LAST = 20
+
+# A piece of work that takes so long there was kept from the processors, and so are those that follow for some time: the
+# steps that were asked for are as far as they go then, for so many times as long.
+STARVED_S = 1.0
+TIMES_STARVED = 10
 
 
 def give_way(steps: int) -> None:
@@ -30,13 +43,29 @@ def send_behind(steps: int) -> None:
     It keeps its own niceness for its Python: a thread that gives way and is kept from a processor while it holds the
     interpreter's lock keeps all others from it.
 
+    They come `LAST`; and where that starves them, they are as many steps nicer.
+
     Args:
         steps: Of niceness.
     """
-    _thread.steps = steps
+    _thread.steps, _thread.starves_until = steps, 0.0
 
 
-def behind() -> int:
-    """The steps of niceness for what the calling thread asks of a compiled library; 0 where it works itself."""
+def behind(work: Callable[[int], R], clock: Callable[[], float] = time.monotonic) -> R:
+    """What a compiled library is asked for, by the steps of niceness to do it with; 0 where the calling thread works too.
+
+    Args:
+        work: Asks for it.
+        clock: Seconds.
+    """
     steps: int = getattr(_thread, "steps", 0)
-    return steps
+    if steps == 0:
+        return work(0)
+    began = clock()
+    if began < _thread.starves_until:
+        return work(steps)
+    result = work(LAST)
+    ended = clock()
+    if ended - began > STARVED_S:
+        _thread.starves_until = ended + TIMES_STARVED * (ended - began)
+    return result

@@ -1,12 +1,13 @@
 /* Threads that stay and do a piece of work with or for a caller; each library that includes this has its own.
  *
  * Work is cut into units that threads take one by one: a thread that the system wakes too late finds no seat left, and
- * nobody waits for it. There are two crews. That beside its caller helps one that works too; of two callers at a time the
+ * nobody waits for it. There are three crews. That beside its caller helps one that works too; of two callers at a time the
  * second works alone. (Its threads are as nice as the caller for whom they were started, who should be no nicer than the
  * process.) That behind works for callers that wait, one after the other, and is nicer: it leaves the processors to
  * all others, while a caller keeps its own niceness for what it does before and after. (Were it as nice itself, it
- * could be kept from a processor while it holds what others wait for, Python's lock above all.) A process that was forked
- * starts threads of its own. */
+ * could be kept from a processor while it holds what others wait for, Python's lock above all.) The last one does the same
+ * when nobody else wants a processor, and else next to nothing; no thread comes back from there, so it is a crew of its own.
+ * A process that was forked starts threads of its own. */
 
 #include <pthread.h>
 #include <sched.h>
@@ -26,7 +27,7 @@
 #define MOST_THREADS 64
 #define SPINS 4096          /* some microseconds */
 #define SPINS_FOR_WORK 2048 /* the next call often follows at once; while others want the processor they have it */
-#define MOST_NICE 19
+#define MOST_NICE 19 /* more steps than that: behind all others */
 #define LONG_SLICE_NS 100000000 /* the longest there is */
 
 typedef void (*work_of)(void *argument, int thread);
@@ -53,7 +54,8 @@ typedef struct {
     .busy = PTHREAD_MUTEX_INITIALIZER, .door = PTHREAD_MUTEX_INITIALIZER, .opened = PTHREAD_COND_INITIALIZER, \
     .ended = PTHREAD_COND_INITIALIZER
 
-static crew crew_beside = {NEW_CREW, .first = 1}, crew_behind = {NEW_CREW, .first = 0, .waited_for = true};
+static crew crew_beside = {NEW_CREW, .first = 1}, crew_behind = {NEW_CREW, .first = 0, .waited_for = true},
+            crew_last = {NEW_CREW, .first = 0, .waited_for = true};
 
 static inline void rest(int spins, int most)
 {
@@ -68,7 +70,8 @@ static inline void rest(int spins, int most)
 }
 
 /* Nicer than the process; and with a slice that is longer than that of others, who need not wait for its end then: so do
- * newer kernels (6.12), older ones know of no slices. */
+ * newer kernels (6.12), older ones know of no slices. Of more steps than there are, it runs where nobody else would; the slice
+ * counts all the same, for those of other sessions and control groups, who are not told of that. */
 static void give_way(int steps)
 {
 #if defined(__linux__)
@@ -85,6 +88,8 @@ static void give_way(int steps)
         return;
     own.slice_ns = LONG_SLICE_NS;
     syscall(SYS_sched_setattr, 0, &own, 0);
+    if (steps > MOST_NICE)
+        sched_setscheduler(0, SCHED_IDLE, &(struct sched_param){0});
 #else
     (void)steps;
 #endif
@@ -143,6 +148,7 @@ static void forget_threads(void)
 {
     forget_threads_of(&crew_beside);
     forget_threads_of(&crew_behind);
+    forget_threads_of(&crew_last);
 }
 
 static __attribute__((constructor)) void watch_forks(void)
@@ -220,7 +226,7 @@ static void work_beside(work_of work, void *argument, int helpers)
 
 static void work_behind(work_of work, void *argument, int threads, int nicer)
 {
-    crew *own = &crew_behind;
+    crew *own = nicer > MOST_NICE ? &crew_last : &crew_behind;
     pthread_mutex_lock(&own->busy);
     start_threads(own, threads);
     if (own->started == 0)

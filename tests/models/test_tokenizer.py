@@ -14,7 +14,7 @@ import torch
 
 from models import Tokenizer, load
 from models.checkpoint import DEFAULT_CHECKPOINT
-from models.native.niceness import behind
+from models.native.niceness import LAST, behind
 from models.tokenizer import ErrorBounds
 
 
@@ -228,7 +228,7 @@ def test_passes_give_way_and_their_thread_where_they_are_its_own(texts_by, shipp
 
     def thread():
         tokenizer.give_way(5)
-        found.append((behind(), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
+        found.append((behind(int), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
 
     # when
     asking = threading.Thread(target=thread)
@@ -236,8 +236,8 @@ def test_passes_give_way_and_their_thread_where_they_are_its_own(texts_by, shipp
     asking.join()
     # then
     niceness = os.getpriority(os.PRIO_PROCESS, 0)
-    assert found == [(5, niceness if texts_by == "compiled passes" else min(19, niceness + 5))]
-    assert behind() == 0
+    assert found == [(LAST, niceness if texts_by == "compiled passes" else min(19, niceness + 5))]
+    assert behind(int) == 0
 
 
 def test_a_tokenizer_of_embeddings_refuses_texts(make_parts):

@@ -169,7 +169,8 @@ def test_a_short_text_that_is_sent_behind_is_embedded_whoever_comes_in_time(libr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have a niceness of their own on Linux alone")
-def test_what_is_sent_behind_is_done_by_threads_that_give_way(library, text_encoder, pieces):
+@pytest.mark.parametrize("starved", [False, True])
+def test_what_is_sent_behind_is_done_by_threads_that_give_way(library, text_encoder, pieces, starved, monkeypatch):
     # given
     forward = CompiledBert(library, text_encoder._model)
     niceness = os.getpriority(os.PRIO_PROCESS, os.getpid())
@@ -182,9 +183,14 @@ def test_what_is_sent_behind_is_done_by_threads_that_give_way(library, text_enco
         own.append((os.getpriority(os.PRIO_PROCESS, threading.get_native_id()), time.thread_time() - ticks))
 
     def giving_way():
-        return [task for task in tasks() if os.getpriority(os.PRIO_PROCESS, task) == min(19, niceness + 5)]
+        nicer = (task for task in tasks() if os.getpriority(os.PRIO_PROCESS, task) == niceness_of_crew)
+        return [task for task in nicer if os.sched_getscheduler(task) == policy_of_crew]
 
     # when
+    if starved:
+        monkeypatch.setattr("models.native.niceness.LAST", 5)
+    niceness_of_crew = min(19, niceness + 5) if starved else 19
+    policy_of_crew = os.SCHED_OTHER if starved else os.SCHED_IDLE
     torch.set_num_threads(3)
     try:
         caller = threading.Thread(target=embed)

@@ -1,0 +1,47 @@
+"""What is sent behind comes last, and not so far behind where that starves it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from models.native.niceness import LAST, behind, send_behind
+
+
+def steps_of(durations: list[tuple[float, float]], steps: int) -> list[int]:
+    """By which each of several pieces of work is done; of each how long it takes, and how long none follows."""
+    now, found = 0.0, []
+
+    def work(took: float) -> Callable[[int], None]:
+        def ask(by: int) -> None:
+            nonlocal now
+            found.append(by)
+            now += took
+
+        return ask
+
+    def thread() -> None:
+        nonlocal now
+        send_behind(steps)
+        for took, pause in durations:
+            behind(work(took), clock=lambda: now)
+            now += pause
+
+    asking = threading.Thread(target=thread)
+    asking.start()
+    asking.join()
+    return found
+
+
+def test_it_comes_last_while_that_costs_it_little() -> None:
+    assert steps_of([(0.1, 0), (0.9, 5), (0.1, 0)], 12) == [LAST] * 3
+
+
+def test_where_it_starves_it_is_nicer_for_ten_times_as_long_and_then_last_again() -> None:
+    durations = [(2.0, 1.0), (3.0, 1.0), (0.1, 14.8), (0.1, 0.1), (0.1, 0.0)]
+
+    assert steps_of(durations, 12) == [LAST, 12, 12, 12, LAST]
+
+
+def test_who_was_not_sent_behind_works_itself() -> None:
+    assert behind(lambda steps: steps) == 0
