@@ -52,7 +52,7 @@ def send_behind(steps: int) -> None:
 
 
 def behind(work: Callable[[int], R], clock: Callable[[], float] = time.monotonic) -> R:
-    """What a compiled library is asked for, by the steps of niceness to do it with; 0 where the calling thread works too.
+    """What a compiled library is asked for, by the steps of niceness it is done with; 0: the calling thread works too.
 
     Args:
         work: Asks for it.

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 
 from models.native.niceness import LAST, behind, send_behind
 
 
 def steps_of(durations: list[tuple[float, float]], steps: int) -> list[int]:
     """By which each of several pieces of work is done; of each how long it takes, and how long none follows."""
-    now, found = 0.0, []
+    times, found = [0.0], []
 
-    def work(took: float) -> Callable[[int], None]:
-        def ask(by: int) -> None:
-            nonlocal now
-            found.append(by)
-            now += took
-
-        return ask
+    def work(by: int) -> None:
+        found.append(by)
+        times.append(times[-1] + durations[len(found) - 1][0])
 
     def thread() -> None:
-        nonlocal now
         send_behind(steps)
-        for took, pause in durations:
-            behind(work(took), clock=lambda: now)
-            now += pause
+        for _, pause in durations:
+            behind(work, clock=lambda: times[-1])
+            times.append(times[-1] + pause)
 
     asking = threading.Thread(target=thread)
     asking.start()
