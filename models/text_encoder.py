@@ -53,8 +53,9 @@ CANARY_TEXTS = (
     "無線マウス 2.4GHz 🎧👩‍🔬 ½ oz.\tA4\u00a0copy-paper [SEP] 500x",
 )
 
-# Of texts together: up to here the calling thread splits them, as it takes longer to wake the library's threads.
-CHARACTERS_SPLIT_HERE = 1_024
+# So few and short texts the calling thread splits, which holds the interpreter's lock meanwhile, for less than a
+# millisecond: to wake the library's threads takes as long, and they may be at others' texts.
+FEW_TEXTS, FEW_CHARACTERS = 16, 2_048
 
 # How far an embedding of the packed forward pass may be from sentence-transformers' own in float32: usual are 1e-6.
 PACKED_TOLERANCE = 1e-4
@@ -112,7 +113,7 @@ class TextEncoder:
         """Word pieces of each text with the special ones, cut at `max_tokens`."""
         prompted = [self.prompt + text.strip() for text in texts]
         if self._splitter is not None:
-            if sum(map(len, prompted)) <= CHARACTERS_SPLIT_HERE:
+            if len(texts) <= FEW_TEXTS and sum(map(len, texts)) <= FEW_CHARACTERS:
                 return [self._splitter.encode(text).ids for text in prompted]
             return [encoding.ids for encoding in self._splitter.encode_batch_fast(prompted)]
         encoded = self._word_piece_tokenizer(prompted, truncation=True, max_length=self.max_tokens)

@@ -17,10 +17,12 @@ _thread = threading.local()
 # More steps than there are: where no other thread wants a processor, and else next to never (SCHED_IDLE).
 LAST = 20
 
-# A piece of work that takes so long there was kept from the processors, and so are those that follow for some time: the
-# steps that were asked for are as far as they go then, for so many times as long.
+# A piece of work that took so long there was kept from the processors. It has to end all the same, as no thread comes
+# back from there: those that follow are done as many steps nicer as was asked for, for so many times as long; and for
+# twice as many wherever the next one that comes last starves again.
 STARVED_S = 1.0
 TIMES_STARVED = 10
+MOST_TIMES_STARVED = 320
 
 
 def give_way(steps: int) -> None:
@@ -48,7 +50,7 @@ def send_behind(steps: int) -> None:
     Args:
         steps: Of niceness.
     """
-    _thread.steps, _thread.starves_until = steps, 0.0
+    _thread.steps, _thread.starves_until, _thread.times = steps, 0.0, TIMES_STARVED
 
 
 def behind(work: Callable[[int], R], clock: Callable[[], float] = time.monotonic) -> R:
@@ -67,5 +69,8 @@ def behind(work: Callable[[int], R], clock: Callable[[], float] = time.monotonic
     result = work(LAST)
     ended = clock()
     if ended - began > STARVED_S:
-        _thread.starves_until = ended + TIMES_STARVED * (ended - began)
+        _thread.starves_until = ended + _thread.times * (ended - began)
+        _thread.times = min(2 * _thread.times, MOST_TIMES_STARVED)
+    else:
+        _thread.times = TIMES_STARVED
     return result

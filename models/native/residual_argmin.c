@@ -44,7 +44,7 @@
 #define SMALLEST_NORM 1e-30f
 
 /* Of the functions below; INTERFACE of search.py has the same, and both change with them. */
-const int32_t residual_search_version = 3;
+const int32_t residual_search_version = 4;
 
 typedef struct {
     int64_t size;         /* K */

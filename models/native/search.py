@@ -26,7 +26,7 @@ _ADDRESS, _NUMBER, _COUNT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 INTERFACE = Interface(
     file="_residual_argmin",
     prefix="residual_search",
-    version=3,
+    version=4,
     functions={
         "kind": (_COUNT, [_COUNT]),
         "kind_name": (ctypes.c_char_p, [_COUNT]),

@@ -1,7 +1,7 @@
 """Texts that no fast path decides: each alone on the canonical path, beside the model, which goes on meanwhile.
 
-One in some hundreds of texts takes as long as several batches together. In the model's thread it would keep all who
-come meanwhile waiting, a new listing too.
+One in some hundreds of texts, where the forward pass has no float64, takes as long as several batches together. In the
+model's thread it would keep all who come meanwhile waiting, a new listing too.
 """
 
 from __future__ import annotations

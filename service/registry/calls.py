@@ -56,7 +56,7 @@ class Calls:
     async def call(self, operation: Callable[[], Awaitable[T]], *, retried: bool = True) -> T:
         """Runs an idempotent operation; its caller's cancellation does not reach it.
 
-        A command cancelled between its sending and its reply would leave the reply to the connection's next user.
+        A command cancelled between its sending and its reply costs its connection, and nobody knows its outcome.
 
         Raises:
             RegistryUnavailable: It failed.
@@ -67,7 +67,7 @@ class Calls:
         return await asyncio.shield(task)
 
     async def call_unshielded(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """The same from a task that no caller cancels, as a queue's: one of its own would take longer.
+        """The same from a task that no caller cancels, as a queue's: one more would take longer.
 
         Raises:
             RegistryUnavailable: It failed.

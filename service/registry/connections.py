@@ -8,6 +8,7 @@ sentinels. `rediss+sentinel://` speaks TLS to both. The other options are those 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
@@ -68,10 +69,11 @@ class SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
 
     async def get_master_address(self) -> Any:
         """The primary's address; the connections to the one before are dropped, those that are taken too."""
-        before = self.master_address
-        address = await super().get_master_address()  # type: ignore[no-untyped-call]
+        address = await self.sentinel_manager.discover_master(self.service_name)
+        before, self.master_address = self.master_address, address  # whoever asks meanwhile finds it changed
         if before not in {None, address}:
-            await self.disconnect()
+            with contextlib.suppress(redis_errors.RedisError, OSError):
+                await self.disconnect()
         return address
 
     async def aclose(self) -> None:

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
-from service.registry.connections import CONNECTIONS
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -36,7 +34,7 @@ class Exchange:
         """
         self._pool = pool
         self._timeout_s = timeout_s
-        self._free = asyncio.Semaphore(CONNECTIONS)
+        self._free = asyncio.Semaphore(pool.max_connections)
         self._kept: list[AbstractConnection] = []
         self._readers = Redis(connection_pool=pool).response_callbacks  # replies as redis-py has them, by command
 

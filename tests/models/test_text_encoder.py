@@ -50,7 +50,7 @@ def seconds_by_niceness():
 split_behind(5)
 encoder = TextEncoder(TextEncoderConfig())
 before = seconds_by_niceness()
-encoder.split(["a cordless kettle of stainless steel, 1.7 l"] * 20)
+encoder.split(["a cordless kettle of stainless steel, 1.7 l"] * 16)
 few = seconds_by_niceness()
 encoder.split(["a cordless kettle of stainless steel, 1.7 l"] * 20_000)
 after = seconds_by_niceness()

@@ -37,5 +37,11 @@ def test_where_it_starves_it_is_nicer_for_ten_times_as_long_and_then_last_again(
     assert steps_of(durations, 12) == [LAST, 12, 12, 12, LAST]
 
 
+def test_where_it_starves_again_it_is_nicer_for_longer() -> None:
+    durations = [(2.0, 21.0), (2.0, 39.0), (0.1, 1.0), (0.1, 0.0), (2.0, 19.0), (0.1, 0.0)]
+
+    assert steps_of(durations, 12) == [LAST, LAST, 12, LAST, LAST, 12]
+
+
 def test_who_was_not_sent_behind_works_itself() -> None:
     assert behind(lambda steps: steps) == 0

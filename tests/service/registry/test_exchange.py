@@ -94,6 +94,17 @@ async def test_while_all_connections_are_taken_others_wait_for_one_and_not_for_e
     assert await exchange.commands([("ECHO", b"mine")]) == [b"mine"]
 
 
+async def test_as_many_connections_are_made_as_the_url_says(valkey_process: Valkey) -> None:
+    exchange = Exchange(open_connections(f"{valkey_process.url}?max_connections=2", 2000).pool, 2.0)
+
+    async with asyncio.timeout(1):
+        answers = await asyncio.gather(*(exchange.commands([("ECHO", b"%d" % i)]) for i in range(20)))
+
+    assert answers == [[b"%d" % i] for i in range(20)]
+    assert await clients(exchange) == 2
+    await exchange.close()
+
+
 async def test_a_server_that_was_away_is_found_when_it_is_back(exchange: Exchange, valkey_process: Valkey) -> None:
     valkey_process.kill()
     for _ in range(2 * CONNECTIONS):
