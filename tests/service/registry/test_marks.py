@@ -171,7 +171,13 @@ async def test_marks_are_synced_in_the_background(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("service.registry.marks.SYNC_INTERVAL_S", 0.01)
     synced: list[int] = []
     fsync = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(descriptor), fsync(descriptor)))
+
+    def watched(descriptor: int) -> None:
+        if any(os.path.samestat(os.fstat(descriptor), path.stat()) for path in tmp_path.iterdir()):
+            synced.append(descriptor)  # not those of a service of another test
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
     marks = Marks.open(tmp_path)
     synced.clear()
     marks.begin("default:f", Mark(EPOCH, 1))
