@@ -173,7 +173,7 @@ async def test_marks_are_synced_in_the_background(tmp_path: Path, monkeypatch: p
     fsync = os.fsync
 
     def watched(descriptor: int) -> None:
-        if any(os.path.samestat(os.fstat(descriptor), path.stat()) for path in tmp_path.iterdir()):
+        if any(os.path.samestat(os.fstat(descriptor), path.stat()) for path in tmp_path.glob("history/*")):
             synced.append(descriptor)  # not those of a service of another test
         fsync(descriptor)
 
