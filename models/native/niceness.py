@@ -45,22 +45,26 @@ def send_behind(steps: int) -> None:
     It keeps its own niceness for its Python: a thread that gives way and is kept from a processor while it holds the
     interpreter's lock keeps all others from it.
 
-    They come `LAST`; and where that starves them, they are as many steps nicer.
-
     Args:
         steps: Of niceness.
     """
     _thread.steps, _thread.starves_until, _thread.times = steps, 0.0, TIMES_STARVED
 
 
+def steps_behind() -> int:
+    """The steps of niceness for what the calling thread asks of a compiled library; 0 where it works itself."""
+    steps: int = getattr(_thread, "steps", 0)
+    return steps
+
+
 def behind(work: Callable[[int], R], clock: Callable[[], float] = time.monotonic) -> R:
-    """What a compiled library is asked for, by the steps of niceness it is done with; 0: the calling thread works too.
+    """What a compiled library is asked for that takes long: it comes last; where that starves it, it is just nicer.
 
     Args:
-        work: Asks for it.
+        work: Asks for it, by the steps of niceness; 0 where the calling thread works itself.
         clock: Seconds.
     """
-    steps: int = getattr(_thread, "steps", 0)
+    steps = steps_behind()
     if steps == 0:
         return work(0)
     began = clock()

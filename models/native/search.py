@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from models.native.libraries import Interface, opened
-from models.native.niceness import behind
+from models.native.niceness import steps_behind
 
 if TYPE_CHECKING:
     from models.quantizer import SearchTable
@@ -149,24 +149,19 @@ class CompiledSearch:
             margins = latents.new_empty(rows, self._levels)
             residuals = latents.new_empty(rows, self._levels + 1, self._dimension)
         threads = rows * self._work // THREAD_WORK
-
-        def search(steps: int) -> int:
-            doubtful: int = self._quantize(
-                self._handle,
-                latents.data_ptr(),
-                latents.dtype == torch.float64,
-                rows,
-                codes.data_ptr(),
-                margin.data_ptr(),
-                error.data_ptr(),
-                None if margins is None else margins.data_ptr(),
-                None if residuals is None else residuals.data_ptr(),
-                threads if threads < 2 else min(threads, torch.get_num_threads()),
-                steps,
-            )
-            return doubtful
-
-        doubtful = search(0) if threads < 2 else behind(search)
+        doubtful = self._quantize(
+            self._handle,
+            latents.data_ptr(),
+            latents.dtype == torch.float64,
+            rows,
+            codes.data_ptr(),
+            margin.data_ptr(),
+            error.data_ptr(),
+            None if margins is None else margins.data_ptr(),
+            None if residuals is None else residuals.data_ptr(),
+            threads if threads < 2 else min(threads, torch.get_num_threads()),
+            0 if threads < 2 else steps_behind(),
+        )
         if doubtful < 0:
             raise MemoryError("no memory for a search")
         return Found(
