@@ -26,7 +26,7 @@ from models.device.attention import ways
 from models.device.graphs import ReplayedBert, with_graphs
 from models.device.unpadded_bert import UnpaddedBert
 from models.errors import CheckpointError
-from models.native.forward import CompiledBert, compiled_bert
+from models.native.forward import PRECISIONS, CompiledBert, compiled_bert
 from models.native.niceness import give_way
 from models.packed_bert import PackedBert, is_packable, is_plain_bert
 from models.precision import require_full_precision
@@ -145,7 +145,7 @@ class TextEncoder:
             (B, D) on `device`, float64 where that was asked for, else float32. The last bits depend on the neighbours;
             see `embed_exactly`.
         """
-        if isinstance(self._packed, CompiledBert) and dtype in {torch.int16, torch.float64}:
+        if isinstance(self._packed, CompiledBert) and dtype in PRECISIONS:
             return self._packed(pieces, dtype)
         if self._packed is not None and dtype in {torch.float32, torch.bfloat16}:
             return (self._packed if dtype == torch.float32 else self._packed_in_bfloat16)(pieces)

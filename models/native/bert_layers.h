@@ -73,11 +73,9 @@ static void NAME(attend)(int64_t length, int64_t size, int64_t from, int64_t to,
     for (int64_t j = 0; j < groups * PANEL; j += LANES)
         for (int64_t i = 0; i < size; i += LANES)
             NAME(turn)(keys + j * WIDTH + i, WIDTH, length - j, turned + (j / PANEL * size + i) * PANEL + j % PANEL);
-    const int64_t blocks = (to - from + TILE - 1) / TILE;
-    for (int64_t block = 0; block < blocks; block++) {
-        const int64_t begin = from + (to - from) * block / blocks;
-        const int rows = (int)(from + (to - from) * (block + 1) / blocks - begin);
-        REAL *own = queries + begin * WIDTH;
+    EACH_BLOCK(to - from) {
+        REAL *own = queries + (from + first) * WIDTH;
+        const int rows = (int)(last - first);
         for (int64_t group = 0; group < groups; group++)
             NAME(score)(rows, size, own, turned + group * size * PANEL, scores + group * PANEL);
         for (int i = 0; i < rows; i++)
@@ -255,9 +253,10 @@ static void NAME(embed_parts)(const NAME(place) *share, part *parts, int count, 
     for (int step, next = thread; (next = next_part(parts, count, next, 2 * (int)asked->bert->layers, &step)) >= 0;) {
         const int64_t from = share->rows * next / count, to = share->rows * (next + 1) / count;
         const NAME(place) at = {.asked = asked, .first = share->first, .last = share->last, .start = share->start,
-                          .all = share->all, .from = from, .rows = to - from, .x = share->x + from * WIDTH,
-                          .query = share->query, .inner = share->inner + 4 * from * WIDTH,
-                          .cut = share->cut ? share->cut + 4 * from * WIDTH : NULL, .scale = share->scale + 4 * from};
+                                .all = share->all, .from = from, .rows = to - from, .x = share->x + from * WIDTH,
+                                .query = share->query, .inner = share->inner + 4 * from * WIDTH,
+                                .cut = share->cut ? share->cut + 4 * from * WIDTH : NULL,
+                                .scale = share->scale + 4 * from};
         const int64_t layer = step / 2;
         if (step == 0)
             NAME(begin)(&at, NULL);
@@ -282,10 +281,11 @@ static void NAME(embed)(request *asked, int thread)
         while (last < asked->texts && rows + asked->lengths[last] <= asked->rows)
             rows += asked->lengths[last++];
         if (share == mine) {
-            const NAME(place) at = {.asked = asked, .first = first, .last = last, .start = start, .all = rows, .rows = rows,
-                              .x = room, .query = room + rows * WIDTH, .inner = room + 4 * rows * WIDTH,
-                              .cut = asked->cuts ? (int16_t *)(room + 8 * rows * WIDTH) : NULL,
-                              .scale = (float *)(room + 10 * rows * WIDTH)};
+            const NAME(place) at = {.asked = asked, .first = first, .last = last, .start = start, .all = rows,
+                                    .rows = rows, .x = room, .query = room + rows * WIDTH,
+                                    .inner = room + 4 * rows * WIDTH,
+                                    .cut = asked->precision == INT16 ? (int16_t *)(room + 8 * rows * WIDTH) : NULL,
+                                    .scale = (float *)(room + 10 * rows * WIDTH)};
             if (asked->parts)
                 NAME(embed_parts)(&at, asked->parts, asked->threads, thread);
             else
@@ -310,4 +310,5 @@ static void NAME(embed)(request *asked, int thread)
 #undef INLINE
 #undef TILE
 #undef COLUMNS
+#undef EACH_BLOCK
 #undef SCORES

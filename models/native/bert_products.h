@@ -7,6 +7,11 @@
 #define COLUMNS (2 * LANES) /* with so many columns */
 #define SCORES (MOST_TOKENS + PANEL)
 
+/* For each block of `rows`, as many as a tile has or fewer by one, from `first` to `last`. */
+#define EACH_BLOCK(rows)                                                                                              \
+    for (int64_t blocks = ((rows) + TILE - 1) / TILE, block = 0, first, last;                                         \
+         block < blocks && (first = (rows) * block / blocks, last = (rows) * (block + 1) / blocks, true); block++)
+
 #ifndef BERT_ENDS
 #define BERT_ENDS
 
@@ -31,11 +36,11 @@ INLINE void NAME(finish)(REAL *to, VECTOR sum, const float *bias, const int at, 
 /* c (rows, COLUMNS) = a (rows, depth) b (depth, COLUMNS), of rows that the compiler knows.
  *
  * weights: b is of the model's own numbers, else of REAL. bias: from column `at` on, or none. ahead: what is fetched
- * meanwhile, `lines` cache lines for each number of the depth. */
+ * meanwhile if it `fetches`, a cache line for each number of the depth. */
 INLINE void NAME(tile)(const int rows, int64_t depth, const REAL *restrict a, const int64_t a_stride,
                        const void *restrict b, const bool weights, const int64_t b_stride, REAL *restrict c,
                        const int64_t c_stride, const float *bias, const int at, const int ends, const char *ahead,
-                       const int lines)
+                       const bool fetches)
 {
     VECTOR sums[TILE][2];
 #pragma GCC unroll 14
@@ -44,11 +49,10 @@ INLINE void NAME(tile)(const int rows, int64_t depth, const REAL *restrict a, co
     for (int64_t k = 0; k < depth; k++) {
         const VECTOR left = weights ? GIVEN((const float *)b) : OP(loadu)((const REAL *)b);
         const VECTOR right = weights ? GIVEN((const float *)b + LANES) : OP(loadu)((const REAL *)b + LANES);
-        if (lines > 0)
+        if (fetches) {
             _mm_prefetch(ahead, _MM_HINT_T1);
-        if (lines > 1)
-            _mm_prefetch(ahead + 64, _MM_HINT_T1);
-        ahead += 64 * lines;
+            ahead += 64;
+        }
 #pragma GCC unroll 14
         for (int i = 0; i < rows; i++) {
             const VECTOR each = OP(set1)(a[i * a_stride]);
@@ -83,13 +87,13 @@ INLINE void NAME(tile)(const int rows, int64_t depth, const REAL *restrict a, co
     case 14: CALL(14); break;                                                                                         \
     }
 
-/* The columns of a panel, tile by tile; the first of them fetches the next panel, a cache line a step. */
-#define EACH_TILE(R, DEPTH, A, A_STRIDE, B, WEIGHTS, B_STRIDE, C, C_STRIDE, BIAS, ENDS, AHEAD, LINES)                 \
+/* The columns of a panel, tile by tile, of which the first may fetch the next panel. */
+#define EACH_TILE(R, DEPTH, A, A_STRIDE, B, WEIGHTS, B_STRIDE, C, C_STRIDE, BIAS, ENDS, AHEAD, FETCHES)               \
     {                                                                                                                 \
-        NAME(tile)(R, DEPTH, A, A_STRIDE, B, WEIGHTS, B_STRIDE, C, C_STRIDE, BIAS, 0, ENDS, AHEAD, LINES);            \
+        NAME(tile)(R, DEPTH, A, A_STRIDE, B, WEIGHTS, B_STRIDE, C, C_STRIDE, BIAS, 0, ENDS, AHEAD, FETCHES);          \
         for (int at = COLUMNS; at < PANEL; at += COLUMNS)                                                             \
             NAME(tile)(R, DEPTH, A, A_STRIDE, (B) + at, WEIGHTS, B_STRIDE, (C) + at, C_STRIDE, BIAS, at, ENDS, NULL,  \
-                       0);                                                                                            \
+                       false);                                                                                        \
     }
 #define SQUARE_TILE(PURPOSE)                                                                                          \
     static __attribute__((noinline)) void NAME(PURPOSE##_tile)(int rows, const REAL *a, const float *b, REAL *c,      \
@@ -97,24 +101,24 @@ INLINE void NAME(tile)(const int rows, int64_t depth, const REAL *restrict a, co
     {                                                                                                                 \
         TILES(PURPOSE##_CALL)                                                                                         \
     }
-#define plain_CALL(R) EACH_TILE(R, WIDTH, a, WIDTH, b, true, PANEL, c, WIDTH, bias, AS_IT_IS, ahead, 1)
+#define plain_CALL(R) EACH_TILE(R, WIDTH, a, WIDTH, b, true, PANEL, c, WIDTH, bias, AS_IT_IS, ahead, true)
 SQUARE_TILE(plain)
-#define adding_CALL(R) EACH_TILE(R, WIDTH, a, WIDTH, b, true, PANEL, c, WIDTH, bias, ADDS, ahead, 1)
+#define adding_CALL(R) EACH_TILE(R, WIDTH, a, WIDTH, b, true, PANEL, c, WIDTH, bias, ADDS, ahead, true)
 SQUARE_TILE(adding)
-#define gelu_CALL(R) EACH_TILE(R, WIDTH, a, WIDTH, b, true, PANEL, c, WIDTH, bias, GELU, ahead, 1)
+#define gelu_CALL(R) EACH_TILE(R, WIDTH, a, WIDTH, b, true, PANEL, c, WIDTH, bias, GELU, ahead, true)
 SQUARE_TILE(gelu)
 
 /* Of attention: scores of some queries and 32 keys; contexts of some queries, 32 numbers of each. */
 static __attribute__((noinline)) void NAME(score)(int rows, int64_t depth, const REAL *a, const REAL *b, REAL *c)
 {
-#define SCORE_CALL(R) EACH_TILE(R, depth, a, WIDTH, b, false, PANEL, c, SCORES, NULL, AS_IT_IS, NULL, 0)
+#define SCORE_CALL(R) EACH_TILE(R, depth, a, WIDTH, b, false, PANEL, c, SCORES, NULL, AS_IT_IS, NULL, false)
     TILES(SCORE_CALL)
 #undef SCORE_CALL
 }
 
 static __attribute__((noinline)) void NAME(gather)(int rows, int64_t depth, const REAL *a, const REAL *b, REAL *c)
 {
-#define GATHER_CALL(R) EACH_TILE(R, depth, a, SCORES, b, false, WIDTH, c, WIDTH, NULL, AS_IT_IS, NULL, 0)
+#define GATHER_CALL(R) EACH_TILE(R, depth, a, SCORES, b, false, WIDTH, c, WIDTH, NULL, AS_IT_IS, NULL, false)
     TILES(GATHER_CALL)
 #undef GATHER_CALL
 }
@@ -125,13 +129,11 @@ typedef void (*NAME(square_tile))(int, const REAL *, const float *, REAL *, cons
 INLINE void NAME(products)(NAME(square_tile) tile, const float *weights, int64_t from, int64_t to, int64_t rows,
                            const REAL *a, REAL *c, int64_t apart, const float *bias)
 {
-    const int64_t blocks = (rows + TILE - 1) / TILE;
     for (int64_t panel = from; panel < to; panel++) {
         const int64_t square = panel / (WIDTH / PANEL), column = panel % (WIDTH / PANEL) * PANEL;
         const float *of_panel = weights + panel * WIDTH * PANEL;
         const char *ahead = (const char *)(of_panel + WIDTH * PANEL);
-        for (int64_t block = 0; block < blocks; block++) {
-            const int64_t first = rows * block / blocks, last = rows * (block + 1) / blocks;
+        EACH_BLOCK(rows) {
             /* The first two tiles fetch all of the next panel; the others what is fetched already. */
             tile((int)(last - first), a + first * WIDTH, of_panel, c + (square * apart + first) * WIDTH + column,
                  bias ? bias + panel * PANEL : NULL, ahead + (block == 1 ? WIDTH * 64 : 0));
@@ -196,13 +198,11 @@ INLINE void NAME(cut_products)(NAME(cut_square_tile) tile, const int16_t *weight
                                int64_t to, int64_t rows, const int16_t *a, const float *of_rows, float *c,
                                int64_t apart, const float *bias)
 {
-    const int64_t blocks = (rows + TILE - 1) / TILE;
     for (int64_t panel = from; panel < to; panel++) {
         const int64_t square = panel / (WIDTH / PANEL), column = panel % (WIDTH / PANEL) * PANEL;
         const int16_t *of_panel = weights + panel * WIDTH * PANEL;
         const char *ahead = (const char *)(of_panel + WIDTH * PANEL);
-        for (int64_t block = 0; block < blocks; block++) {
-            const int64_t first = rows * block / blocks, last = rows * (block + 1) / blocks;
+        EACH_BLOCK(rows) {
             tile((int)(last - first), (const int32_t *)(a + first * WIDTH), of_panel,
                  c + (square * apart + first) * WIDTH + column, of_rows + first, scales + panel * PANEL,
                  bias ? bias + panel * PANEL : NULL, ahead + (block == 1 ? WIDTH * 32 : 0));

@@ -27,7 +27,7 @@
 #define MOST_THREADS 64
 #define SPINS 4096          /* some microseconds */
 #define SPINS_FOR_WORK 2048 /* the next call often follows at once; while others want the processor they have it */
-#define MOST_NICE 19 /* more steps than that: behind all others */
+#define MOST_NICE 19            /* more steps than that: behind all others */
 #define LONG_SLICE_NS 100000000 /* the longest there is */
 
 typedef void (*work_of)(void *argument, int thread);

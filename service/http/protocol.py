@@ -138,7 +138,6 @@ class Bounded(asyncio.Protocol):
         super().data_received(data)
         if self.cycle is not before:
             self._head_since = None
-            self.cycle.scope[CALLER] = self  # its app runs later, in a task
         elif begins and self._head_since is None:
             self._head_since = self.loop.time()
 
@@ -223,6 +222,12 @@ class BoundedH11(Bounded, H11Protocol):
                 return
         super().data_received(data)
 
+    def handle_events(self) -> None:
+        """Take what the parser made of it: a request, of which the app runs later, in a task."""
+        super().handle_events()
+        if self.cycle is not None:
+            self.cycle.scope[CALLER] = self
+
     def _refusal(self) -> ServiceError | None:
         too_large = len(self.conn.trailing_data[0]) > self.limits.head_bytes
         return _too_large(self.limits) if too_large else None
@@ -268,7 +273,7 @@ else:
                 raise self._found
             self._kept_bytes = 0
             super().on_headers_complete()
-            self.cycle.scope[CALLER] = self  # of each, where several came together
+            self.cycle.scope[CALLER] = self  # its app runs later, in a task
 
         def on_body(self, body: bytes) -> None:
             """A part of a body is handed on."""

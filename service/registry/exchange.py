@@ -25,15 +25,14 @@ if TYPE_CHECKING:
 class Exchange:
     """Sends commands to one server, each call on a connection of its own."""
 
-    def __init__(self, pool: BlockingConnectionPool, timeout_s: float) -> None:
+    def __init__(self, pool: BlockingConnectionPool) -> None:
         """Makes no connection yet.
 
         Args:
-            pool: Where connections come from; they stay in its care, and with this.
-            timeout_s: How long a call waits for one where all are taken.
+            pool: Where connections come from, how many there may be, and how long a call waits for one where all are
+                taken; they stay in its care, and with this.
         """
         self._pool = pool
-        self._timeout_s = timeout_s
         self._free = asyncio.Semaphore(pool.max_connections)
         self._kept: list[AbstractConnection] = []
         self._readers = Redis(connection_pool=pool).response_callbacks  # replies as redis-py has them, by command
@@ -76,7 +75,7 @@ class Exchange:
             await self._free.acquire()
             return
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._pool.timeout):
                 await self._free.acquire()
         except TimeoutError as error:
             raise redis_errors.ConnectionError("all connections are taken") from error

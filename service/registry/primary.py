@@ -91,7 +91,7 @@ class Primary(Calls):
         self.connections_made = 0
         self._connections_checked = -1
         pool, self.address = open_connections(url, timeout_ms, self._on_connect)
-        self._exchange = Exchange(pool, timeout_ms / 1000)
+        self._exchange = Exchange(pool)
 
     @property
     def waits(self) -> bool:

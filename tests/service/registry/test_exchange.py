@@ -18,7 +18,7 @@ BLOCK = ("BLPOP", "nothing", 30)
 
 @pytest.fixture
 async def exchange(valkey_process: Valkey) -> AsyncIterator[Exchange]:
-    exchange = Exchange(open_connections(valkey_process.url, int(1000 * TIMEOUT_S)).pool, TIMEOUT_S)
+    exchange = Exchange(open_connections(valkey_process.url, int(1000 * TIMEOUT_S)).pool)
     await exchange.commands([("FLUSHALL",)])
     yield exchange
     await exchange.close()
@@ -95,7 +95,7 @@ async def test_while_all_connections_are_taken_others_wait_for_one_and_not_for_e
 
 
 async def test_as_many_connections_are_made_as_the_url_says(valkey_process: Valkey) -> None:
-    exchange = Exchange(open_connections(f"{valkey_process.url}?max_connections=2", 2000).pool, 2.0)
+    exchange = Exchange(open_connections(f"{valkey_process.url}?max_connections=2", 2000).pool)
 
     async with asyncio.timeout(1):
         answers = await asyncio.gather(*(exchange.commands([("ECHO", b"%d" % i)]) for i in range(20)))
