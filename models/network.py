@@ -43,7 +43,11 @@ class EncoderNetwork(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """(B, D) -> (B, d)."""
-        latents: Tensor = self.layers(embeddings - self.centre)
+        return self.of_centred(embeddings - self.centre)
+
+    def of_centred(self, centred: Tensor) -> Tensor:
+        """(B, D), less the centre, -> (B, d)."""
+        latents: Tensor = self.layers(centred)
         return latents
 
     def gain(self) -> float:

@@ -67,9 +67,17 @@ class FastNetwork:
 
     def __call__(self, embeddings: Tensor) -> Tensor:
         """(B, D) float32 -> (B, d) float32."""
+        return self.of_centred(embeddings - self.centre)
+
+    def of_centred(self, centred: Tensor) -> Tensor:
+        """(B, D) float32, less the centre, -> (B, d) float32."""
         if not self._packed:
-            return self._plain(embeddings)  # type: ignore[no-any-return]
-        rows = embeddings - self._plain.centre
+            return self._plain.of_centred(centred)
         for linear in self._packed:
-            rows = linear(rows)
-        return rows
+            centred = linear(centred)
+        return centred
+
+    @property
+    def centre(self) -> Tensor:
+        """The embedding (D,) float32 that the network takes for the middle."""
+        return self._plain.centre

@@ -177,15 +177,16 @@ class Tokenizer:
         """
         self._check_shape(embeddings)
 
-        def rung(precision: Precision, network: Callable[[Tensor], Tensor], dtype: torch.dtype, bound: float) -> Rung:
+        def rung(precision: Precision, network: EncoderNetwork | FastNetwork, dtype: torch.dtype, bound: float) -> Rung:
             def encode(rows: Tensor) -> tuple[Encoding, Tensor]:
                 some = embeddings if len(rows) == len(embeddings) else embeddings[rows]
                 parts = uploaded(some, self.device, self._at_once)
                 encoding, certain = _joined(
                     [self._search_embeddings(part, network, dtype, alternatives) for part in parts]
                 )
-                # Where a number is not finite neither is the size, and there are fewer of them to look at.
-                if not bool((certain > 0).all()):
+                # Where a number is not finite neither is the size, and there are fewer of them to look at. Such rows
+                # are certain of nothing, so that all of them come to this rung.
+                if precision is Precision.FLOAT64 and not bool((certain > 0).all()):
                     _check_finite(some)
                 return encoding, certain
 
@@ -351,21 +352,26 @@ class Tokenizer:
 
         Rounding is relative, so the bounds of embeddings grow by it.
         """
-        return torch.cat([self._sizes(part) for part in uploaded(embeddings, self.device, self._at_once)]).cpu()
+        parts = uploaded(embeddings, self.device, self._at_once)
+        return torch.cat([self._sizes(part.to(torch.float64) - self._network.centre) for part in parts]).cpu()
 
-    def _sizes(self, embeddings: Tensor) -> Tensor:
-        """The `sizes` of embeddings on the device, there."""
-        distances: Tensor = torch.linalg.vector_norm(embeddings.to(torch.float64) - self._network.centre, dim=1)
+    def _sizes(self, centred: Tensor) -> Tensor:
+        """The `sizes` of embeddings on the device, given less the centre, there; of their dtype.
+
+        Infinite of some that float32 can hold but not square: they are certain of nothing, and float64 is next.
+        """
+        distances: Tensor = torch.linalg.vector_norm(centred, dim=1)
         return distances.mul_(self._latents_per_norm).clamp_min_(1)
 
     def _search_embeddings(
-        self, embeddings: Tensor, network: Callable[[Tensor], Tensor], dtype: torch.dtype, alternatives: int
+        self, embeddings: Tensor, network: EncoderNetwork | FastNetwork, dtype: torch.dtype, alternatives: int
     ) -> _Searched:
         """What is found for embeddings on the device in a precision; what is certain, as a share of their sizes."""
         # Each call of torch, be it for nothing, gives the interpreter to other threads, which may keep it for long.
         rows = embeddings if embeddings.dtype == dtype else embeddings.to(dtype)
-        found = _searched(self._quantizer, network(rows).to(torch.float64), alternatives)
-        return found._replace(certain=found.certain / self._sizes(embeddings))
+        centred = rows - network.centre
+        found = _searched(self._quantizer, network.of_centred(centred).to(torch.float64), alternatives)
+        return found._replace(certain=found.certain / self._sizes(centred))
 
     def _canonical(self, embedding: Tensor, alternatives: int = 0) -> Encoding:
         """The encoding of one canonical embedding (1, D) float64."""

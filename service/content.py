@@ -221,6 +221,26 @@ def bytes_of_base64(value: str) -> bytes:
     return raw
 
 
+def rows_of_base64(values: Sequence[str], width: int) -> list[bytes] | None:
+    """What base64 of `width` bytes each stands for, decoded at once; None where any is no such.
+
+    At each call the decoder gives the interpreter to other threads, which may keep it for longer than it takes.
+    """
+    padding = -width % 3
+    if padding:
+        if not all(value.endswith("=" * padding) for value in values):
+            return None
+        values = [value[:-padding] + "A" * padding for value in values]
+    try:
+        data: bytes = pybase64.b64decode("".join(values), None, True)
+    except ValueError:
+        return None
+    step = width + padding
+    if len(data) != len(values) * step:
+        return None
+    return [data[start : start + width] for start in range(0, len(data), step)]
+
+
 def _from_list(value: object) -> NDArray[np.float32]:
     if not isinstance(value, list):
         msg = f"it is {_kind_of(value)}, not a list of numbers or base64"

@@ -157,7 +157,8 @@ class Batcher:
 
         Args:
             contents: Texts and embeddings.
-            alternatives: How many codes of the last level to rank for each, at most.
+            alternatives: How many codes of the last level to rank for each, at most. Whoever asks for them had room for
+                the same contents just before, and is not refused in the middle of his request.
 
         Raises:
             Overloaded: The queue is full.
@@ -185,7 +186,8 @@ class Batcher:
             Overloaded, EncoderStopped: As in `encode`.
         """
         self._check_running()
-        self._capacity.check_room(Lane.SMALL if len(contents) <= SMALL_ROWS else Lane.BULK)
+        if not alternatives:
+            self._capacity.check_room(Lane.SMALL if len(contents) <= SMALL_ROWS else Lane.BULK)
         if isinstance(contents, np.ndarray):
             return await self._done(contents, Kind(False, alternatives))
         pieces = await self._split(contents)
@@ -262,7 +264,8 @@ class Batcher:
 
     def _enqueue(self, job: Job) -> None:
         lane = lane_of(job)
-        self._capacity.check_room(lane)
+        if not job.kind.alternatives:
+            self._capacity.check_room(lane)
         with self._changed:
             self._check_running()
             self._queues[lane].add(job)

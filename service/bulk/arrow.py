@@ -7,7 +7,6 @@ What ends a stream before its time is its last row: the item id is null, and the
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from service.bodies import Allowance
 from service.bulk.arrow_messages import messages, read_batch, read_schema
 from service.bulk.columns import ROWS_ON_THE_LOOP, TEXTS_AT_ONCE, AnswerColumns, EmbeddingColumn, ItemColumns, Places
+from service.bulk.off_loop import off_loop
 from service.content import MAX_ITEM_ID_BYTES, ItemReader, digests_of
 from service.errors import BrokenStream, InvalidItemId, ItemError, MalformedRequest, SemidError
 from service.quoting import bare, listed
@@ -106,7 +106,7 @@ class ArrowStream:
                 schema = read_schema(message)
                 _check_schema(schema, self._reader)
             else:
-                rest.append(await asyncio.to_thread(read_batch, message, schema))
+                rest.append(await off_loop(read_batch, message, schema))
                 if not rest[0].num_rows:
                     rest.clear()
             del message
@@ -127,8 +127,8 @@ class ArrowStream:
         item_ids, schema = group.column("item_id"), self._schema
         if group.num_rows < ROWS_ON_THE_LOOP:
             return write_answers(item_ids, await self._use_case(read_columns(group, self._reader)), schema)
-        columns = await asyncio.to_thread(read_columns, group, self._reader)
-        return await asyncio.to_thread(write_answers, item_ids, await self._use_case(columns), schema)
+        columns = await off_loop(read_columns, group, self._reader)
+        return await off_loop(write_answers, item_ids, await self._use_case(columns), schema)
 
     def end(self, problem: SemidError | None) -> bytes:
         """The end of the stream; before it a problem's own row."""

@@ -11,7 +11,6 @@ are not answered, and asks how many items have their codes.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from service.answers import Answer
 from service.batching.jobs import Contents
+from service.bulk.off_loop import off_loop
 from service.bulk.terms import pause
 from service.content import DIGEST_BYTES, Item, digests_of
 from service.errors import ItemError, Overloaded
@@ -88,10 +88,14 @@ class EmbeddingColumn:
 
     @property
     def doubtful(self) -> NDArray[np.bool_]:
-        """Which (B,) cannot be tokenized: those with a number that is not finite, and zero vectors."""
-        with np.errstate(invalid="ignore"):  # numpy warns of a signalling NaN
-            zero: NDArray[np.bool_] = np.logical_not(self.matrix.any(axis=1))
-            return zero | ~np.isfinite(self.matrix).all(axis=1)
+        """Which (B,) may be none that can be tokenized: of a number that is not finite, or of zeros alone.
+
+        Their squares tell in one look; among these are tiny and huge ones whose squares float32 cannot hold.
+        """
+        with np.errstate(all="ignore"):
+            squares = np.einsum("ij,ij->i", self.matrix, self.matrix)
+        sound: NDArray[np.bool_] = (squares > 0) & (squares < np.inf)
+        return ~sound
 
     def at(self, places: Places) -> NDArray[np.float32]:
         """Those at these places; all of them as they are."""
@@ -235,7 +239,7 @@ class _Work:
     async def digests(self) -> NDArray[np.uint64]:
         """Those of all items, computed off the loop unless they are few."""
         if len(self.columns) >= ROWS_ON_THE_LOOP and not self.columns.has_digests:
-            await asyncio.to_thread(lambda: self.columns.digests)
+            await off_loop(lambda: self.columns.digests)
         return self.columns.digests
 
 

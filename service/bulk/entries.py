@@ -8,7 +8,6 @@ entry says that reader alone. Texts beside embeddings, and few items, go the way
 
 from __future__ import annotations
 
-import asyncio
 import struct
 from collections.abc import Sequence
 
@@ -19,7 +18,8 @@ from numpy.typing import NDArray
 from service.answers import Answer, Entry, failed
 from service.bulk.columns import AnswerColumns, ColumnTokenization, EmbeddingColumn, ItemColumns, TextColumn
 from service.bulk.json_rows import write_rows
-from service.content import MAX_ITEM_ID_BYTES, Item, ItemReader, bytes_of_base64
+from service.bulk.off_loop import off_loop
+from service.content import MAX_ITEM_ID_BYTES, Item, ItemReader, bytes_of_base64, rows_of_base64
 from service.errors import ItemError
 from service.schemas import TokenizeOptions, TokenizeRequest
 from service.tokenization import Tokenization
@@ -57,11 +57,11 @@ class EntryTokenization:
         """
         columns = None
         if len(entries) >= FEW:
-            columns = await asyncio.to_thread(read_entries, entries, tokenizer.reader, digests=options.assign)
+            columns = await off_loop(read_entries, entries, tokenizer.reader, digests=options.assign)
         if columns is None:
             return await self._tokenization.entries(tokenizer, options, entries)
         answers = await self._columns.answer(tokenizer, options, columns, patient=patient)
-        return await asyncio.to_thread(write_entries, entries, columns, answers)
+        return await off_loop(write_entries, entries, columns, answers)
 
 
 # Entries -> columns --------------------------------------------------------------------------------------------------
@@ -75,14 +75,14 @@ def read_entries(entries: Sequence[object], reader: ItemReader, *, digests: bool
         reader: Of the tokenizer.
         digests: Whether to compute those of embeddings too.
     """
-    plain = _PlainReader(reader.shape.dimension)
+    plain = _PlainReader(reader.shape.dimension, entries)
     nothing = bytes(plain.width)
     item_ids: list[bytes] = []
     raws: list[bytes] = []
     displays: dict[int, str] = {}
     others: dict[int, Item | ItemError] = {}
     for place, entry in enumerate(entries):
-        parts = plain.read(entry)
+        parts = plain.read(place, entry)
         if parts is None:
             others[place] = item = _read(entry, reader)
             parts = _parts(item, nothing)
@@ -110,16 +110,17 @@ def read_entries(entries: Sequence[object], reader: ItemReader, *, digests: bool
 
 
 class _PlainReader:
-    """Reads entries that have an item id, an embedding of `dimension` numbers, and a title or none."""
+    """Reads those of the entries that have an item id, an embedding of `dimension` numbers, and a title or none."""
 
-    def __init__(self, dimension: int) -> None:
+    def __init__(self, dimension: int, entries: Sequence[object]) -> None:
         self.width = 4 * dimension
         self._written = 4 * -(-self.width // 3)  # characters of base64
         self._dimension = dimension
         self._floats = struct.Struct(f"<{dimension}f")
         self._lists = False
+        self._decoded = self._decode(entries)
 
-    def read(self, entry: object) -> _Parts | None:
+    def read(self, place: int, entry: object) -> _Parts | None:
         """The parts of an entry, as parsed; None where it is none of these."""
         if not isinstance(entry, dict):
             return None
@@ -129,12 +130,22 @@ class _PlainReader:
         if not isinstance(item_id, str):
             return None
         try:
-            name, raw = item_id.encode(), self._raw(content)
+            name, raw = item_id.encode(), self._decoded.get(place) or self._raw(content)
         except (ValueError, OverflowError, struct.error):  # lone surrogates, no base64; beyond float32, no numbers
             return None
         if not 1 <= len(name) <= MAX_ITEM_ID_BYTES or b"\0" in name or len(raw) != self.width:
             return None
         return name, raw, display
+
+    def _decode(self, entries: Sequence[object]) -> dict[int, bytes]:
+        """Little-endian float32 of those in base64, by their places; of none where one of them is at fault."""
+        written: dict[int, str] = {}
+        for place, entry in enumerate(entries):
+            content = entry.get("embedding") if isinstance(entry, dict) else None
+            if isinstance(content, str) and len(content) == self._written:
+                written[place] = content
+        rows = rows_of_base64(list(written.values()), self.width)
+        return {} if rows is None else dict(zip(written, rows, strict=True))
 
     def _raw(self, content: object) -> bytes:
         """Little-endian float32 of base64 or a list; nothing of anything else."""

@@ -9,7 +9,6 @@ only one with the member `problem`.
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -18,6 +17,7 @@ import orjson
 
 from service.answers import Entry
 from service.bodies import BYTES_ON_THE_LOOP, Allowance, bytes_of_values, parse_json
+from service.bulk.off_loop import off_loop
 from service.errors import InvalidLine, NotJson, SemidError
 
 MEDIA_TYPE = "application/x-ndjson"
@@ -93,7 +93,7 @@ class Ndjson:
     async def answer(self, group: Sequence[Line]) -> bytes:
         """The answer to each line of a group; one that fails says which it is."""
         on_the_loop = sum(len(line.content) for line in group if isinstance(line.content, bytes)) <= BYTES_ON_THE_LOOP
-        entries = _entries(group) if on_the_loop else await asyncio.to_thread(_entries, group)
+        entries = _entries(group) if on_the_loop else await off_loop(_entries, group)
         answers = await self._use_case(entries)
         for line, answer in zip(group, answers, strict=True):
             if isinstance(answer, dict) and "error" in answer:

@@ -25,8 +25,11 @@ local function read_items(requests)
 end
 
 local function keep_last(codes, counter_there, first_there)
-    local last = tonumber(counter_there) or first_there and 0 or -1
-    last_suffixes[codes] = math.max(last_suffixes[codes] or -1, last)
+    local last = counter_there and tonumber(counter_there) or first_there and 0 or -1
+    local known = last_suffixes[codes]
+    if not known or last > known then
+        last_suffixes[codes] = last
+    end
 end
 
 -- The node at this prefix; the highest suffixes that the codes of these items have there are kept.
@@ -83,13 +86,14 @@ local function issue_run(first, last, prefix, above)
     while i <= last and has_room(node) do
         local codes, item_id = parts[i], parts[i - 2]
         local suffix = last_suffixes[codes] + 1
+        local written = suffix == 0 and '0' or tostring(suffix)
         -- An item that stands twice was given its ID by now.
         if
             suffix <= max_suffix
-            and call('HSETNX', parts[i - 3], item_id, head .. parts[i - 1] .. codes .. suffix) == 1
+            and call('HSETNX', parts[i - 3], item_id, head .. parts[i - 1] .. codes .. written) == 1
         then
             place(node, codes, suffix, item_id)
-            note('A', codes, suffix)
+            note('A', codes, written)
             issued = issued + 1
         else
             suffix = -1

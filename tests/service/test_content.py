@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models import TextTemplate
-from service.content import Item, ItemReader, bytes_of_base64, read_item_id
+from service.content import Item, ItemReader, bytes_of_base64, read_item_id, rows_of_base64
 from service.errors import InvalidContent, InvalidEmbedding, InvalidItem, InvalidItemId, InvalidText, ItemError
 
 
@@ -63,6 +63,24 @@ def test_base64_is_read_or_refused_as_by_the_standard_library(text: str) -> None
             return str(fault)
 
     assert told(bytes_of_base64) == told(lambda value: base64.b64decode(value, validate=True))
+
+
+@given(data=st.data(), width=st.integers(1, 7))
+def test_base64_is_decoded_together_as_one_by_one(data: st.DataObject, width: int) -> None:
+    def alone(value: str) -> bytes | None:
+        try:
+            return bytes_of_base64(value)
+        except ValueError:
+            return None
+
+    length = len(base64.b64encode(bytes(width)))
+    sound = st.binary(min_size=width, max_size=width).map(lambda raw: base64.b64encode(raw).decode())
+    values = data.draw(st.lists(sound | sound | st.text("AQgw/+=-é", min_size=length, max_size=length), max_size=4))
+    each = [alone(value) for value in values]
+
+    together = rows_of_base64(values, width)
+
+    assert together == (each if all(raw is not None and len(raw) == width for raw in each) else None)
 
 
 @pytest.mark.parametrize("form", [[0.5, -1, 2.25], base64_of([0.5, -1.0, 2.25])], ids=["list", "base64"])

@@ -28,6 +28,22 @@ async def test_a_full_queue_refuses_and_says_when_to_come_again(make_batcher: Ma
     assert await batcher.encode(["b" * 3]) == [row_of("bbb")]
 
 
+async def test_who_comes_again_for_alternatives_is_not_refused(make_batcher: MakeBatcher) -> None:
+    batcher, encoder = make_batcher(queue_tokens=10)
+    busy = await hold(batcher, encoder)
+    waiting = await queued(batcher, ["a" * 8], ["c" * 2])
+
+    with pytest.raises(Overloaded):
+        await batcher.encode(["b" * 3])
+    again = asyncio.ensure_future(batcher.encode(["b" * 3], alternatives=2))
+    await asyncio.sleep(0)
+    encoder.free.set()
+
+    (row,) = await again
+    assert row.codes == row_of("bbb").codes
+    await asyncio.gather(busy, *waiting)
+
+
 async def test_bulk_that_small_requests_leave_no_room_for_comes_again_when_they_are_done(
     make_batcher: MakeBatcher,
 ) -> None:

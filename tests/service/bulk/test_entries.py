@@ -94,6 +94,16 @@ def test_every_entry_is_read_or_refused_as_it_is_alone(reader: ItemReader, make_
     assert len(columns.failures) == 29
 
 
+def test_tiny_and_huge_embeddings_are_no_zeros_and_no_infinities(reader: ItemReader) -> None:
+    width = reader.shape.dimension
+    rows = [np.full(width, value, "<f4") for value in (1e-38, 1e-45, 1e38, -1e38, 0.0)]
+
+    columns = read_entries([{"item_id": f"{i}", "embedding": written(row)} for i, row in enumerate(rows)], reader)
+
+    assert columns is not None
+    assert list(columns.failures) == [4]
+
+
 def read_alone(reader: ItemReader, entry: object) -> Item | ItemError:
     try:
         return reader.read(entry)
