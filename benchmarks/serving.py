@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPResponse
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -21,6 +21,8 @@ import httpx
 
 from benchmarks.bodies import JSON, check
 from benchmarks.harness import ROOT, rate
+
+LARGE_BYTES = 2**20  # of a body
 
 
 @contextmanager
@@ -139,16 +141,29 @@ class Sender:
     def _alone(self, body: bytes) -> bytes:
         """One answer, by the lightest client there is: a client is a good part of what one request takes."""
         try:
-            self._connection.request("POST", self._target, body, self._headers)
-            answer = self._connection.getresponse()
+            answer = self._exchange(body)
         except ConnectionError:  # it was idle for long, and the server closed it
             self._connection.close()
-            self._connection.request("POST", self._target, body, self._headers)
-            answer = self._connection.getresponse()
+            answer = self._exchange(body)
         found = answer.read()
         if answer.status != 200:
             raise RuntimeError(f"{answer.status}: {found[:200]!r}")
         return found
+
+    def _exchange(self, body: bytes) -> HTTPResponse:
+        """The beginning of an answer; that to a large body is taken while the body is sent.
+
+        A service that answers a stream as it comes waits for answers to be taken, before it takes more.
+        """
+        if len(body) < LARGE_BYTES:
+            self._connection.request("POST", self._target, body, self._headers)
+            return self._connection.getresponse()
+        self._connection.putrequest("POST", self._target)
+        for name, value in {**self._headers, "content-length": str(len(body))}.items():
+            self._connection.putheader(name, value)
+        self._connection.endheaders()
+        self._pool.submit(self._connection.send, body)
+        return self._connection.getresponse()
 
     def rate(self, count: int, bodies: Sequence[bytes]) -> float:
         """Items a second, of bodies that hold `count` items together."""

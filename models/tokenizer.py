@@ -184,8 +184,7 @@ class Tokenizer:
                 encoding, certain = _joined(
                     [self._search_embeddings(part, network, dtype, alternatives) for part in parts]
                 )
-                # Where a number is not finite neither is the size, and there are fewer of them to look at. Such rows
-                # are certain of nothing, so that all of them come to this rung.
+                # Rows with a number that is not finite are certain of nothing, so that all of them come to this rung.
                 if precision is Precision.FLOAT64 and not bool((certain > 0).all()):
                     _check_finite(some)
                 return encoding, certain

@@ -21,7 +21,7 @@ BYTES_ON_THE_LOOP = 64 * 1024  # parsing more would keep other requests waiting
 
 DIGITS = 18  # of an integer, at most: beyond them it is a float
 COUNTED_BY_ARRAYS = 32 * 1024  # bytes of a body, from which on arrays are faster
-COUNTED_AT_ONCE = 1024 * 1024  # bytes of a large body; each count gives the interpreter away twice
+COUNTED_AT_ONCE = 1024 * 1024  # bytes of a large body; each part gives the interpreter away twice
 
 CALLER: Final = "semid.caller"  # in a scope, where the server tells of its caller
 

@@ -226,7 +226,9 @@ def rows_of_base64(values: Sequence[str], width: int) -> list[bytes] | None:
 
     At each call the decoder gives the interpreter to other threads, which may keep it for longer than it takes.
     """
-    padding = -width % 3
+    padding, length = -width % 3, 4 * -(-width // 3)
+    if any(len(value) != length for value in values):
+        return None
     if padding:
         if not all(value.endswith("=" * padding) for value in values):
             return None

@@ -9,13 +9,13 @@ does a single text, where those before it were new.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import TypeVar, cast
 
 from service.answers import Answer, assigned, in_order, preview
 from service.batching.jobs import EncodedRow
 from service.batching.lanes import SMALL_ROWS
-from service.bulk.off_loop import off_loop
 from service.content import Item, ItemReader
 from service.errors import (
     ConflictingDuplicate,
@@ -92,7 +92,7 @@ class Tokenization:
         if len(entries) < ENTRIES_ON_THE_LOOP:
             items, failures = _read(entries, tokenizer.reader)
         else:
-            items, failures = await off_loop(_read, entries, tokenizer.reader)
+            items, failures = await asyncio.to_thread(_read, entries, tokenizer.reader)
         if failures:
             self._metrics.items.labels(tokenizer.full_name, "failed").inc(len(failures))
         answer = self._together.answer if request.assign and _may_share(items) else self.items

@@ -158,7 +158,8 @@ class Batcher:
         Args:
             contents: Texts and embeddings.
             alternatives: How many codes of the last level to rank for each, at most. Whoever asks for them had room for
-                the same contents just before, and is not refused in the middle of his request.
+                the same contents just before, and is not refused in the middle of his request: beyond the queue's
+                bound, what is queued so is bounded by the bodies that are held.
 
         Raises:
             Overloaded: The queue is full.

@@ -88,9 +88,10 @@ class EmbeddingColumn:
 
     @property
     def doubtful(self) -> NDArray[np.bool_]:
-        """Which (B,) may be none that can be tokenized: of a number that is not finite, or of zeros alone.
+        """Which (B,) have to be looked at alone: all that cannot be tokenized are among them.
 
-        Their squares tell in one look; among these are tiny and huge ones whose squares float32 cannot hold.
+        That are those with a number that is not finite, and zero vectors. The squares tell in one look; float32 cannot
+        hold those of tiny and huge numbers, so that sound rows of such are doubtful too.
         """
         with np.errstate(all="ignore"):
             squares = np.einsum("ij,ij->i", self.matrix, self.matrix)

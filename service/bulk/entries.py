@@ -16,6 +16,7 @@ import orjson
 from numpy.typing import NDArray
 
 from service.answers import Answer, Entry, failed
+from service.batching.lanes import SMALL_ROWS
 from service.bulk.columns import AnswerColumns, ColumnTokenization, EmbeddingColumn, ItemColumns, TextColumn
 from service.bulk.json_rows import write_rows
 from service.bulk.off_loop import off_loop
@@ -25,7 +26,7 @@ from service.schemas import TokenizeOptions, TokenizeRequest
 from service.tokenization import Tokenization
 from service.tokenizers import LoadedTokenizer
 
-FEW = 16  # cost less one by one
+FEW = SMALL_ROWS  # cost less one by one
 
 _Parts = tuple[bytes, bytes, str | None]
 """An item id, little-endian float32, a title."""
@@ -56,7 +57,7 @@ class EntryTokenization:
             ServiceError: They all fail.
         """
         columns = None
-        if len(entries) >= FEW:
+        if len(entries) > FEW:
             columns = await off_loop(read_entries, entries, tokenizer.reader, digests=options.assign)
         if columns is None:
             return await self._tokenization.entries(tokenizer, options, entries)

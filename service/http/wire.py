@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from functools import cache
@@ -15,7 +16,6 @@ from starlette.convertors import PathConvertor, register_url_convertor
 
 from service.bodies import BYTES_ON_THE_LOOP, BodyGate, parse_json
 from service.bulk import arrow, ndjson
-from service.bulk.off_loop import off_loop
 from service.bulk.streams import BulkFormat, StreamedAnswer
 from service.bulk.terms import StreamTerms
 from service.content import MAX_ITEM_ID_BYTES
@@ -206,7 +206,7 @@ async def answered(
     async with gate.read(request) as body:
         require_json(request)
         on_the_loop = len(body) <= BYTES_ON_THE_LOOP
-        parsed = _parsed(body, model) if on_the_loop else await off_loop(_parsed, body, model)
+        parsed = _parsed(body, model) if on_the_loop else await asyncio.to_thread(_parsed, body, model)
         return as_json(await unless_disconnected(request, use_case(parsed)))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import os
 import sys
@@ -14,6 +13,7 @@ import torch
 
 from models import Tokenizer, load
 from models.checkpoint import DEFAULT_CHECKPOINT
+from models.ladder import Precision
 from models.native.niceness import LAST, behind
 from models.tokenizer import ErrorBounds
 
@@ -125,17 +125,42 @@ def test_embeddings_of_any_size_have_the_same_codes_alone_and_in_any_batch(width
         assert torch.equal(whole.codes, exact)
 
 
-@pytest.mark.parametrize("exponent", [9, 13])
-def test_the_bound_of_embeddings_grows_with_them(exponent, make_parts, monkeypatch):
-    # given a fast path that errs by as much as float64 may, relative to the embedding
-    tokenizer = Tokenizer("t", make_parts(), ErrorBounds(embedding=1e-10))
-    embeddings = 10.0**exponent * torch.randn(2000, 12, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    expected = torch.cat([tokenizer._canonical(row[None]).codes for row in embeddings])
-    network = tokenizer._network
-    monkeypatch.setattr(tokenizer, "_exact_network", copy.deepcopy(network))
-    monkeypatch.setattr(network, "forward", lambda rows: type(network).forward(network, rows * (1 + 1e-15)))
-    # when, then
-    assert torch.equal(tokenizer.encode(embeddings).codes, expected)
+def canonical_codes(tokenizer, embeddings):
+    return torch.cat([tokenizer._canonical(row[None].double()).codes for row in embeddings])
+
+
+@pytest.mark.parametrize("exponent", [6, 13])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_bound_of_embeddings_grows_with_them(dtype, exponent, make_parts):
+    # given
+    bound = 1e-3
+    tokenizer = Tokenizer("t", make_parts(), ErrorBounds(embedding=bound, embedding_float32=bound))
+    embeddings = 10.0**exponent * torch.randn(2000, 12, generator=torch.Generator().manual_seed(2), dtype=dtype)
+    # when
+    encoding = tokenizer.encode(embeddings)
+    # then
+    sizes, computed_again = tokenizer.sizes(embeddings), encoding.recomputed
+    assert torch.equal(encoding.codes, canonical_codes(tokenizer, embeddings))
+    assert (encoding.margin > bound * sizes * (1 - 1e-5))[~computed_again].all()
+    assert (encoding.margin > 2 * bound)[computed_again].any()
+
+
+@pytest.mark.parametrize("exponent", [18, 19, 25, 37])
+def test_embeddings_that_float32_cannot_square_have_the_codes_of_float64(exponent, make_parts):
+    tokenizer = Tokenizer("t", make_parts(), ErrorBounds(embedding=1e-10, embedding_float32=1e-4))
+    embeddings = 10.0**exponent * torch.randn(50, 12, generator=torch.Generator().manual_seed(2))
+    encoding = tokenizer.encode(embeddings)
+    assert torch.equal(encoding.codes, canonical_codes(tokenizer, embeddings))
+    assert (encoding.precision != Precision.FLOAT32).all() or exponent < 19
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+def test_one_number_that_is_not_finite_is_refused_in_float32_too(number, make_parts):
+    tokenizer = Tokenizer("t", make_parts(), ErrorBounds(embedding=1e-10, embedding_float32=1e-4))
+    embeddings = torch.randn(50, 12, generator=torch.Generator().manual_seed(2))
+    embeddings[7, 3] = number
+    with pytest.raises(ValueError, match="not finite"):
+        tokenizer.encode(embeddings)
 
 
 def test_an_embedding_too_large_for_a_latent_is_refused(make_parts):

@@ -226,13 +226,13 @@ def test_changed_texts_that_are_refused_after_new_ones_got_their_ids_are_tried_a
 def test_the_caller_of_a_json_body_hears_that_there_is_no_room(service: Any, namespace: str, refusals: Any) -> None:
     refused, asked = refusals
     refused |= {2}
-    items = [{"item_id": f"{i}", "text": f"kettle {i}"} for i in range(16)]
+    items = [{"item_id": f"{i}", "text": f"kettle {i}"} for i in range(24)]
 
     first, second = (service.http.post("/tokenize", json={"namespace": namespace, "items": items}) for _ in range(2))
 
     assert (first.status_code, second.status_code) == (429, 200)
-    assert asked == [8, 8, 8]
-    assert [item["created"] for item in second.json()["items"]] == [False] * 8 + [True] * 8
+    assert asked == [8, 8, 8, 8]
+    assert [item["created"] for item in second.json()["items"]] == [False] * 8 + [True] * 16
 
 
 async def test_texts_that_changed_do_not_count_as_known(service: Any, namespace: str) -> None:
