@@ -72,21 +72,21 @@ def test_a_changed_text_that_was_not_asked_for_keeps_its_id_and_says_so(service:
 def test_a_bulk_of_embeddings_after_new_ones_is_not_asked_for_first_and_is_answered_alike(
     service: Any, namespace: str, make_embedding: Callable[[int], list[float]]
 ) -> None:
-    for start in range(0, 160, 16):
-        service.tokenize(*embeddings(range(start, start + 16), make_embedding), namespace=namespace)
+    for start in range(0, 160, 20):
+        service.tokenize(*embeddings(range(start, start + 20), make_embedding), namespace=namespace)
 
     with Called(service) as called:
         new = service.tokenize(*embeddings(range(160, 192), make_embedding), namespace=namespace)
-    mixed = [*embeddings(range(8), make_embedding), *embeddings(range(192, 200), make_embedding)]
+    mixed = [*embeddings(range(8), make_embedding), *embeddings(range(192, 202), make_embedding)]
     mixed[1]["embedding"] = make_embedding(500)  # of a known item
     unasked = service.tokenize(*mixed, namespace=namespace)
     asked = service.tokenize(*mixed, namespace=namespace)
 
     assert (called.recalls, called.claims, called.texts) == (0, 1, 32)
     assert all(entry["created"] for entry in new)
-    assert [entry["created"] for entry in unasked] == [False] * 8 + [True] * 8
-    assert [entry["margin"] is None for entry in unasked] == [True, False, *[True] * 6, *[False] * 8]
-    assert [entry["content_changed"] for entry in unasked] == [False, True, *[False] * 14]
+    assert [entry["created"] for entry in unasked] == [False] * 8 + [True] * 10
+    assert [entry["margin"] is None for entry in unasked] == [True, False, *[True] * 6, *[False] * 10]
+    assert [entry["content_changed"] for entry in unasked] == [False, True, *[False] * 16]
     assert [entry["semantic_id"] for entry in unasked] == [entry["semantic_id"] for entry in asked]
 
 
