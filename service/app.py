@@ -31,6 +31,7 @@ from service.assignments import Assignments
 from service.bodies import BodyGate
 from service.bulk.columns import ColumnTokenization
 from service.bulk.entries import EntryTokenization
+from service.bulk.row_thread import RowThread
 from service.bulk.terms import StreamTerms
 from service.decoding.queries import Decoding
 from service.decoding.routes import router as decoding_router
@@ -164,11 +165,13 @@ async def compose(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -
         overflow=OverflowPolicy(settings.overflow),
         metrics=metrics,
     )
-    columns = ColumnTokenization(tokenization, records, metrics)
+    row_thread = stack.enter_context(RowThread())
+    columns = ColumnTokenization(tokenization, records, metrics, row_thread)
     return State(
         assignments=Assignments(tokenizers, records, settings.max_lookups, metrics),
         columns=columns,
-        entries=EntryTokenization(tokenization, columns),
+        entries=EntryTokenization(tokenization, columns, row_thread),
+        row_thread=row_thread,
         decoding=Decoding(tokenizers, records, max_prefixes=settings.max_lookups, max_wait_s=settings.max_wait_s),
         explaining=Explaining(tokenizers, records),
         statistics=Statistics(tokenizers, records),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from service.bodies import BodyGate
     from service.bulk.columns import ColumnTokenization
     from service.bulk.entries import EntryTokenization
+    from service.bulk.row_thread import RowThread
     from service.bulk.terms import StreamTerms
     from service.decoding.queries import Decoding
     from service.explaining.queries import Explaining
@@ -36,6 +37,7 @@ class State:
     assignments: Assignments
     columns: ColumnTokenization
     entries: EntryTokenization
+    row_thread: RowThread
     decoding: Decoding
     explaining: Explaining
     statistics: Statistics

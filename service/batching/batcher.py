@@ -157,9 +157,7 @@ class Batcher:
 
         Args:
             contents: Texts and embeddings.
-            alternatives: How many codes of the last level to rank for each, at most. Whoever asks for them had room for
-                the same contents just before, and is not refused in the middle of his request: beyond the queue's
-                bound, what is queued so is bounded by the bodies that are held.
+            alternatives: How many codes of the last level to rank for each, at most.
 
         Raises:
             Overloaded: The queue is full.
@@ -187,13 +185,13 @@ class Batcher:
             Overloaded, EncoderStopped: As in `encode`.
         """
         self._check_running()
-        if not alternatives:
-            self._capacity.check_room(Lane.SMALL if len(contents) <= SMALL_ROWS else Lane.BULK)
+        kind = Kind(not isinstance(contents, np.ndarray), alternatives)
+        self._check_room(Lane.SMALL if len(contents) <= SMALL_ROWS else Lane.BULK, kind)
         if isinstance(contents, np.ndarray):
-            return await self._done(contents, Kind(False, alternatives))
+            return await self._done(contents, kind)
         pieces = await self._split(contents)
         order = sorted(range(len(pieces)), key=lambda place: len(pieces[place]))
-        encoded = await self._done([pieces[place] for place in order], Kind(True, alternatives))
+        encoded = await self._done([pieces[place] for place in order], kind)
         return encoded.take(np.argsort(order)) if len(order) > 1 else encoded
 
     async def _done(self, contents: Prepared, kind: Kind) -> Encoded:
@@ -263,10 +261,18 @@ class Batcher:
         if self._refusal is not None:
             raise EncoderStopped(self._refusal)
 
+    def _check_room(self, lane: Lane, kind: Kind) -> None:
+        """Raise Overloaded where the queue is full.
+
+        Whoever asks for alternatives had room for the same contents just before, and is not refused in the middle of
+        his request: beyond the queue's bound, what is queued so is bounded by the bodies that are held.
+        """
+        if not kind.alternatives:
+            self._capacity.check_room(lane)
+
     def _enqueue(self, job: Job) -> None:
         lane = lane_of(job)
-        if not job.kind.alternatives:
-            self._capacity.check_room(lane)
+        self._check_room(lane, job.kind)
         with self._changed:
             self._check_running()
             self._queues[lane].add(job)

@@ -7,6 +7,7 @@ What ends a stream before its time is its last row: the item id is null, and the
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from service.bodies import Allowance
 from service.bulk.arrow_messages import messages, read_batch, read_schema
 from service.bulk.columns import ROWS_ON_THE_LOOP, TEXTS_AT_ONCE, AnswerColumns, EmbeddingColumn, ItemColumns, Places
-from service.bulk.off_loop import off_loop
+from service.bulk.row_thread import RowThread
 from service.content import MAX_ITEM_ID_BYTES, ItemReader, digests_of
 from service.errors import BrokenStream, InvalidItemId, ItemError, MalformedRequest, SemidError
 from service.quoting import bare, listed
@@ -61,6 +62,7 @@ class ArrowStream:
 
     Args:
         use_case: Answers the items of a slice.
+        thread: Reads and writes the rows.
         reader: Of the tokenizer.
         levels: L.
         origin: Whose IDs these are.
@@ -74,6 +76,7 @@ class ArrowStream:
     def __init__(
         self,
         use_case: UseCase,
+        thread: RowThread,
         reader: ItemReader,
         levels: int,
         origin: Mapping[str, str],
@@ -82,6 +85,7 @@ class ArrowStream:
         knows: Callable[[], Awaitable[bool]],
     ) -> None:
         self._use_case = use_case
+        self._thread = thread
         self._knows = knows
         self._reader = reader
         self._schema = answer_schema(levels, origin)
@@ -106,7 +110,7 @@ class ArrowStream:
                 schema = read_schema(message)
                 _check_schema(schema, self._reader)
             else:
-                rest.append(await off_loop(read_batch, message, schema))
+                rest.append(await self._thread.run(read_batch, message, schema))
                 if not rest[0].num_rows:
                     rest.clear()
             del message
@@ -127,8 +131,8 @@ class ArrowStream:
         item_ids, schema = group.column("item_id"), self._schema
         if group.num_rows < ROWS_ON_THE_LOOP:
             return write_answers(item_ids, await self._use_case(read_columns(group, self._reader)), schema)
-        columns = await off_loop(read_columns, group, self._reader)
-        return await off_loop(write_answers, item_ids, await self._use_case(columns), schema)
+        columns = await self._thread.run(read_columns, group, self._reader)
+        return await self._thread.run(write_answers, item_ids, await self._use_case(columns), schema)
 
     def end(self, problem: SemidError | None) -> bytes:
         """The end of the stream; before it a problem's own row."""
@@ -210,10 +214,18 @@ def read_columns(rows: pa.RecordBatch, reader: ItemReader) -> ItemColumns:
     failures: dict[int, ItemError] = {}
     for i in np.flatnonzero(doubted).tolist():
         try:
-            reader.read({"item_id": ids[i].as_py(), kind: column[i].as_py()})
+            reader.read({"item_id": ids[i].as_py(), kind: _content(column, contents, i)})
         except ItemError as error:
             failures[i] = error
     return ItemColumns(item_ids, contents, failures, _displays(rows, reader))
+
+
+def _content(column: pa.Array, contents: _Texts | EmbeddingColumn, place: int) -> object:
+    """What stands in a row, as in a JSON item; whole embeddings in base64, of which not every number is an object."""
+    row = column[place]
+    if isinstance(contents, _Texts) or not row.is_valid or row.values.null_count:
+        return row.as_py()
+    return b64encode(contents.matrix[place].astype("<f4", copy=False)).decode()
 
 
 def _displays(rows: pa.RecordBatch, reader: ItemReader) -> dict[int, str]:

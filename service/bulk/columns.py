@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from service.answers import Answer
 from service.batching.jobs import Contents
-from service.bulk.off_loop import off_loop
+from service.bulk.row_thread import RowThread
 from service.bulk.terms import pause
 from service.content import DIGEST_BYTES, Item, digests_of
 from service.errors import ItemError, Overloaded
@@ -237,20 +237,15 @@ class _Work:
     def item_ids(self, places: Places) -> list[bytes]:
         return [self.columns.item_ids[i] for i in places.tolist()]
 
-    async def digests(self) -> NDArray[np.uint64]:
-        """Those of all items, computed off the loop unless they are few."""
-        if len(self.columns) >= ROWS_ON_THE_LOOP and not self.columns.has_digests:
-            await off_loop(lambda: self.columns.digests)
-        return self.columns.digests
-
 
 class ColumnTokenization:
     """`Tokenization` of columns: what most items of a bulk need by arrays, the rest by it."""
 
-    def __init__(self, tokenization: Tokenization, records: Records, metrics: Metrics) -> None:
+    def __init__(self, tokenization: Tokenization, records: Records, metrics: Metrics, thread: RowThread) -> None:
         self._tokenization = tokenization
         self._records = records
         self._metrics = metrics
+        self._thread = thread
         self._novelty = Novelty()
 
     async def knows(self, tokenizer: LoadedTokenizer, options: TokenizeOptions) -> bool:
@@ -279,12 +274,12 @@ class ColumnTokenization:
         places = np.flatnonzero(once)
         record = await self._records.of(options.namespace, tokenizer.manifest)
         if options.assign:
-            await work.digests()
+            await self._digests(work.columns)
             await self._settle(work, record, places)
         else:
             await self._preview(work, record, places)
         if not work.done.all():
-            await work.digests()
+            await self._digests(work.columns)
             # Those that stand twice have to be seen together.
             for part in (np.flatnonzero(~work.done & ~once), *_portions(np.flatnonzero(~work.done & once))):
                 await _patiently(work, partial(self._answer_others, work, part))
@@ -384,7 +379,7 @@ class ColumnTokenization:
         answers.content_changed[holders] = held.content_changed[held.live]
         stands = held.live & ~held.content_changed
         if stands.any():
-            stands &= held.digests == (await work.digests())[places]
+            stands &= held.digests == (await self._digests(work.columns))[places]
         encoded, codes = await self._encode(work, places[~stands])
         changed = (answers.suffixes[encoded] >= 0) & (answers.codes[encoded] != codes).any(axis=1)
         answers.content_changed[encoded] = changed
@@ -396,6 +391,12 @@ class ColumnTokenization:
         work.done[done] = True
         self._count(work, "known", int(stands.sum()))
         self._count(work, "dry_run", len(encoded))
+
+    async def _digests(self, columns: ItemColumns) -> NDArray[np.uint64]:
+        """Those of all items, computed off the loop unless they are few."""
+        if len(columns) >= ROWS_ON_THE_LOOP and not columns.has_digests:
+            await self._thread.run(lambda: columns.digests)
+        return columns.digests
 
     async def _held(self, work: _Work, record: Record, places: Places) -> Held:
         """What these items hold."""

@@ -19,7 +19,7 @@ from service.answers import Answer, Entry, failed
 from service.batching.lanes import SMALL_ROWS
 from service.bulk.columns import AnswerColumns, ColumnTokenization, EmbeddingColumn, ItemColumns, TextColumn
 from service.bulk.json_rows import write_rows
-from service.bulk.off_loop import off_loop
+from service.bulk.row_thread import RowThread
 from service.content import MAX_ITEM_ID_BYTES, Item, ItemReader, bytes_of_base64, rows_of_base64
 from service.errors import ItemError
 from service.schemas import TokenizeOptions, TokenizeRequest
@@ -35,9 +35,10 @@ _Parts = tuple[bytes, bytes, str | None]
 class EntryTokenization:
     """`Tokenization` of JSON items, of many by columns."""
 
-    def __init__(self, tokenization: Tokenization, columns: ColumnTokenization) -> None:
+    def __init__(self, tokenization: Tokenization, columns: ColumnTokenization, thread: RowThread) -> None:
         self._tokenization = tokenization
         self._columns = columns
+        self._thread = thread
 
     async def tokenize(self, request: TokenizeRequest) -> Answer:
         """Answer `POST /tokenize`: an entry per item, in order.
@@ -58,11 +59,11 @@ class EntryTokenization:
         """
         columns = None
         if len(entries) > FEW:
-            columns = await off_loop(read_entries, entries, tokenizer.reader, digests=options.assign)
+            columns = await self._thread.run(read_entries, entries, tokenizer.reader, digests=options.assign)
         if columns is None:
             return await self._tokenization.entries(tokenizer, options, entries)
         answers = await self._columns.answer(tokenizer, options, columns, patient=patient)
-        return await off_loop(write_entries, entries, columns, answers)
+        return await self._thread.run(write_entries, entries, columns, answers)
 
 
 # Entries -> columns --------------------------------------------------------------------------------------------------

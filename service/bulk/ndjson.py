@@ -17,7 +17,7 @@ import orjson
 
 from service.answers import Entry
 from service.bodies import BYTES_ON_THE_LOOP, Allowance, bytes_of_values, parse_json
-from service.bulk.off_loop import off_loop
+from service.bulk.row_thread import RowThread
 from service.errors import InvalidLine, NotJson, SemidError
 
 MEDIA_TYPE = "application/x-ndjson"
@@ -50,14 +50,16 @@ class Ndjson:
 
     Args:
         use_case: Answers the entries of a group, in order.
+        thread: Reads the lines of a large group.
         max_line_bytes: Of one line; beyond it the line is not held and fails.
     """
 
     media_type = MEDIA_TYPE
     ahead_bytes = AHEAD_BYTES
 
-    def __init__(self, use_case: UseCase, *, max_line_bytes: int = MAX_LINE_BYTES) -> None:
+    def __init__(self, use_case: UseCase, thread: RowThread, *, max_line_bytes: int = MAX_LINE_BYTES) -> None:
         self._use_case = use_case
+        self._thread = thread
         self._max_line_bytes = max_line_bytes
 
     def begin(self) -> bytes:
@@ -93,7 +95,7 @@ class Ndjson:
     async def answer(self, group: Sequence[Line]) -> bytes:
         """The answer to each line of a group; one that fails says which it is."""
         on_the_loop = sum(len(line.content) for line in group if isinstance(line.content, bytes)) <= BYTES_ON_THE_LOOP
-        entries = _entries(group) if on_the_loop else await off_loop(_entries, group)
+        entries = _entries(group) if on_the_loop else await self._thread.run(_entries, group)
         answers = await self._use_case(entries)
         for line, answer in zip(group, answers, strict=True):
             if isinstance(answer, dict) and "error" in answer:

@@ -84,13 +84,18 @@ async def tokenize(request: Request) -> Response:
         named = state.tokenizers.named(options.tokenizer)
         origin = named.origin(options.namespace)
         if media_type == ndjson.MEDIA_TYPE:
-            lines = Ndjson(partial(state.entries.entries, named, options, patient=True))
+            lines = Ndjson(partial(state.entries.entries, named, options, patient=True), state.row_thread)
             return streamed(request, state.gate, state.terms, lines, origin)
         use_case = partial(state.columns.answer, named, options, patient=True)
         levels = len(named.manifest.codebook_sizes)
-        knows = partial(state.columns.knows, named, options)
         bulk = ArrowStream(
-            use_case, named.reader, levels, origin, max_batch_bytes=state.gate.max_body_bytes, knows=knows
+            use_case,
+            state.row_thread,
+            named.reader,
+            levels,
+            origin,
+            max_batch_bytes=state.gate.max_body_bytes,
+            knows=partial(state.columns.knows, named, options),
         )
         return streamed(request, state.gate, state.terms, bulk, origin)
     tokenize = state.entries.tokenize

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from service.batching.capacity import Capacity
+from service.bulk.row_thread import RowThread
 from service.registry import Record, Registry, durability
 from tests.claims import FINGERPRINT, SIZES
 from tests.service.letters import LetterEncoder, batcher_of
@@ -33,6 +34,13 @@ def short_path() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="semid-"))
     yield path
     shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def row_thread() -> Iterator[RowThread]:
+    """The thread that rows of bulk are read and written on."""
+    with RowThread() as thread:
+        yield thread
 
 
 @pytest.fixture

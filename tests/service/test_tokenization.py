@@ -19,6 +19,7 @@ from service.batching.batcher import Batcher
 from service.batching.capacity import Capacity
 from service.bulk.columns import ColumnTokenization
 from service.bulk.entries import EntryTokenization
+from service.bulk.row_thread import RowThread
 from service.content import ItemReader
 from service.errors import (
     MalformedSemanticId,
@@ -50,7 +51,9 @@ Compose = Callable[..., Awaitable[UseCases]]
 
 
 @pytest.fixture
-async def compose(tokenizer: Tokenizer, checkpoint: Path, connect: Connect) -> AsyncIterator[Compose]:
+async def compose(
+    tokenizer: Tokenizer, checkpoint: Path, connect: Connect, row_thread: RowThread
+) -> AsyncIterator[Compose]:
     """The use cases on a registry's URL: as many replicas as a test asks for, one model."""
     manifest = read_manifest(checkpoint)
     batcher = Batcher(
@@ -73,7 +76,8 @@ async def compose(tokenizer: Tokenizer, checkpoint: Path, connect: Connect) -> A
         tokenization = Tokenization(
             tokenizers=tokenizers, records=records, max_items=max_items, overflow=OverflowPolicy({}), metrics=metrics
         )
-        entries = EntryTokenization(tokenization, ColumnTokenization(tokenization, records, metrics))
+        columns = ColumnTokenization(tokenization, records, metrics, row_thread)
+        entries = EntryTokenization(tokenization, columns, row_thread)
         return UseCases(entries, Assignments(tokenizers, records, max_lookups, metrics))
 
     yield compose

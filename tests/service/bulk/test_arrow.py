@@ -17,6 +17,7 @@ from service.bodies import STREAM_BYTES, BodyGate
 from service.bulk import arrow, arrow_messages, columns
 from service.bulk.arrow import MEDIA_TYPE, ROWS_AT_ONCE, ArrowStream
 from service.bulk.columns import TEXTS_AT_ONCE, AnswerColumns, ItemColumns
+from service.bulk.row_thread import RowThread
 from service.bulk.streams import StreamedAnswer
 from service.bulk.terms import StreamTerms
 from service.content import ItemReader
@@ -267,7 +268,9 @@ def test_the_first_batch_is_answered_before_the_last_is_sent(service: Any, names
 # Memory --------------------------------------------------------------------------------------------------------------
 
 
-async def test_what_is_answered_is_not_held_while_the_caller_thinks(tokenizer: Tokenizer) -> None:
+async def test_what_is_answered_is_not_held_while_the_caller_thinks(
+    tokenizer: Tokenizer, row_thread: RowThread
+) -> None:
     arriving: asyncio.Queue[Message] = asyncio.Queue()
     answered: list[Message] = []
     body = written(texts(*((f"{i}", "x" * 1000) for i in range(2 * TEXTS_AT_ONCE))))[:-8]
@@ -278,7 +281,8 @@ async def test_what_is_answered_is_not_held_while_the_caller_thinks(tokenizer: T
     async def send(message: Message) -> None:
         answered.append(message)
 
-    stream = ArrowStream(answer, ItemReader(tokenizer, max_text_bytes=2000), 3, {}, max_batch_bytes=2**22, knows=never)
+    reader = ItemReader(tokenizer, max_text_bytes=2000)
+    stream = ArrowStream(answer, row_thread, reader, 3, {}, max_batch_bytes=2**22, knows=never)
     gate = BodyGate(max_body_bytes=1, inflight_bytes=2**28, timeout_s=60.0)
     tracemalloc.start()
     try:
@@ -306,7 +310,7 @@ async def test_what_is_answered_is_not_held_while_the_caller_thinks(tokenizer: T
     ],
 )
 async def test_a_batch_has_its_room_until_its_last_slice_is_answered(
-    tokenizer: Tokenizer, batch: Callable[[int], pa.RecordBatch]
+    tokenizer: Tokenizer, row_thread: RowThread, batch: Callable[[int], pa.RecordBatch]
 ) -> None:
     body = written(batch(tokenizer.dimension))
     gate = BodyGate(max_body_bytes=1, inflight_bytes=1, timeout_s=0.05)
@@ -317,7 +321,8 @@ async def test_a_batch_has_its_room_until_its_last_slice_is_answered(
     async def refuse(_columns: ItemColumns) -> AnswerColumns:
         raise AssertionError
 
-    stream = ArrowStream(refuse, ItemReader(tokenizer, max_text_bytes=100), 3, {}, max_batch_bytes=2**26, knows=never)
+    reader = ItemReader(tokenizer, max_text_bytes=100)
+    stream = ArrowStream(refuse, row_thread, reader, 3, {}, max_batch_bytes=2**26, knows=never)
     with gate.allowance() as allowance:
         sizes = [size async for _, size in stream.groups(chunks(), allowance)]
 

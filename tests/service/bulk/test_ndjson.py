@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from service.answers import Answer
 from service.bodies import STREAM_BYTES, BodyGate
 from service.bulk.ndjson import MAX_LINE_BYTES, MEDIA_TYPE, Line, LineSplitter, Ndjson
+from service.bulk.row_thread import RowThread
 from service.errors import InvalidLine
 from tests.streaming import StreamingCaller
 
@@ -95,11 +96,11 @@ def test_a_line_may_come_in_pieces_and_the_last_without_its_end(service: Any, na
     assert [entry["item_id"] for entry in answered] == ["a", "é"]
 
 
-def test_lines_that_wait_go_together_in_their_order_and_no_more_than_a_group_of_them() -> None:
+def test_lines_that_wait_go_together_in_their_order_and_no_more_than_a_group_of_them(row_thread: RowThread) -> None:
     chunks = [([Line(number, b"{}") for number in range(first, first + 100)], 200) for first in (0, 100, 200)]
     arrived = deque(chunks)
 
-    lines, size = Ndjson(lambda _: pytest.fail("nothing is asked")).together(arrived)
+    lines, size = Ndjson(lambda _: pytest.fail("nothing is asked"), row_thread).together(arrived)
 
     assert [line.number for line in lines] == list(range(200))
     assert (size, list(arrived)) == (400, chunks[2:])
@@ -213,7 +214,7 @@ def test_a_line_beyond_the_limit_is_not_held() -> None:
     assert list(splitter.split(b"[]\n")) == [Line(3, b"[]")]
 
 
-async def test_the_values_of_a_line_are_held_with_its_bytes() -> None:
+async def test_the_values_of_a_line_are_held_with_its_bytes(row_thread: RowThread) -> None:
     line = b'{"item_id": "a", "text": [' + b"{}," * 1000 + b"{}]}\n"
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -222,7 +223,7 @@ async def test_the_values_of_a_line_are_held_with_its_bytes() -> None:
 
     gate = BodyGate(max_body_bytes=1, inflight_bytes=1, timeout_s=0.05)
     with gate.allowance() as allowance:
-        async for (only,), size in Ndjson(refuse).groups(chunks(), allowance):
+        async for (only,), size in Ndjson(refuse, row_thread).groups(chunks(), allowance):
             assert only.number == 1
             assert gate._held_bytes - STREAM_BYTES == size > 64 * 1000
             allowance.give(size)
