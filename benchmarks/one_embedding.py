@@ -18,9 +18,10 @@ from urllib.parse import urlsplit
 import numpy as np
 
 sys.path.append(str(Path(__file__).parents[1]))
-from benchmarks.bodies import JSON, as_base64, json_bodies, new_prefix
+from benchmarks.bodies import as_base64, json_bodies, new_prefix
 from benchmarks.contents import Embeddings
 from benchmarks.harness import Comparison, Result, keep, limit_threads, parser_of, rate, rounds_of
+from benchmarks.light import END_OF_HEAD, Head, request_of
 from benchmarks.serving import fastapi_routes, service
 
 QUANTILES = {"0.5": "the median", "0.99": "the 99th hundredth's"}
@@ -28,10 +29,7 @@ OURS, TRIVIAL = "semid, acknowledged after fsync", "trivial FastAPI route"
 
 
 class Connection(asyncio.Protocol):
-    """Sends requests one after the other, the next once the last is answered.
-
-    Far lighter than an HTTP client: on few cores the client must not be what is measured.
-    """
+    """Sends requests one after the other, the next once the last is answered."""
 
     def __init__(self, requests: Iterator[bytes], finished: asyncio.Future[None], waits_s: list[float]) -> None:
         self._requests = requests
@@ -47,13 +45,10 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Once an answer is whole send the next; one that is no success fails the run."""
         self._received += data
-        head, there, body = self._received.partition(b"\r\n\r\n")
-        if not there:
+        written, there, body = self._received.partition(END_OF_HEAD)
+        if not there or len(body) < (head := Head.of(written)).length:
             return
-        length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-        if len(body) < int(length.split(b":")[1]):
-            return
-        if b" 200 " not in head[:16] or b'"error"' in body:
+        if head.status != 200 or b'"error"' in body:
             self.connection_lost(RuntimeError(f"a request failed: {head!r} {body!r}"))
             return
         self._received = b""
@@ -78,8 +73,7 @@ class Connection(asyncio.Protocol):
 async def send_all(url: str, bodies: Sequence[bytes], connections: int) -> list[float]:
     """POST every body over so many connections, one at a time on each; how long each was waited for, in seconds."""
     address, loop = urlsplit(url), asyncio.get_running_loop()
-    head = f"POST {address.path} HTTP/1.1\r\nhost: {address.netloc}\r\ncontent-type: {JSON}\r\ncontent-length: "
-    requests = iter([f"{head}{len(body)}\r\n\r\n".encode() + body for body in bodies])
+    requests = iter([request_of(url, body) for body in bodies])
     finished = [loop.create_future() for _ in range(connections)]
     waits_s: list[float] = []
     for one in finished:

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-JSON = "application/json"
+from benchmarks.light import END_OF_HEAD, Head, request_of
+
 Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
 
 
@@ -60,13 +61,10 @@ class Unheard(ConnectionError):
 
 
 class Connections:
-    """Connections to one server, as many as are needed at once; each is used again.
-
-    Far lighter than an HTTP client: on few cores the client must not be what is measured.
-    """
+    """Connections to one server, as many as are needed at once; each is used again."""
 
     def __init__(self, url: str) -> None:
-        self._address = urlsplit(url)
+        self._url = url
         self._free: list[tuple[Reader, Writer]] = []
 
     async def post(self, body: bytes) -> Answer:
@@ -80,21 +78,19 @@ class Connections:
                 return await self._posted(body, reader, writer)
             except Unheard:  # it closed it just now
                 writer.close()
-        opened = await asyncio.open_connection(self._address.hostname, self._address.port, limit=2**26)
+        address = urlsplit(self._url)
+        opened = await asyncio.open_connection(address.hostname, address.port, limit=2**26)
         return await self._posted(body, *opened)
 
     async def _posted(self, body: bytes, reader: Reader, writer: Writer) -> Answer:
-        asked = f"POST {self._address.path} HTTP/1.1\r\nhost: {self._address.netloc}\r\ncontent-type: {JSON}\r\n"
-        writer.write(f"{asked}content-length: {len(body)}\r\n\r\n".encode() + body)
+        writer.write(request_of(self._url, body))
         try:
-            head = await reader.readuntil(b"\r\n\r\n")
+            head = Head.of(await reader.readuntil(END_OF_HEAD))
         except (ConnectionError, asyncio.IncompleteReadError) as error:
             raise Unheard from error
-        answered = head.decode("latin-1").lower().split("\r\n")
-        headers = dict(line.split(": ", 1) for line in answered[1:] if line)
-        content = await reader.readexactly(int(headers["content-length"]))
+        content = await reader.readexactly(head.length)
         self._free.append((reader, writer))
-        return Answer(int(answered[0].split()[1]), "retry-after" in headers, content)
+        return Answer(head.status, "retry-after" in head.headers, content)
 
     async def close(self) -> None:
         """Close all."""
