@@ -165,11 +165,12 @@ class Sender:
         if len(body) < LARGE_BYTES:
             self._connection.request("POST", self._target, body, self._headers)
             return self._connection.getresponse()
+        self._connection.close()  # one that the server closed meanwhile could not be told from one that takes no more
         self._connection.putrequest("POST", self._target)
         for name, value in {**self._headers, "content-length": str(len(body))}.items():
             self._connection.putheader(name, value)
         self._connection.endheaders()
-        self._pool.submit(self._connection.send, body)
+        self._pool.submit(self._connection.sock.sendall, body)
         return self._connection.getresponse()
 
     def rate(self, count: int, bodies: Sequence[bytes]) -> float:
