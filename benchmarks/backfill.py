@@ -1,6 +1,6 @@
 """A whole catalogue of embeddings by semid backfill, beside a plain loop over POST /tokenize.
 
-    python -P benchmarks/backfill.py [--items 131072] [--base embeddings.npy ...]
+    python -P benchmarks/backfill.py [--items 500000] [--base embeddings.npy ...]
 
 Items are made of pairs of real embeddings (`Recombined`). Every path begins with nothing running, loads its models, and
 ends when every item has an ID that is on disk, in an empty registry of its own. The loop sends requests of 512 items,
@@ -58,7 +58,7 @@ def run(arguments: Namespace) -> Result:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
-    arguments = parser_of_catalogue(__doc__, items=131_072, workers=2, rounds=2).parse_args(argv)
+    arguments = parser_of_catalogue(__doc__, items=500_000, workers=2, rounds=3).parse_args(argv)
     keep(run(arguments), arguments)
 
 

@@ -79,14 +79,16 @@ def entries_of(answer: bytes) -> list[dict[str, Any]]:
     return _sound(orjson.loads(answer)["items"])
 
 
-def check(answer: bytes, media_type: str, items: int, column: str = "semantic_id") -> None:
-    """Raise RuntimeError unless an answer of the service has a Semantic ID, or something else, for each item."""
-    if media_type == ARROW:
-        table = pa.ipc.open_stream(answer).read_all()
-        found, faults = table.num_rows, table[column].null_count
-    else:
-        entries = entries_of(answer) if media_type == JSON else _sound(map(orjson.loads, answer.splitlines()))
-        found, faults = len(entries), sum(entry[column] is None for entry in entries)
+def check(answers: Iterable[bytes], media_type: str, items: int, column: str = "semantic_id") -> None:
+    """Raise RuntimeError unless answers of the service have a Semantic ID, or something else, for each item."""
+    found = faults = 0
+    for answer in answers:
+        if media_type == ARROW:
+            table = pa.ipc.open_stream(answer).read_all()
+            found, faults = found + table.num_rows, faults + table[column].null_count
+        else:
+            entries = entries_of(answer) if media_type == JSON else _sound(map(orjson.loads, answer.splitlines()))
+            found, faults = found + len(entries), faults + sum(entry[column] is None for entry in entries)
     if found != items or faults:
         raise RuntimeError(f"{items} items were sent, {found} answered, {faults} of them with errors")
 

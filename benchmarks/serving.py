@@ -185,8 +185,5 @@ class Sender:
         bodies = [body] if isinstance(body, bytes) else body
         answers: list[bytes] = []
         found = rate(count, lambda: answers.extend(self.send(bodies)))
-        each = count // len(bodies)
-        for number, answer in enumerate(answers):
-            items = each if number + 1 < len(bodies) else count - each * (len(bodies) - 1)
-            check(answer, self._media_type, items, "codes" if "assign=false" in self._url else "semantic_id")
+        check(answers, self._media_type, count, "codes" if "assign=false" in self._url else "semantic_id")
         return found
