@@ -300,7 +300,7 @@ async def test_what_is_answered_is_not_held_while_the_caller_thinks(
         async with asyncio.timeout(60):
             while len(answered) < 3:  # noqa: ASYNC110 - nobody tells; the head, and two slices
                 await asyncio.sleep(0.01)
-            while held_by(arrow_messages) >= len(body) / 4:  # the thread lets go of its work a moment later
+            while held_by(arrow_messages) >= len(body) / 4:  # noqa: ASYNC110 - the thread lets go later
                 await asyncio.sleep(0.01)
     finally:
         tracemalloc.stop()
