@@ -4,7 +4,8 @@
 
 Items are made of pairs of real embeddings (`Recombined`). Every path begins with nothing running, loads its models, and
 ends when every item has an ID that is on disk, in an empty registry of its own. The loop sends requests of 512 items,
-one after the other. The second table leaves out the start and the first few items.
+one after the other. The second table leaves out the start and the first items: of the loop 64, of a backfill a block
+for each worker, whose claims and table are in its time all the same.
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from benchmarks.contents import Texts
+from benchmarks.light import JSON
 
-JSON, NDJSON, ARROW = "application/json", "application/x-ndjson", "application/vnd.apache.arrow.stream"
+NDJSON, ARROW = "application/x-ndjson", "application/vnd.apache.arrow.stream"
 
 Items = list[dict[str, Any]]
 

@@ -13,6 +13,7 @@ from service.quoting import bare
 
 MAX_METADATA_BYTES = 2**20
 
+_SCHEMA, _RECORD_BATCH = 1, 3  # MessageHeader of Message.fbs
 _COMPRESSED_OF_OLD = b"ARROW:experimental_compression"  # by Arrow 0.17, in the message's own metadata, and still read
 
 
@@ -76,16 +77,19 @@ def _body_bytes(metadata: bytearray) -> int:
     """The length of the body behind a message's metadata, which is a flatbuffer (Message.fbs, Schema.fbs of Arrow).
 
     Raises:
-        BrokenStream: It is none, or the body is compressed: what that would become is not bounded by its length.
+        BrokenStream: It is none; or the body is compressed, when what it would become is not bounded by its length; or
+            it is a schema of big-endian numbers, which nobody would turn round.
     """
     try:
         (message,) = struct.unpack_from("<I", metadata)
         length_at, kind_at, header_at = (_field(metadata, message, index) for index in (3, 1, 2))
         (length,) = struct.unpack_from("<q", metadata, length_at) if length_at else (0,)
-        if kind_at and metadata[kind_at] == 3:  # a record batch
-            header = header_at + struct.unpack_from("<I", metadata, header_at)[0]
-            if _field(metadata, header, 3) or _COMPRESSED_OF_OLD in metadata:
-                raise BrokenStream("it is compressed; write it without")
+        kind = metadata[kind_at] if kind_at else 0
+        header = header_at + struct.unpack_from("<I", metadata, header_at)[0] if header_at else 0
+        if kind == _SCHEMA and (order_at := _field(metadata, header, 0)) and metadata[order_at]:
+            raise BrokenStream("its numbers are big-endian; write them little-endian")
+        if kind == _RECORD_BATCH and (_field(metadata, header, 3) or _COMPRESSED_OF_OLD in metadata):
+            raise BrokenStream("it is compressed; write it without")
     except (struct.error, IndexError) as error:
         raise BrokenStream("a message's metadata cannot be read") from error
     if length < 0:

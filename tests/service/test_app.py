@@ -23,3 +23,13 @@ def test_an_app_that_has_stopped_holds_no_model(checkpoint: Path, data_dir: Path
     gc.collect()
 
     assert tokenizer() is None
+
+
+def test_an_app_that_has_stopped_has_no_thread_of_bulk(checkpoint: Path, data_dir: Path) -> None:
+    app = create_app(Settings(checkpoint=checkpoint, data_dir=data_dir))
+    with TestClient(app) as client:
+        client.post("/tokenize", json={"items": [{"item_id": f"{i}", "text": "a red lamp"} for i in range(17)]})
+        (thread,) = app.state.semid.row_thread._thread._threads
+        assert thread.is_alive()
+
+    assert not thread.is_alive()

@@ -56,19 +56,23 @@ async def test_work_of_a_caller_who_left_before_its_turn_is_not_done(row_thread:
 
 
 async def test_at_the_end_what_has_begun_is_done_and_no_more() -> None:
-    begun, done = threading.Event(), []
+    begun, go_on, done = threading.Event(), threading.Event(), []
 
     def work() -> None:
         begun.set()
-        threading.Event().wait(0.05)
+        go_on.wait(30)
         done.append("first")
 
-    with RowThread() as row_thread:
-        first = asyncio.create_task(row_thread.run(work))
-        second = asyncio.create_task(row_thread.run(done.append, "second"))
-        await asyncio.to_thread(begun.wait, 30)
+    row_thread = RowThread()
+    first = asyncio.create_task(row_thread.run(work))
+    second = asyncio.create_task(row_thread.run(done.append, "second"))
+    await asyncio.to_thread(begun.wait, 30)
+
+    ended = asyncio.create_task(asyncio.to_thread(row_thread.__exit__))
+    with pytest.raises(asyncio.CancelledError):
+        await second  # as the end has begun
+    go_on.set()
+    await ended
 
     await first
-    with pytest.raises(asyncio.CancelledError):
-        await second
     assert done == ["first"]
