@@ -29,7 +29,7 @@ from service.admin.routes import router as admin_router
 from service.admin.schemas import DefaultRequest, LoadRequest
 from service.assignments import Assignments
 from service.bodies import BodyGate
-from service.bulk.columns import ColumnTokenization
+from service.bulk.column_tokenization import ColumnTokenization
 from service.bulk.entries import EntryTokenization
 from service.bulk.row_thread import RowThread
 from service.bulk.terms import StreamTerms

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from service.admin.hot_swap import HotSwap
     from service.assignments import Assignments
     from service.bodies import BodyGate
-    from service.bulk.columns import ColumnTokenization
+    from service.bulk.column_tokenization import ColumnTokenization
     from service.bulk.entries import EntryTokenization
     from service.bulk.row_thread import RowThread
     from service.bulk.terms import StreamTerms

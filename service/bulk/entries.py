@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from service.answers import Answer, Entry, failed
 from service.batching.lanes import SMALL_ROWS
-from service.bulk.columns import AnswerColumns, ColumnTokenization, EmbeddingColumn, ItemColumns, TextColumn
+from service.bulk.column_tokenization import ColumnTokenization
+from service.bulk.columns import AnswerColumns, EmbeddingColumn, ItemColumns, TextColumn
 from service.bulk.json_rows import write_rows
 from service.bulk.row_thread import RowThread
 from service.content import MAX_ITEM_ID_BYTES, Item, ItemReader, bytes_of_base64, rows_of_base64

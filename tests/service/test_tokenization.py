@@ -17,7 +17,7 @@ from service.answers import Answer
 from service.assignments import Assignments
 from service.batching.batcher import Batcher
 from service.batching.capacity import Capacity
-from service.bulk.columns import ColumnTokenization
+from service.bulk.column_tokenization import ColumnTokenization
 from service.bulk.entries import EntryTokenization
 from service.bulk.row_thread import RowThread
 from service.content import ItemReader

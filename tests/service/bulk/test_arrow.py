@@ -15,7 +15,7 @@ from starlette.types import Message
 
 from models import Tokenizer
 from service.bodies import STREAM_BYTES, BodyGate
-from service.bulk import arrow, arrow_messages, columns
+from service.bulk import arrow, arrow_messages, column_tokenization
 from service.bulk.arrow import MEDIA_TYPE, ROWS_AT_ONCE, ArrowStream
 from service.bulk.columns import TEXTS_AT_ONCE, AnswerColumns, ItemColumns
 from service.bulk.row_thread import RowThread
@@ -162,7 +162,7 @@ def test_texts_that_are_likely_known_are_asked_for_many_at_once_and_new_ones_not
     service: Any, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(arrow, "ROWS_AT_ONCE", 32)
-    for module in (arrow, columns):
+    for module in (arrow, column_tokenization):
         monkeypatch.setattr(module, "TEXTS_AT_ONCE", 8)
     calls = []
 
@@ -184,7 +184,7 @@ def test_texts_that_are_likely_known_are_asked_for_many_at_once_and_new_ones_not
 @pytest.fixture
 def refusals(service: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[set[int], list[int]]:
     """Which calls of the model find no room, by their number from 1; and of how many texts each call was."""
-    monkeypatch.setattr(columns, "TEXTS_AT_ONCE", 8)
+    monkeypatch.setattr(column_tokenization, "TEXTS_AT_ONCE", 8)
     batcher = service.state.tokenizers.named(None).batcher
     encode, refused, asked = batcher.encode_columns, set[int](), list[int]()
 
